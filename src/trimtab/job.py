@@ -1,0 +1,177 @@
+"""What is trained, beside what DeepSpeed is told: the ``"trimtab"`` block of a configuration file.
+
+DeepSpeed has no key for the model, the task, the sequence length or recomputation.  A run's file holds them
+in a top-level ``"trimtab"`` object, which DeepSpeed ignores as it ignores every unknown top-level key, so the
+same file goes to ``deepspeed.initialize`` unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from trimtab.errors import UsageError, nearest
+
+Task = Literal[
+    "causal-lm",
+    "masked-lm",
+    "sequence-classification",
+    "token-classification",
+    "question-answering",
+    "seq2seq-lm",
+    "span-corruption",
+]
+Attention = Literal["sdpa", "eager", "flash"]
+Kernels = Literal["plain", "fused"]
+
+TASKS: tuple[str, ...] = get_args(Task)
+ATTENTIONS: tuple[str, ...] = get_args(Attention)
+KERNELS: tuple[str, ...] = get_args(Kernels)
+ENCODER_DECODER_TASKS = ("seq2seq-lm", "span-corruption")
+DEFAULT_SEQUENCE_LENGTH = {"causal-lm": 2048, "span-corruption": 512, "seq2seq-lm": 512}
+DEFAULT_ENCODER_SEQUENCE_LENGTH = 128
+DEFAULT_TARGET_LENGTH = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """peft's ``LoraConfig``, as far as a run's file states it (names are peft's)."""
+
+    r: int = 8
+    lora_alpha: int = 16
+    lora_dropout: float = 0.0
+    target_modules: tuple[str, ...] | None = None
+    """None leaves the choice to peft's table for the model type."""
+    modules_to_save: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One training job, as the ``"trimtab"`` block and the command line state it."""
+
+    model: str | None = None
+    """Catalogue name, Hugging Face id, or a path to a ``config.json``."""
+    task: str = "causal-lm"
+    sequence_length: int = 2048
+    """Tokens per sample (of the encoder, for encoder-decoders)."""
+    target_length: int | None = None
+    """Tokens per sample of the decoder; only for encoder-decoders."""
+    checkpoint_activations: bool = False
+    """Recompute activations in the backward pass (Hugging Face's ``gradient_checkpointing_enable``)."""
+    attention: str = "sdpa"
+    kernels: str = "plain"
+    """``plain``: Hugging Face's own modules; ``fused``: Liger's fused norm, rotary, SwiGLU and loss."""
+    lora: Lora | None = None
+    pipeline_stages: int = 1
+
+    @classmethod
+    def from_block(cls, block: Mapping[str, Any] | None, *, where: str = "the configuration") -> Job:
+        """The job that a ``"trimtab"`` block states; None or an empty block gives the defaults.
+
+        Raises:
+            UsageError: a key or value that the block cannot hold, named with its cure.
+        """
+        block = {} if block is None else block
+        if not isinstance(block, Mapping):
+            raise UsageError(f'{where}: "trimtab" must be an object, not {type(block).__name__}')
+        known = cls.__slots__
+        for key in block:
+            if key not in known:
+                hint = nearest(key, known, count=1)
+                raise UsageError(
+                    f'{where}: "trimtab" has no key "{key}".'
+                    + (f' Did you mean "{hint[0]}"?' if hint else f" It knows {', '.join(known)}.")
+                )
+        values = dict(block)
+        task = _choice(values.get("task", "causal-lm"), TASKS, "task", where)
+        values["task"] = task
+        values.setdefault(
+            "sequence_length", DEFAULT_SEQUENCE_LENGTH.get(task, DEFAULT_ENCODER_SEQUENCE_LENGTH)
+        )
+        if task in ENCODER_DECODER_TASKS and values.get("target_length") is None:
+            values["target_length"] = DEFAULT_TARGET_LENGTH
+        for key in ("sequence_length", "target_length", "pipeline_stages"):
+            if values.get(key) is not None:
+                values[key] = _positive(values[key], key, where)
+        if task not in ENCODER_DECODER_TASKS and values.get("target_length") is not None:
+            raise UsageError(f'{where}: "target_length" is for {" and ".join(ENCODER_DECODER_TASKS)}, not {task}')
+        _choice(values.get("attention", "sdpa"), ATTENTIONS, "attention", where)
+        _choice(values.get("kernels", "plain"), KERNELS, "kernels", where)
+        if not isinstance(values.get("checkpoint_activations", False), bool):
+            raise UsageError(f'{where}: "checkpoint_activations" must be true or false')
+        if values.get("model") is not None and not isinstance(values["model"], str):
+            raise UsageError(f'{where}: "model" must be a name or a path, not {values["model"]!r}')
+        values["lora"] = _lora(values.get("lora"), where)
+        return cls(**values)
+
+    def to_block(self) -> dict[str, Any]:
+        """The block that gives this job back, without what equals a default."""
+        block: dict[str, Any] = {}
+        if self.model is not None:
+            block["model"] = self.model
+        block["task"] = self.task
+        block["sequence_length"] = self.sequence_length
+        if self.target_length is not None:
+            block["target_length"] = self.target_length
+        if self.checkpoint_activations:
+            block["checkpoint_activations"] = True
+        block["attention"] = self.attention
+        if self.kernels != "plain":
+            block["kernels"] = self.kernels
+        if self.lora is not None:
+            lora: dict[str, Any] = {"r": self.lora.r, "lora_alpha": self.lora.lora_alpha}
+            if self.lora.lora_dropout:
+                lora["lora_dropout"] = self.lora.lora_dropout
+            if self.lora.target_modules is not None:
+                lora["target_modules"] = list(self.lora.target_modules)
+            if self.lora.modules_to_save:
+                lora["modules_to_save"] = list(self.lora.modules_to_save)
+            block["lora"] = lora
+        if self.pipeline_stages != 1:
+            block["pipeline_stages"] = self.pipeline_stages
+        return block
+
+
+def _choice(value: object, options: tuple[str, ...], key: str, where: str) -> str:
+    if value not in options:
+        hint = nearest(str(value), options, count=1)
+        tail = f' Did you mean "{hint[0]}"?' if hint else f" It is one of {', '.join(options)}."
+        raise UsageError(f'{where}: "{key}" cannot be {value!r}.{tail}')
+    return str(value)
+
+
+def _positive(value: object, key: str, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f'{where}: "{key}" must be a whole number above 0, not {value!r}')
+    return value
+
+
+def _lora(value: object, where: str) -> Lora | None:
+    if value is None or isinstance(value, Lora):
+        return value
+    if not isinstance(value, Mapping):
+        raise UsageError(f'{where}: "lora" must be an object such as {{"r": 8, "target_modules": ["q_proj"]}}')
+    for key in value:
+        if key not in Lora.__slots__:
+            hint = nearest(str(key), Lora.__slots__, count=1)
+            tail = f' Did you mean "{hint[0]}"?' if hint else f" It knows {', '.join(Lora.__slots__)}."
+            raise UsageError(f'{where}: "lora" has no key "{key}".{tail}')
+    values = dict(value)
+    for key in ("r", "lora_alpha"):
+        if key in values:
+            _positive(values[key], f"lora.{key}", where)
+    dropout = values.get("lora_dropout", 0.0)
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise UsageError(f'{where}: "lora.lora_dropout" must be at least 0 and below 1, not {dropout!r}')
+    for key in ("target_modules", "modules_to_save"):
+        names = values.get(key)
+        if names is None:
+            values.pop(key, None)
+        elif isinstance(names, str):
+            values[key] = (names,)
+        elif isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
+            values[key] = tuple(names)
+        else:
+            raise UsageError(f'{where}: "lora.{key}" must be a list of module names')
+    return Lora(**values)
