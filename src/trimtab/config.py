@@ -1,0 +1,242 @@
+"""A DeepSpeed configuration as a value: a typed view that keeps every key, known or not.
+
+The names are DeepSpeed's own.  Defaults are those of DeepSpeed 0.19.8 with the file and line that sets them;
+`trimtab.schema` knows them by version.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trimtab.errors import RefusedConfig
+from trimtab.job import Job
+
+BLOCK = "trimtab"
+AUTO = "auto"
+
+# runtime/zero/config.py of DeepSpeed 0.19.8, line beside each
+ZERO_DEFAULTS: Mapping[str, Any] = {
+    "stage": 0,  # 95
+    "contiguous_gradients": True,  # 102
+    "reduce_scatter": True,  # 108
+    "reduce_bucket_size": 500_000_000,  # 113, elements
+    "allgather_partitions": True,  # 126
+    "allgather_bucket_size": 500_000_000,  # 132, elements
+    "overlap_comm": None,  # 138: true at stage 3, else false (386)
+    "sub_group_size": 1_000_000_000,  # 182, elements
+    "stage3_prefetch_bucket_size": 50_000_000,  # 222, elements
+    "stage3_param_persistence_threshold": 100_000,  # 228, elements
+    "stage3_model_persistence_threshold": 2**63 - 1,  # 235, elements
+    "stage3_max_live_parameters": 1_000_000_000,  # 245, elements
+    "stage3_max_reuse_distance": 1_000_000_000,  # 251, elements
+    "zero_hpz_partition_size": 1,  # 324
+    "zero_quantized_weights": False,  # 328
+    "zero_quantized_gradients": False,  # 340
+}
+# both spellings are accepted: runtime/zero/config.py:222-257
+ZERO_ALIASES: Mapping[str, str] = {
+    name.removeprefix("stage3_"): name for name in ZERO_DEFAULTS if name.startswith("stage3_")
+}
+GRADIENT_CLIPPING_DEFAULT = 1.0  # runtime/constants.py:198-203
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The batch identity solved: ``train = micro x accumulation x data-parallel ranks``."""
+
+    train: int
+    micro: int
+    accumulation: int
+    data_parallel: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """One configuration: the mapping as read, the job it states, and a typed view of what DeepSpeed will see."""
+
+    raw: Mapping[str, Any]
+    name: str = "configuration"
+    job: Job = field(default_factory=Job)
+
+    @classmethod
+    def from_mapping(cls, raw: Mapping[str, Any], *, name: str = "configuration") -> Config:
+        """The view of ``raw``; its ``"trimtab"`` block, if any, becomes the job.
+
+        Raises:
+            UsageError: the ``"trimtab"`` block holds something it cannot.
+        """
+        return cls(raw=raw, name=name, job=Job.from_block(raw.get(BLOCK), where=name))
+
+    def get(self, path: str, default: Any = None) -> Any:
+        """The value at a dotted ``path``; ``default`` where it is absent, null or ``"auto"``."""
+        value: Any = self.raw
+        for key in path.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                return default
+            value = value[key]
+        return default if value is None or value == AUTO else value
+
+    def deepspeed(self) -> dict[str, Any]:
+        """What goes to ``deepspeed.initialize``: a copy without the ``"trimtab"`` block."""
+        return {key: copy.deepcopy(value) for key, value in self.raw.items() if key != BLOCK}
+
+    def with_values(self, changes: Mapping[str, Any]) -> Config:
+        """A new configuration with the dotted paths of ``changes`` set; None removes a key."""
+        raw = copy.deepcopy(dict(self.raw))
+        for path, value in changes.items():
+            *parents, last = path.split(".")
+            place = raw
+            for key in parents:
+                if not isinstance(place.get(key), dict):
+                    place[key] = {}
+                place = place[key]
+            if value is None:
+                place.pop(last, None)
+            else:
+                place[last] = value
+        return Config.from_mapping(raw, name=self.name)
+
+    # -- precision ---------------------------------------------------------------------------------
+
+    @property
+    def precision(self) -> str:
+        """``bf16``, ``fp16`` or ``fp32``: the dtype of the engine's parameters."""
+        if self.get("bf16.enabled", self.get("bfloat16.enabled", False)):
+            return "bf16"
+        return "fp16" if self.get("fp16.enabled", False) else "fp32"
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of one parameter element as the engine computes with it."""
+        return 4 if self.precision == "fp32" else 2
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of one accumulated gradient element (``data_types.grad_accum_dtype``; engine.py:1799-1810)."""
+        dtype = self.get("data_types.grad_accum_dtype")
+        return self.parameter_bytes if dtype is None else (4 if dtype == "fp32" else 2)
+
+    # -- ZeRO ----------------------------------------------------------------------------------------
+
+    def zero(self, key: str) -> Any:
+        """A ``zero_optimization`` value with DeepSpeed's default; ``stage3_`` names in either spelling."""
+        section = self.raw.get("zero_optimization")
+        if isinstance(section, bool):  # deprecated: true means stage 1 (runtime/zero/config.py:60-75)
+            return int(section) if key == "stage" else ZERO_DEFAULTS.get(key)
+        short = key.removeprefix("stage3_")
+        value = self.get(f"zero_optimization.{key}", self.get(f"zero_optimization.{short}"))
+        if value is None:
+            value = ZERO_DEFAULTS.get(key)
+        if key == "overlap_comm" and value is None:
+            return self.stage == 3
+        return value
+
+    @property
+    def stage(self) -> int:
+        """ZeRO stage, 0 to 3."""
+        return int(self.zero("stage"))
+
+    @property
+    def offload_optimizer(self) -> str:
+        """``none``, ``cpu`` or ``nvme``, as the engine really does it at this stage.
+
+        Below stage 3 ``nvme`` becomes the host's memory (stage_1_and_2.py:220).
+        """
+        device = str(self.get("zero_optimization.offload_optimizer.device", "none"))
+        if self.get("zero_optimization.cpu_offload", False) and device == "none":
+            device = "cpu"
+        return "cpu" if device == "nvme" and self.stage < 3 else device
+
+    @property
+    def offload_param(self) -> str:
+        """``none``, ``cpu`` or ``nvme``; below stage 3 the engine ignores the block (engine.py:2773)."""
+        device = str(self.get("zero_optimization.offload_param.device", "none"))
+        return device if self.stage == 3 else "none"
+
+    # -- batch -----------------------------------------------------------------------------------------
+
+    @property
+    def data_parallel_divisor(self) -> int:
+        """Ranks that share one data-parallel replica (sequence and tensor parallelism, pipeline stages)."""
+        sequence = int(self.get("sequence_parallel_size", 1))
+        tensor = int(self.get("tensor_parallel.autotp_size", 0)) or 1
+        return sequence * tensor * self.job.pipeline_stages
+
+    def batch(self, world_size: int) -> Batch:
+        """The batch for ``world_size`` ranks, by DeepSpeed's rules (runtime/config.py:590-656).
+
+        Raises:
+            RefusedConfig: the three keys and the world do not agree, or none is given.
+        """
+        ranks = max(1, world_size // self.data_parallel_divisor)
+        train = self._count("train_batch_size")
+        micro = self._count("train_micro_batch_size_per_gpu")
+        accumulation = self._count("gradient_accumulation_steps")
+        if train is None and micro is None:
+            raise RefusedConfig(
+                f"{self.name}: neither train_batch_size nor train_micro_batch_size_per_gpu is given; "
+                "set train_micro_batch_size_per_gpu"
+            )
+        if train is None:
+            assert micro is not None
+            accumulation = accumulation or 1
+            train = micro * accumulation * ranks
+        elif micro is None:
+            accumulation = accumulation or 1
+            micro = train // ranks // accumulation
+        elif accumulation is None:
+            accumulation = train // ranks // micro
+        if train != micro * accumulation * ranks or min(train, micro, accumulation) < 1:
+            raise RefusedConfig(
+                f"{self.name}: train_batch_size is {train} but {micro} (train_micro_batch_size_per_gpu) x "
+                f"{accumulation} (gradient_accumulation_steps) x {ranks} (data-parallel ranks) = "
+                f"{micro * accumulation * ranks}. {self._batch_cure(train, micro, ranks)}"
+            )
+        return Batch(train=train, micro=micro, accumulation=accumulation, data_parallel=ranks)
+
+    def _count(self, key: str) -> int | None:
+        value = self.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise RefusedConfig(f"{self.name}: {key} must be a whole number above 0, not {value!r}")
+        return value
+
+    @staticmethod
+    def _batch_cure(train: int, micro: int, ranks: int) -> str:
+        step = micro * ranks
+        below, above = train // step * step, -(-train // step) * step
+        sizes = " or ".join(str(size) for size in dict.fromkeys((below, above)) if size)
+        cure = f"Set train_batch_size to {sizes}"
+        fitting = [size for size in range(1, train // ranks + 1) if train % (size * ranks) == 0]
+        if fitting:
+            best = min(fitting, key=lambda size: (abs(size - micro), -size))
+            cure += (
+                f", or keep it and set train_micro_batch_size_per_gpu to {best} "
+                f"with gradient_accumulation_steps {train // ranks // best}"
+            )
+        return cure + "."
+
+    # -- optimizer ---------------------------------------------------------------------------------------
+
+    @property
+    def optimizer_type(self) -> str | None:
+        """The optimizer's name as the engine reads it (its own names in lower case; runtime/config.py:519)."""
+        name = self.get("optimizer.type")
+        if name is None:
+            return None
+        return str(name).lower() if str(name).lower() in DEEPSPEED_OPTIMIZERS else str(name)
+
+    @property
+    def optimizer_params(self) -> Mapping[str, Any]:
+        """``optimizer.params``, empty if absent."""
+        params = self.get("optimizer.params", {})
+        return params if isinstance(params, Mapping) else {}
+
+
+DEEPSPEED_OPTIMIZERS = frozenset(  # runtime/config.py:52-66
+    ("adagrad", "adam", "adamw", "lamb", "lion", "muadam", "muadamw", "musgd", "muon")
+)
