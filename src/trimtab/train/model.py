@@ -207,6 +207,24 @@ def build_model(config: Config, hf: Any, build: Build, *, device: str) -> Built:
     return Built(module=module, parameters=parameters, trainable=trainable, zero3=zero3)
 
 
+def count_parameters(config: Config, hf: Any, build: Build) -> tuple[int, int]:
+    """All and trained parameters of the model for ``config``'s job, without its weights."""
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        module = getattr(transformers, AUTO_CLASSES[config.job.task]).from_config(hf)
+    parameters = _count(module.parameters())
+    if config.job.lora is not None:
+        module = _add_lora(module, config.job)
+    trained = (
+        p
+        for name, p in module.named_parameters()
+        if p.requires_grad and not any(fnmatch.fnmatch(name, pattern) for pattern in build.freeze)
+    )
+    return parameters, _count(trained)
+
+
 def _create(config: Config, hf: Any, build: Build, *, dtype: Any, device: str) -> tuple[Any, Any]:
     import torch
     import transformers
