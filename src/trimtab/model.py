@@ -127,7 +127,7 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Model:
         "model",
         text,
         _names(),
-        cure="Give a catalogue name, a Hugging Face id that is in the local cache, or a path to a config.json.",
+        cure="Give a catalogue name, a Hugging Face id in the local cache, or a path to a config.json.",
     )
 
 
