@@ -1,6 +1,6 @@
 """Write src/trimtab/data/hf_defaults.json: the class defaults of the Hugging Face configs that Trimtab knows.
 
-usage: python scripts/make_hf_defaults.py            (needs transformers; run it again for a new version)
+usage: python scripts/make_hf_defaults.py            (needs transformers and peft)
 
 A published ``config.json`` holds only what differs from its class's defaults.  With this table Trimtab
 completes such a file where transformers is not installed.
@@ -13,7 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import transformers
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
 from transformers import AutoConfig, PreTrainedConfig
 
 MODEL_TYPES = (
@@ -57,8 +59,9 @@ def main() -> None:
         configs[model_type] = {
             "defaults": class_defaults(config),
             "aliases": dict(config.attribute_map),
+            "lora_targets": LORA_TARGETS.get(model_type),
         }
-    table = {"transformers": transformers.__version__, "model_types": configs}
+    table = {"transformers": transformers.__version__, "peft": peft.__version__, "model_types": configs}
     TARGET.write_text(json.dumps(table, indent=1, sort_keys=False) + "\n")
     print(f"{TARGET}: {len(configs)} model types of transformers {transformers.__version__}")
 

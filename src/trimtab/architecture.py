@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from trimtab.errors import UnreadableFile
-from trimtab.hf_config import ALWAYS_TIED
+from trimtab.hf_config import ALWAYS_TIED, class_defaults
 
 Kind = Literal["causal", "encoder", "encoder-decoder"]
 Norm = Literal["rms", "layer"]
@@ -47,13 +47,19 @@ class Fields:
 
     def __init__(self, hf: Mapping[str, Any], where: str) -> None:
         self.hf, self.where = hf, where
+        self._declared = class_defaults(hf["model_type"])
 
     def wrong(self, key: str, wanted: str) -> UnreadableFile:
         return UnreadableFile(f'{self.where}: "{key}" is {self.hf.get(key)!r}, but must be {wanted}.')
 
+    def key(self, *keys: str) -> str | None:
+        """The first of ``keys`` that the class declares, else the first that the file brought along."""
+        present = [key for key in keys if self.hf.get(key) is not None]
+        return next((key for key in present if key in self._declared), present[0] if present else None)
+
     def size(self, *keys: str) -> int:
-        """The first of ``keys`` that the config has, as a positive whole number."""
-        key = next((key for key in keys if key in self.hf), keys[0])
+        """A positive whole number under the first of ``keys``."""
+        key = self.key(*keys) or next((key for key in keys if key in self._declared), keys[0])
         value = self.hf.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise self.wrong(key, "a positive whole number")
@@ -61,21 +67,19 @@ class Fields:
 
     def size_or(self, default: int, *keys: str) -> int:
         """Like ``size``, but ``default`` where the config holds none of the keys, or null."""
-        key = next((key for key in keys if self.hf.get(key) is not None), None)
-        return default if key is None else self.size(key)
+        return self.size(*keys) if self.key(*keys) else default
 
     def share(self, *keys: str) -> float:
         """A probability, 0 where the config has none of the keys."""
-        key = next((key for key in keys if self.hf.get(key) is not None), None)
-        if key is None:
-            return 0.0
-        value = self.hf[key]
+        key = self.key(*keys)
+        value = 0 if key is None else self.hf[key]
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
-            raise self.wrong(key, "a number from 0 to 1")
+            raise self.wrong(key or keys[0], "a number from 0 to 1")
         return float(value)
 
     def text(self, *keys: str) -> str:
-        key = next((key for key in keys if self.hf.get(key) is not None), keys[0])
+        """A name under the first of ``keys``."""
+        key = self.key(*keys) or keys[0]
         value = self.hf.get(key)
         if not isinstance(value, str):
             raise self.wrong(key, "a name")
@@ -99,11 +103,7 @@ def figures(c: Fields) -> dict[str, Any]:
             f"{c.where}: {heads} attention heads cannot share {kv_heads} key-value heads evenly."
         )
     gated = model_type in _GATED
-    activation = c.text(
-        "hidden_activation", "hidden_act", "activation_function", "activation", "feed_forward_proj"
-    )
-    if family == "t5":
-        gated, activation = _t5_activation(c, activation)
+    gated, activation = _activation(c, family, gated)
     positions = _positions(hf, model_type)
     sliding_window, sliding_layers = _sliding(c, model_type, layers)
     return {
@@ -147,8 +147,13 @@ def _kv_heads(c: Fields, heads: int) -> int:
     return c.size_or(heads, "num_key_value_heads")
 
 
-def _t5_activation(c: Fields, feed_forward_proj: str) -> tuple[bool, str]:
-    """Gated or not, and the activation (T5Config.__post_init__: gated-gelu means the tanh form)."""
+def _activation(c: Fields, family: str, gated: bool) -> tuple[bool, str]:
+    """Gated or not, and the activation's name (T5Config.__post_init__: gated-gelu means the tanh form)."""
+    if family == "bloom":
+        return False, "gelu_new"  # BloomGelu, which is that form and in no config
+    if family != "t5":
+        return gated, c.text("hidden_activation", "hidden_act", "activation_function", "activation")
+    feed_forward_proj = c.text("feed_forward_proj")
     gate, dash, activation = feed_forward_proj.rpartition("-")
     if dash and gate != "gated":
         raise c.wrong("feed_forward_proj", "an activation, or 'gated-' and one")

@@ -1,7 +1,7 @@
 """Hugging Face configs as data: complete a ``config.json`` with its class's defaults, transformers or not.
 
-The defaults stand in ``data/hf_defaults.json`` (made by ``scripts/make_hf_defaults.py`` from transformers);
-the few values that a class derives from others in ``__post_init__`` are derived here.
+The defaults stand in ``data/hf_defaults.json`` (made by ``scripts/make_hf_defaults.py`` from transformers and
+peft); the few values that a class derives from others in ``__post_init__`` are derived here.
 """
 
 from __future__ import annotations
@@ -37,6 +37,12 @@ def class_defaults(model_type: str) -> Mapping[str, Any]:
     """The defaults that transformers' config class for ``model_type`` declares."""
     defaults: Mapping[str, Any] = _table()["model_types"][model_type]["defaults"]
     return defaults
+
+
+def lora_targets(model_type: str) -> tuple[str, ...] | None:
+    """The modules that peft adapts where none are named, or None where peft has no default."""
+    names = _table()["model_types"][model_type]["lora_targets"]
+    return tuple(names) if names else None
 
 
 def complete(given: Mapping[str, Any], *, where: str) -> dict[str, Any]:
