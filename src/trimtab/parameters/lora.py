@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from trimtab.errors import UsageError
 from trimtab.hf_config import lora_targets
 from trimtab.job import Lora
@@ -18,6 +20,9 @@ _HEADS = {
     "token-classification": ("classifier", "score"),
     "question-answering": ("qa_outputs",),
 }
+# For these the shorthand sweeps up the head itself, and ModulesToSaveWrapper then refuses it; for
+# sequence classification peft leaves the head out (DistilBERT's pre_classifier excepted).
+_HEAD_IS_LINEAR = ("token-classification", "question-answering")
 _ADAPTABLE = ("linear", "conv1d", "embedding")
 
 
@@ -50,9 +55,8 @@ def adapted(model: Model, task: str, build: Skeleton, lora: Lora) -> tuple[Param
     return tuple(found)
 
 
-def _is_first(aliases: object, name: str) -> bool:
-    assert isinstance(aliases, dict)
-    return bool(aliases.get(name, name) == name)
+def _is_first(aliases: Mapping[str, str], name: str) -> bool:
+    return aliases.get(name, name) == name
 
 
 def _inside(path: str, root: str) -> bool:
@@ -69,6 +73,12 @@ def _targets(model: Model, task: str, build: Skeleton, lora: Lora, saved: list[s
     free = [module for module in build.modules if not any(_inside(module.path, root) for root in saved)]
     if tuple(names) == (ALL_LINEAR,):
         linears = [module.path for module in free if module.kind in ("linear", "conv1d")]
+        if task in _HEAD_IS_LINEAR or (task in _HEADS and model.model_type == "distilbert"):
+            names_to_give = sorted({path.rpartition(".")[2] for path in linears})
+            raise UsageError(
+                f'{model.name} for {task}: peft refuses "{ALL_LINEAR}" here, because it would adapt the head that it '
+                f"has to train whole. Name the modules: {', '.join(names_to_give)}."
+            )
         return frozenset(path for path in linears if path != build.output_embedding)
     matched = [
         module.path
@@ -114,7 +124,7 @@ def _saved_roots(build: Skeleton, names: tuple[str, ...]) -> list[str]:
     return roots
 
 
-def _saved(root: str, build: Skeleton, aliases: object) -> list[Parameter]:
+def _saved(root: str, build: Skeleton, aliases: Mapping[str, str]) -> list[Parameter]:
     """A module kept whole: the frozen original, then the copy that trains."""
     members = [module for module in build.modules if _inside(module.path, root)]
     found = []
