@@ -153,7 +153,7 @@ def check_room(needed_gb):
     free_gb = shutil.disk_usage(ROOT).free / 1e9
     if free_gb < needed_gb:
         raise CannotStart(
-            f"{ROOT} has {free_gb:.1f} GB free; installing takes {needed_gb} GB. Make room, or move the clone."
+            f"{ROOT} has {free_gb:.1f} GB free; installing takes {needed_gb} GB. Make room or move the clone."
         )
 
 
