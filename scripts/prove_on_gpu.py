@@ -26,89 +26,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 CONFIGS = ROOT / "src" / "trimtab" / "data" / "configs"
-# the guide's hardware for each; the batch keys of the others fix the world by themselves
-WORLDS = {"bert_base_finetuning": 1, "gpt2_baseline": 4, "t5_small_finetuning": 4, "llama_lora_finetune": 8}
 ARCH = {
     "causal-lm": "causal",
     "masked-lm": "mlm",
     "sequence-classification": "cls",
     "seq2seq-lm": "seq2seq",
     "span-corruption": "seq2seq",
-}
-# until the catalogue of models is there: what differs from the class's defaults
-MODELS = {
-    "llama-7b": {
-        "model_type": "llama",
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "vocab_size": 32000,
-        "max_position_embeddings": 4096,
-    },
-    "llama-13b": {
-        "model_type": "llama",
-        "hidden_size": 5120,
-        "intermediate_size": 13824,
-        "num_hidden_layers": 40,
-        "num_attention_heads": 40,
-        "vocab_size": 32000,
-        "max_position_embeddings": 4096,
-    },
-    "llama-70b": {
-        "model_type": "llama",
-        "hidden_size": 8192,
-        "intermediate_size": 28672,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "vocab_size": 32000,
-        "max_position_embeddings": 4096,
-    },
-    "gpt2": {"model_type": "gpt2"},
-    "gpt-j-6b": {"model_type": "gptj"},
-    "gpt-neox-20b": {"model_type": "gpt_neox", "max_position_embeddings": 2048},
-    "bert-base-uncased": {"model_type": "bert"},
-    "bert-large-uncased": {
-        "model_type": "bert",
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "intermediate_size": 4096,
-    },
-    "t5-small": {
-        "model_type": "t5",
-        "d_model": 512,
-        "d_ff": 2048,
-        "num_layers": 6,
-        "num_heads": 8,
-        "vocab_size": 32128,
-    },
-    "t5-base": {
-        "model_type": "t5",
-        "d_model": 768,
-        "d_ff": 3072,
-        "num_layers": 12,
-        "num_heads": 12,
-        "vocab_size": 32128,
-    },
-    "t5-large": {
-        "model_type": "t5",
-        "d_model": 1024,
-        "d_ff": 4096,
-        "num_layers": 24,
-        "num_heads": 16,
-        "vocab_size": 32128,
-    },
-    "t5-3b": {
-        "model_type": "t5",
-        "d_model": 1024,
-        "d_kv": 128,
-        "d_ff": 16384,
-        "num_layers": 24,
-        "num_heads": 32,
-        "vocab_size": 32128,
-    },
 }
 GIB = 2**30
 STEPS, MEASURED_STEP = 4, 2
@@ -272,11 +195,7 @@ def measure(options: argparse.Namespace, row: dict) -> None:
     transformers.utils.logging.set_verbosity_error()
     config, changed = measured_form(Config.from_mapping(raw, name=row["id"]), world, options)
     batch = config.batch(world)
-    hf = (
-        transformers.AutoConfig.for_model(**MODELS[config.job.model])
-        if config.job.model in MODELS
-        else read_model_config(config.job.model)
-    )
+    hf = read_model_config(config.job.model)
     if options.tiny:
         hf = shrink(hf)
         config = config.with_values({"trimtab.sequence_length": 32, "train_micro_batch_size_per_gpu": 2})
@@ -380,8 +299,10 @@ def start_world(options: argparse.Namespace, world: int) -> None:
 
 
 def own_world(name: str, raw: dict) -> int:
-    if name in WORLDS:
-        return WORLDS[name]
+    from trimtab import catalogue
+
+    if name in catalogue.names():
+        return catalogue.card(name).hardware.world_size
     micro, accumulation = raw["train_micro_batch_size_per_gpu"], raw.get("gradient_accumulation_steps", 1)
     return raw["train_batch_size"] // micro // accumulation
 

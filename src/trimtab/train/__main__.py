@@ -1,7 +1,7 @@
 """A rank of a training run: what ``deepspeed``, ``torchrun``, ``srun`` and ``trimtab train`` start.
 
-    deepspeed --num_gpus=8 train.py --deepspeed_config llama_7b_single_node --data corpus/
-    torchrun --nproc_per_node=8 -m trimtab.train --deepspeed_config my.json --data corpus.jsonl --steps 1000
+deepspeed --num_gpus=8 train.py --deepspeed_config llama_7b_single_node --data corpus/
+torchrun --nproc_per_node=8 -m trimtab.train --deepspeed_config my.json --data corpus.jsonl --steps 1000
 """
 
 from __future__ import annotations
@@ -99,9 +99,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _settings(arguments: Sequence[str] | None) -> Settings:
     parser = argparse.ArgumentParser(
-        prog="python -m trimtab.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m trimtab.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--deepspeed_config", "--config", dest="config", help="a configuration's name or path")
+    parser.add_argument(
+        "--deepspeed_config", "--config", dest="config", help="a configuration's name or path"
+    )
     parser.add_argument("--deepspeed", action="store_true", help="accepted, as by every DeepSpeed script")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by the deepspeed launcher")
     parser.add_argument("--settings", help=argparse.SUPPRESS)
@@ -115,7 +119,11 @@ def _settings(arguments: Sequence[str] | None) -> Settings:
     if given.config is None or not given.data:
         parser.error("--deepspeed_config and --data are needed")
     names = {field.name for field in fields(Settings)}
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(given).items() if k in names and v is not None}
+    values = {
+        k: tuple(v) if isinstance(v, list) else v
+        for k, v in vars(given).items()
+        if k in names and v is not None
+    }
     values.setdefault("run", str(Path("runs") / Path(given.config).stem))
     if values.get("device", "auto") == "auto":
         values["device"] = _best_device()

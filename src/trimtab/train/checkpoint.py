@@ -74,7 +74,9 @@ def read_manifest(folder: Path) -> Manifest:
         values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return Manifest(**values)
     except (OSError, ValueError, TypeError) as error:
-        raise UnreadableFile(f"{folder}: no whole checkpoint: its manifest cannot be read: {error}") from error
+        raise UnreadableFile(
+            f"{folder}: no whole checkpoint: its manifest cannot be read: {error}"
+        ) from error
 
 
 def verify(folder: Path) -> Manifest:
@@ -152,14 +154,18 @@ def check_resumable(
         UsageError: something differs; names it and the cure.
     """
     if manifest.model != model:
-        raise UsageError(f"{folder} holds another model than the one configured: this is the wrong run to resume")
+        raise UsageError(
+            f"{folder} holds another model than the one configured: this is the wrong run to resume"
+        )
     if manifest.data != data:
         raise UsageError(
             f"{folder} was trained on other data; resume with the data it began with, or start a new run from its "
             "model with --from RUN/model"
         )
     if manifest.seed != seed:
-        raise UsageError(f"{folder} began with --seed {manifest.seed}, not {seed}: the order of the data would change")
+        raise UsageError(
+            f"{folder} began with --seed {manifest.seed}, not {seed}: the order of the data would change"
+        )
     if manifest.world_size != world and manifest.stage > 0:
         raise UsageError(
             f"{folder} was saved by {manifest.world_size} ranks and ZeRO stage {manifest.stage} shards cannot be "

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from types import ModuleType
+from typing import Any
 
 from trimtab.errors import MissingExtra
 
@@ -45,3 +46,12 @@ def import_deepspeed(device: str, *, verbose: bool = False) -> ModuleType:
         # `import deepspeed.comm.torch as x` would give the real torch: the package's name is shadowed
         sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     return deepspeed
+
+
+def leave(engine: Any) -> None:
+    """Give back what an engine holds, so that this process can build another."""
+    from deepspeed.utils import groups
+
+    engine.destroy()
+    # hpZ's group outlives its engine, and the next zero.Init refuses to make it again (utils/groups.py:938)
+    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None

@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trimtab.errors import UsageError
 
 MARK = "settings.json"
 """The file that makes a folder a run's."""
+LOCK = ".lock"
+ASIDE = ".replaced-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +91,18 @@ class RunFolder:
         """Whether a run lives here."""
         return self.settings.exists()
 
-    def clear(self) -> None:
-        """Delete the run's own files, and nothing else that lies in the folder."""
-        for folder in (self.data, self.tokenizer, self.checkpoints, self.model):
-            shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.settings, self.config, self.events, self.report, self.plot, self.outcome):
-            file.unlink(missing_ok=True)
+    def _own(self) -> tuple[Path, ...]:
+        """Everything that a run puts here, whether there or not."""
+        folders = (self.data, self.tokenizer, self.checkpoints, self.model)
+        return (*folders, self.settings, self.config, self.events, self.report, self.plot, self.outcome,
+                self.stop_request)  # fmt: skip
+
+    def _foreign(self) -> list[Path]:
+        own = {path.name for path in self._own()} | {LOCK}
+        return [path for path in self.path.iterdir() if path.name not in own]
 
     def open(self, *, resume: str, overwrite: bool) -> None:
-        """Make the folder, or find it as ``resume`` and ``overwrite`` allow.
+        """Make the folder, or find it as ``resume`` and ``overwrite`` allow; changes nothing in it.
 
         Raises:
             UsageError: a run or other files are there and nothing says to continue or replace it, or there is
@@ -104,30 +110,69 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file; a run needs a folder: --run DIR")
-        if self.exists():
-            if overwrite and resume == "never":
-                self.clear()
-            elif resume == "never":
-                raise UsageError(
-                    f"{self.path} already holds a run. Continue it with --resume auto, replace it with --overwrite, "
-                    "or choose another folder with --run DIR"
-                )
-        elif resume == "required":
-            raise UsageError(f"--resume required: {self.path} holds no run to resume")
-        elif self.path.is_dir() and any(self.path.iterdir()) and not overwrite:
+        if overwrite and resume != "never":
+            raise UsageError("--overwrite replaces a run and --resume continues one: give one of them")
+        if self.exists() and not overwrite and resume == "never":
             raise UsageError(
-                f"{self.path} is not empty and holds no run; choose another folder with --run DIR, or put the run "
-                "beside its files with --overwrite"
+                f"{self.path} already holds a run. Continue it with --resume auto, replace it with --overwrite, "
+                "or choose another folder with --run DIR"
+            )
+        if not self.exists() and resume == "required":
+            raise UsageError(f"--resume required: {self.path} holds no run to resume")
+        if not self.exists() and self.path.is_dir() and self._foreign():
+            raise UsageError(
+                f"{self.path} is not empty and holds no run ({self._foreign()[0].name} is there); choose another "
+                "folder with --run DIR"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{self.path}: cannot make the run's folder: {error.strerror}") from error
-        self.stop_request.unlink(missing_ok=True)
-        self.outcome.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def lock(self) -> Any:
+    def opened(self, *, resume: str, overwrite: bool) -> Iterator[None]:
+        """`open`, and take an empty folder away again if nothing came of it."""
+        new = not self.path.exists()
+        self.open(resume=resume, overwrite=overwrite)
+        try:
+            yield
+        except BaseException:
+            if new and not self.exists():
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
+
+    @contextlib.contextmanager
+    def replacing(self, overwrite: bool) -> Iterator[None]:
+        """Put an older run aside while its successor gets ready; it comes back if the successor does not.
+
+        Hold the lock.  Without ``overwrite`` only the leftovers of an earlier start's end are cleared.
+        """
+        self.stop_request.unlink(missing_ok=True)
+        self.outcome.unlink(missing_ok=True)
+        there = [path for path in self._own() if path.exists()]
+        if not overwrite or not there:
+            yield
+            return
+        aside = self.path / f"{ASIDE}{secrets.token_hex(4)}"
+        aside.mkdir()
+        for path in there:
+            path.rename(aside / path.name)
+        try:
+            yield
+        except BaseException:
+            for path in self._own():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            for path in list(aside.iterdir()):
+                path.rename(self.path / path.name)
+            aside.rmdir()
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
         """Hold the folder: a second run in it is refused while this one lives.
 
         Raises:
@@ -135,7 +180,7 @@ class RunFolder:
         """
         import fcntl
 
-        handle = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115  closed below
+        handle = open(self.path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115  closed below
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

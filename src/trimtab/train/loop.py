@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +18,10 @@ from trimtab.train.checkpoint import (
     check_resumable,
     digest_of,
     find_checkpoint,
-    folder_name,
     read_manifest,
 )
 from trimtab.train.data.order import micro_batches
-from trimtab.train.engine import import_deepspeed
+from trimtab.train.engine import import_deepspeed, leave
 from trimtab.train.export import export_model
 from trimtab.train.folder import RunFolder
 from trimtab.train.metrics import Events, Progress, memory_peak_bytes
@@ -59,7 +59,6 @@ def run(settings: Settings, *, prediction: Mapping[str, Any] | None = None) -> O
         TrimtabError: on rank 0, what the user has to mend; elsewhere `ToldElsewhere`.
     """
     deepspeed = import_deepspeed(settings.device)
-    _quiet_libraries()
     ranks = join(settings.device, deepspeed)
     folder = RunFolder(Path(settings.run))
     with contextlib.ExitStack() as stack:
@@ -109,7 +108,7 @@ def run(settings: Settings, *, prediction: Mapping[str, Any] | None = None) -> O
                 events.write("checkpoint", step=step, path=str(saved), seconds_since_start=None)
         if signal:
             events.write("stop", step=step, signal=signal, checkpoint=str(saved) if saved else None)
-            _leave(engine)
+            leave(engine)
             return Outcome(exit_code=128 + signal, step=step, checkpoint=str(saved) if saved else None)
 
         _evaluate(engine, setup, settings, ranks, events, step)
@@ -124,7 +123,7 @@ def run(settings: Settings, *, prediction: Mapping[str, Any] | None = None) -> O
             facts["model"] = str(folder.model)
         report = closing_report(folder, facts=facts, prediction=prediction) if ranks.first else None
         events.write("end", step=step)
-        _leave(engine)
+        leave(engine)
         del zero3
     return Outcome(exit_code=0, step=step, report=report, checkpoint=str(saved))
 
@@ -136,17 +135,20 @@ def _prepare(
     setup, chosen, failure = None, None, None
     if ranks.first:
         try:
-            if not settings.launched:
-                folder.open(resume=settings.resume, overwrite=settings.overwrite)
+            if settings.launched:
+                chosen = None if settings.checkpoint is None else Path(settings.checkpoint)
+                setup = set_up(settings, folder, world=ranks.world)
+            else:
+                stack.enter_context(folder.opened(resume=settings.resume, overwrite=settings.overwrite))
                 stack.enter_context(folder.lock())
-            chosen, said = find_checkpoint(settings.resume, folder.checkpoints)
-            setup = set_up(settings, folder, world=ranks.world)
-            if not settings.launched:
-                check_room(setup, settings, folder)
+                with folder.replacing(settings.overwrite):
+                    chosen, said = find_checkpoint(settings.resume, folder.checkpoints)
+                    setup = set_up(settings, folder, world=ranks.world, resuming=chosen is not None)
+                    check_room(setup, settings, folder)
+                    write_effective(setup, folder)
+                    settings.save(folder.settings)
                 for line in said:
-                    print(line, flush=True)  # noqa: T201
-            write_effective(setup, folder)
-            settings.save(folder.settings)
+                    print(line, file=sys.stderr)  # noqa: T201
         except TrimtabError as error:
             failure = error
     told, chosen = ranks.same((None if failure is None else str(failure), chosen))
@@ -159,9 +161,7 @@ def _prepare(
     return setup, chosen
 
 
-def _build(
-    setup: Setup, settings: Settings, ranks: Ranks, deepspeed: Any
-) -> tuple[Any, dict[str, int], Any]:
+def _build(setup: Setup, settings: Settings, ranks: Ranks, deepspeed: Any) -> tuple[Any, dict[str, int], Any]:
     import torch
 
     torch.manual_seed(settings.seed)  # the same on every rank: the same weights everywhere
@@ -186,7 +186,9 @@ def _step(
     total, tokens = 0.0, 0
     for _ in range(setup.batch.accumulation):
         batch = next(batches)
-        tokens += int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
+        tokens += (
+            int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
+        )
         batch = {name: values.to(ranks.device, non_blocking=True) for name, values in batch.items()}
         loss = engine(**batch).loss
         engine.backward(loss)
@@ -217,9 +219,7 @@ def _requested(folder: RunFolder) -> int:
         return 0
 
 
-def _evaluate(
-    engine: Any, setup: Setup, settings: Settings, ranks: Ranks, events: Events, step: int
-) -> None:
+def _evaluate(engine: Any, setup: Setup, settings: Settings, ranks: Ranks, events: Events, step: int) -> None:
     """The mean loss over (some of) the validation part, as an event."""
     import torch
 
@@ -258,8 +258,6 @@ def _save(
         "config": digest_of(setup.config.raw),
         "versions": _versions(),
     }
-    if (folder.checkpoints / folder_name(step)).exists() and step == 0:
-        return folder.checkpoints / folder_name(step)
     return saving.save(
         engine, folder.checkpoints, ranks, facts=facts, keep=settings.keep, frozen=setup.saves_frozen
     )
@@ -296,15 +294,3 @@ def _versions() -> dict[str, str]:
         "deepspeed": deepspeed.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def _quiet_libraries() -> None:
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def _leave(engine: Any) -> None:
-    """Give back what the engine holds; the process may build another."""
-    engine.destroy()

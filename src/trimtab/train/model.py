@@ -62,6 +62,14 @@ class Built:
     """Hugging Face's switch for ZeRO stage 3; it is on as long as this object lives."""
 
 
+def quiet_transformers() -> None:
+    """Leave transformers' warnings and bars out: what matters of them is said here, once."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def read_model_config(name: str) -> Any:
     """The Hugging Face config for ``name``: catalogue name, ``config.json``, a model's folder, or hub id.
 
@@ -94,7 +102,7 @@ def _catalogue_values(name: str) -> dict[str, Any] | None:
     except ImportError:
         return None
     try:
-        return dict(find_model(name).config)
+        return dict(find_model(name).hf)
     except TrimtabError:
         return None
 

@@ -72,7 +72,12 @@ def join(device: str, deepspeed: Any) -> Ranks:
     """Join the process group that the launcher's environment describes (one rank if there is none)."""
     import torch
 
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
+    for name, value in (
+        ("RANK", "0"),
+        ("WORLD_SIZE", "1"),
+        ("LOCAL_RANK", "0"),
+        ("MASTER_ADDR", "127.0.0.1"),
+    ):
         os.environ.setdefault(name, os.environ.get(_SLURM_NAMES.get(name, ""), value))
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(29500 + int(os.environ.get("SLURM_JOB_ID", "0")) % 1000)

@@ -35,7 +35,9 @@ def closing_report(
         "first_loss": losses[0] if losses else None,
         "final_loss": losses[-1] if losses else None,
         "step_seconds": statistics.median(row["seconds"] for row in settled) if settled else None,
-        "tokens_per_second": statistics.median(row["tokens_per_second"] for row in settled) if settled else None,
+        "tokens_per_second": statistics.median(row["tokens_per_second"] for row in settled)
+        if settled
+        else None,
         "peak_memory_bytes": max((row["memory_peak_bytes"] for row in steps), default=None),
         "training_seconds": sum(row["seconds"] for row in steps),
         "validation": [
@@ -66,11 +68,15 @@ def beside(prediction: Mapping[str, Any], report: Mapping[str, Any]) -> list[dic
         for key in path:
             value = value.get(key) if isinstance(value, Mapping) else None
         if value and measured:
-            rows.append({"quantity": name, "predicted": value, "measured": measured, "ratio": measured / value})
+            rows.append(
+                {"quantity": name, "predicted": value, "measured": measured, "ratio": measured / value}
+            )
     return rows
 
 
-def draw_loss(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw_loss(
+    steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], path: Path
+) -> None:
     """Draw the loss over the steps as SVG."""
     import matplotlib
 
@@ -129,7 +135,12 @@ def describe(report: Mapping[str, Any]) -> str:
             f"measured {show(row['measured'])} ({row['ratio']:.2f} x)"
         )
     if report.get("sample"):
-        lines += ["", "a sample of what it writes:", *(f"    {line}" for line in report["sample"].splitlines()), ""]
+        lines += [
+            "",
+            "a sample of what it writes:",
+            *(f"    {line}" for line in report["sample"].splitlines()),
+            "",
+        ]
     for key, label in (("checkpoint", "checkpoint"), ("model", "model"), ("plot", "loss plot")):
         if report.get(key):
             lines.append(f"{label:14}{report[key]}")

@@ -13,7 +13,7 @@ from trimtab.config import Config
 from trimtab.errors import UnreadableFile, UsageError
 from trimtab.train.forms import cpu_form, fit_world
 
-RESUME_WORDS = ("auto", "required", "never")
+DEVICES = ("auto", "cuda", "cpu")
 SHRUNKEN_SEQUENCE_LENGTH, SHRUNKEN_TARGET_LENGTH = 128, 64
 SHRUNKEN_VOCABULARY = 2048
 
@@ -61,6 +61,8 @@ class Settings:
     prompt: str | None = None
     """Start of the sample text; None takes some words of the validation part."""
     sample_tokens: int = 80
+    checkpoint: str | None = None
+    """The verified checkpoint that `trimtab train` chose to continue from."""
     launched: bool = False
     """True if `trimtab train` started the ranks: it holds the folder's lock and forwards signals."""
 

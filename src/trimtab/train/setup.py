@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,26 @@ from trimtab.errors import UnreadableFile, UsageError
 from trimtab.train.checkpoint import digest_of, needed_bytes
 from trimtab.train.data.prepare import DataRequest, Prepared, prepare
 from trimtab.train.data.samples import SampleMaker, sample_makers
-from trimtab.train.data.tokenizer import set_token_ids
+from trimtab.train.data.tokenizer import load_tokenizer, set_token_ids
 from trimtab.train.folder import RunFolder, check_disk
-from trimtab.train.model import Build, count_parameters, prepare_config, read_model_config
+from trimtab.train.model import (
+    Build,
+    count_parameters,
+    prepare_config,
+    quiet_transformers,
+    read_model_config,
+)
 from trimtab.train.settings import SHRUNKEN_VOCABULARY, Settings, effective_config
 from trimtab.train.shrink import shrink
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +47,9 @@ class Setup:
     training: SampleMaker
     validation: SampleMaker
     steps: int
+    model_digest: str
+    """SHA-256 of what makes the model this one; taken before training, which writes into the config."""
     notes: tuple[str, ...]
-
-    @property
-    def model_digest(self) -> str:
-        """SHA-256 of what makes the model this one."""
-        return digest_of(
-            {k: v for k, v in self.hf.to_dict().items() if k not in ("transformers_version", "dtype", "use_cache")}
-            | {"task": self.config.job.task, "lora": str(self.config.job.lora)}
-        )
 
     @property
     def data_digest(self) -> str:
@@ -56,8 +62,10 @@ class Setup:
         return not (self.config.job.lora and self.build.pretrained and self.config.stage < 3)
 
 
-def set_up(settings: Settings, folder: RunFolder, *, world: int) -> Setup:
+def set_up(settings: Settings, folder: RunFolder, *, world: int, resuming: bool = False) -> Setup:
     """Settle everything that needs no process group; prepares the data if that is not done yet.
+
+    ``resuming`` refuses data other than those that the folder's run began with.
 
     Raises:
         TrimtabError: whatever the user has to mend; one message with the cure.
@@ -71,11 +79,14 @@ def set_up(settings: Settings, folder: RunFolder, *, world: int) -> Setup:
         raise UsageError(
             f'{config.name} names no model: set "trimtab": {{"model": …}} in it, or --set trimtab.model=NAME, or --from'
         )
+    quiet_transformers()
     hf = read_model_config(model)
     if settings.shrink:
         if settings.pretrained:
-            raise UsageError("--shrink makes a small model with random weights; --from gives weights: choose one")
-        hf = shrink(hf, vocab_size=None if settings.tokenizer else SHRUNKEN_VOCABULARY)
+            raise UsageError(
+                "--shrink makes a small model with random weights; --from gives weights: choose one"
+            )
+        hf = shrink(hf, vocab_size=_shrunken_vocabulary(settings.tokenizer))
     tokenizer = settings.tokenizer or _own_tokenizer(settings.pretrained)
     request = DataRequest(
         sources=settings.data,
@@ -92,6 +103,7 @@ def set_up(settings: Settings, folder: RunFolder, *, world: int) -> Setup:
         vocab_size=hf.vocab_size,
         data=folder.data,
         tokenizer_folder=folder.tokenizer,
+        keep=resuming,
     )
     if settings.pretrained is None:
         set_token_ids(hf, prepared.tokenizer)
@@ -113,6 +125,7 @@ def set_up(settings: Settings, folder: RunFolder, *, world: int) -> Setup:
         training=training,
         validation=validation,
         steps=steps,
+        model_digest=_model_digest(hf, config),
         notes=(*notes, *prepared.notes, *said, *_warmup_note(config, steps)),
     )
 
@@ -131,13 +144,27 @@ def check_room(setup: Setup, settings: Settings, folder: RunFolder) -> tuple[int
     return parameters, trainable
 
 
+def _model_digest(hf: Any, config: Config) -> str:
+    passing = ("transformers_version", "dtype", "use_cache")
+    values = {key: value for key, value in hf.to_dict().items() if key not in passing}
+    return digest_of(values | {"task": config.job.task, "lora": str(config.job.lora)})
+
+
+def _shrunken_vocabulary(tokenizer: str | None) -> int:
+    if tokenizer is None:
+        return SHRUNKEN_VOCABULARY
+    return -(-len(load_tokenizer(tokenizer)) // 8) * 8  # a multiple of 8, which DeepSpeed asks for
+
+
 def _own_tokenizer(pretrained: str | None) -> str | None:
     """The tokenizer that comes with pretrained weights."""
     if pretrained is None:
         return None
     path = Path(pretrained)
     if path.is_dir() and not any((path / name).exists() for name in TOKENIZER_FILES):
-        raise UnreadableFile(f"--from {pretrained}: the folder has weights but no tokenizer; give --tokenizer PATH")
+        raise UnreadableFile(
+            f"--from {pretrained}: the folder has weights but no tokenizer; give --tokenizer PATH"
+        )
     return pretrained
 
 
@@ -163,6 +190,3 @@ def write_effective(setup: Setup, folder: RunFolder) -> None:
     """Write the configuration that really runs into the folder."""
     raw: dict[str, Any] = dict(setup.config.raw)
     folder.config.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
-
-
-Say = Callable[[str], None]

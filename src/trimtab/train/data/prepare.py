@@ -60,9 +60,18 @@ class Prepared:
 
 
 def prepare(
-    request: DataRequest, job: Job, *, model_type: str, vocab_size: int, data: Path, tokenizer_folder: Path
+    request: DataRequest,
+    job: Job,
+    *,
+    model_type: str,
+    vocab_size: int,
+    data: Path,
+    tokenizer_folder: Path,
+    keep: bool = False,
 ) -> Prepared:
     """Read, tokenize and store the data, or open what an earlier start of the same run stored.
+
+    ``keep`` refuses to replace stored data by others.
 
     Raises:
         DataError, UsageError, UnreadableFile: the data or the tokenizer cannot be used; says why and the cure.
@@ -72,6 +81,16 @@ def prepare(
     ready = open_prepared(data, tokenizer_folder)
     if ready is not None and ready.store.facts["request"] == fingerprint:
         return ready
+    if keep:
+        changed = [
+            key
+            for key, value in fingerprint.items()
+            if ready is None or ready.store.facts["request"][key] != value
+        ]
+        raise UsageError(
+            f"this run began with other data or another tokenizer ({', '.join(changed)} changed); resume with those, "
+            "or start a new run from its model with --from RUN/model"
+        )
     rows = read_rows(sources, forgiving=len(sources) > 1)
     first = list(itertools.islice(rows, ROWS_TO_LOOK_AT))
     if not first:

@@ -13,7 +13,26 @@ from trimtab.errors import DataError, MissingExtra
 
 Row = dict[str, Any]
 TEXT_SUFFIXES = frozenset(
-    [".txt", ".text", ".md", ".rst", ".py", ".c", ".h", ".cpp", ".java", ".js", ".ts", ".go", ".rs", ".html", ".tex", ".log", ".sh", ".sql"]
+    [
+        ".txt",
+        ".text",
+        ".md",
+        ".rst",
+        ".py",
+        ".c",
+        ".h",
+        ".cpp",
+        ".java",
+        ".js",
+        ".ts",
+        ".go",
+        ".rs",
+        ".html",
+        ".tex",
+        ".log",
+        ".sh",
+        ".sql",
+    ]
 )
 TABLE_SUFFIXES = frozenset([".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"])
 TEXT_PIECE_CHARACTERS = 1_000_000
