@@ -24,8 +24,9 @@ from trimtab.train.metrics import read_steps
 from trimtab.train.settings import Settings, effective_config
 
 STEPS = 12
-# two classes and adapters on a trained model have little to lose: their loss falls slowly under its noise
-LONGER = {"bert_base_finetuning": 45, "llama_lora_finetune": 45}
+# a classifier's loss falls slowly under its noise; adapters need a base that has learned something, and have little
+# to win on it
+LONGER = {"bert_base_finetuning": 60, "llama_7b_single_node": 60, "llama_lora_finetune": 45}
 DATA = {
     "causal-lm": "code.txt",
     "masked-lm": "prose.txt",
@@ -45,7 +46,7 @@ def steps_of(name: str) -> tuple[int, int]:
 def settings_of(name: str, data: Path, output: Path) -> Settings:
     """The catalogue's file with a small model, short sequences and batches, and a rate that a short run can use."""
     config = catalogue.load_config(name)
-    micro = min(4, config.raw["train_micro_batch_size_per_gpu"])
+    micro = min(16 if config.job.task == "sequence-classification" else 4, config.raw["train_micro_batch_size_per_gpu"])
     accumulation = min(2, config.raw.get("gradient_accumulation_steps", 1))
     changes = [
         f"train_batch_size={micro * accumulation * 2}",

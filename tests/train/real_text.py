@@ -16,6 +16,10 @@ MODULES = ("argparse", "ast", "calendar", "configparser", "csv", "datetime", "di
            "typing", "zipfile")  # fmt: skip
 
 
+CODE = re.compile(r"(?=.{20,100}$)(?:return |if |for |self\.|[a-z_]+ = ).*[\])}:]")
+"""A line of code that looks like nothing else."""
+
+
 def sources() -> Iterator[str]:
     """The source of some modules of this interpreter's standard library."""
     root = Path(sysconfig.get_paths()["stdlib"])
@@ -45,7 +49,7 @@ def write(folder: Path) -> dict[str, Path]:
         for sentence in re.split(r"(?<=[.])\s", doc)
         if 30 < len(sentence) < 200
     ]
-    lines = [line.strip() for text in sources() for line in text.splitlines() if 30 < len(line.strip()) < 100]
+    lines = [line.strip() for text in sources() for line in text.splitlines() if CODE.fullmatch(line.strip())]
     files["code.txt"].write_text("\n".join(sources())[:1_200_000], encoding="utf-8")
     files["prose.txt"].write_text("\n".join(sentences), encoding="utf-8")
     count = min(len(sentences), len(lines), 1500)

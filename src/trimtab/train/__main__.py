@@ -21,7 +21,6 @@ from trimtab.train.settings import Settings
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--data", {"nargs": "+", "help": "files, folders, globs, or a Hugging Face dataset's name"}),
-    ("--run", {"help": "the run's folder (default: runs/CONFIG)"}),
     ("--from", {"dest": "pretrained", "help": "pretrained weights: a folder or a hub id"}),
     ("--tokenizer", {"help": "a tokenizer's folder or hub id (default: train one on the data)"}),
     ("--steps", {"type": int}),
@@ -109,6 +108,9 @@ def _settings(arguments: Sequence[str] | None) -> Settings:
     parser.add_argument("--deepspeed", action="store_true", help="accepted, as by every DeepSpeed script")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by the deepspeed launcher")
     parser.add_argument("--settings", help=argparse.SUPPRESS)
+    parser.add_argument(  # torchrun takes a script's --run for its own --run-path, so there is a second name
+        "--run-dir", "--run", dest="run", help="the run's folder (default: runs/CONFIG)"
+    )
     for name, how in OPTIONS:
         parser.add_argument(name, **how)
     given = parser.parse_args(arguments)

@@ -128,6 +128,7 @@ def _train_unigram(texts: Iterator[str], vocab_size: int, model_type: str) -> An
         vocab_size=vocab_size - SENTINELS,
         special_tokens=["<pad>", "</s>", "<unk>"],  # T5's ids 0, 1, 2
         unk_token="<unk>",  # noqa: S106
+        initial_alphabet=[chr(code) for code in range(ord("!"), ord("~") + 1)],
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
