@@ -9,13 +9,13 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-MODULES = ("argparse", "ast", "calendar", "configparser", "csv", "datetime", "difflib", "dis", "enum", "fractions",
-           "ftplib", "functools", "glob", "gzip", "heapq", "inspect", "ipaddress", "locale", "mailbox", "optparse",
-           "os", "pathlib", "pdb", "pickle", "platform", "random", "shutil", "socket", "statistics", "string",
-           "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tokenize", "traceback", "turtle",
-           "typing", "zipfile")  # fmt: skip
-
-
+MODULES = (
+    "argparse", "ast", "calendar", "configparser", "csv", "datetime", "difflib", "dis", "enum", "fractions",
+    "ftplib", "functools", "glob", "gzip", "heapq", "inspect", "ipaddress", "locale", "mailbox", "optparse",
+    "os", "pathlib", "pdb", "pickle", "platform", "random", "shutil", "socket", "statistics", "string",
+    "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tokenize", "traceback", "turtle",
+    "typing", "zipfile",
+)  # fmt: skip
 CODE = re.compile(r"(?=.{20,100}$)(?:return |if |for |self\.|[a-z_]+ = ).*[\])}:]")
 """A line of code that looks like nothing else."""
 

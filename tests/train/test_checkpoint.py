@@ -81,7 +81,7 @@ def test_missing_and_swapped_files_and_a_torn_manifest_are_found(tmp_path: Path)
     for folder in (missing, swapped, torn):
         with pytest.raises(UnreadableFile):
             verify(folder)
-    with pytest.raises(UsageError, match="no checkpoint in .* is whole"):
+    with pytest.raises(UsageError, match=r"no checkpoint in .* is whole"):
         find_checkpoint("auto", tmp_path)
 
 

@@ -10,13 +10,16 @@ import pytest
 pytest.importorskip("numpy")
 pytest.importorskip("tokenizers")
 
-from trimtab.errors import DataError, UsageError  # noqa: E402
-from trimtab.job import Job  # noqa: E402
-from trimtab.train.data.fields import find_fields  # noqa: E402
-from trimtab.train.data.prepare import IGNORED, DataRequest, Prepared, prepare  # noqa: E402
-from trimtab.train.data.rows import find_sources, read_rows  # noqa: E402
+from trimtab.errors import DataError, UsageError
+from trimtab.job import Job
+from trimtab.train.data.fields import find_fields
+from trimtab.train.data.prepare import IGNORED, DataRequest, Prepared, prepare
+from trimtab.train.data.rows import find_sources, read_rows
 
-ROWS = [{"text": f"sentence number {number} is here", "label": "odd" if number % 2 else "even"} for number in range(40)]
+ROWS = [
+    {"text": f"sentence number {number} is here", "label": "odd" if number % 2 else "even"}
+    for number in range(40)
+]
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:
@@ -24,7 +27,9 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def prepared(folder: Path, rows: list[dict], task: str, model_type: str, vocab_size: int = 420, **more: object) -> Prepared:
+def prepared(
+    folder: Path, rows: list[dict], task: str, model_type: str, vocab_size: int = 420, **more: object
+) -> Prepared:
     path = write_jsonl(folder / "rows.jsonl", rows)
     return prepare(
         DataRequest(sources=(str(path),), **more),  # type: ignore[arg-type]
@@ -35,7 +40,7 @@ def prepared(folder: Path, rows: list[dict], task: str, model_type: str, vocab_s
 
 def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
+    parquet = pytest.importorskip("pyarrow.parquet")
 
     write_jsonl(tmp_path / "a.jsonl", ROWS)
     (tmp_path / "b.json").write_text(json.dumps(ROWS), encoding="utf-8")
@@ -45,7 +50,7 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "d.tsv").write_text(
         "text\tlabel\n" + "".join(f"{row['text']}\t{row['label']}\n" for row in ROWS), encoding="utf-8"
     )
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "e.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "e.parquet")
     for name in ("a.jsonl", "b.json", "c.csv", "d.tsv", "e.parquet"):
         assert list(read_rows([str(tmp_path / name)])) == ROWS, name
     assert len(find_sources([str(tmp_path)])) == 5
@@ -95,11 +100,23 @@ def test_a_missing_source_is_named(source: str) -> None:
     [
         ("causal-lm", {"id": "x", "content": "words"}, ("content", None, None, None)),
         ("causal-lm", {"id": "x", "prose": "many more words"}, ("prose", None, None, None)),
-        ("sequence-classification", {"premise": "a", "hypothesis": "b", "label": 1}, ("premise", "hypothesis", None, "label")),
-        ("sequence-classification", {"review": "good", "sentiment": "yes"}, ("review", None, None, "sentiment")),
+        (
+            "sequence-classification",
+            {"premise": "a", "hypothesis": "b", "label": 1},
+            ("premise", "hypothesis", None, "label"),
+        ),
+        (
+            "sequence-classification",
+            {"review": "good", "sentiment": "yes"},
+            ("review", None, None, "sentiment"),
+        ),
         ("token-classification", {"tokens": ["a"], "ner_tags": [0]}, ("tokens", None, None, "ner_tags")),
         ("seq2seq-lm", {"source": "a", "target": "b"}, ("source", None, "target", None)),
-        ("question-answering", {"question": "q", "context": "c", "answers": {}}, ("question", "context", "answers", None)),
+        (
+            "question-answering",
+            {"question": "q", "context": "c", "answers": {}},
+            ("question", "context", "answers", None),
+        ),
     ],
 )
 def test_fields_are_found(task: str, row: dict, expected: tuple) -> None:
@@ -140,8 +157,9 @@ def test_tags_stand_at_the_first_piece_of_a_word(tmp_path: Path) -> None:
 
 def test_an_answer_is_found_again_in_its_tokens(tmp_path: Path) -> None:
     context = "The rudder is steered by a small flap called the trim tab, which turns first. " * 3
-    rows = [{"question": "What steers?", "context": context,
-             "answers": {"text": ["a small flap"], "answer_start": [context.index("a small flap")]}}] * 20  # fmt: skip
+    answer = "a small flap"
+    answers = {"text": [answer], "answer_start": [context.index(answer)]}
+    rows = [{"question": "What steers?", "context": context, "answers": answers}] * 20
     found = prepared(tmp_path, rows, "question-answering", "bert")
     spans = []
     for number in range(len(found.store)):
@@ -151,7 +169,7 @@ def test_an_answer_is_found_again_in_its_tokens(tmp_path: Path) -> None:
         if end:
             spans.append(found.tokenizer.decode(row["input_ids"][start : end + 1]))
     assert len(spans) >= 20
-    assert set(spans) == {"a small flap"}
+    assert set(spans) == {answer}
 
 
 def test_sources_and_targets_end_with_their_mark(tmp_path: Path) -> None:
@@ -175,9 +193,14 @@ def test_prepared_data_are_used_again_and_never_swapped(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", ROWS[:20])
     with pytest.raises(UsageError, match="began with other data"):
         prepare(
-            DataRequest(sources=(str(tmp_path / "rows.jsonl"),)), Job.from_block({"sequence_length": 32}),
-            model_type="gpt2", vocab_size=420, data=tmp_path / "data", tokenizer_folder=tmp_path / "tokenizer", keep=True,
-        )  # fmt: skip
+            DataRequest(sources=(str(tmp_path / "rows.jsonl"),)),
+            Job.from_block({"sequence_length": 32}),
+            model_type="gpt2",
+            vocab_size=420,
+            data=tmp_path / "data",
+            tokenizer_folder=tmp_path / "tokenizer",
+            keep=True,
+        )
 
 
 def test_a_tokenizer_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:

@@ -53,10 +53,15 @@ def test_a_start_that_fails_leaves_no_folder_behind(tmp_path: Path) -> None:
 
 def test_a_replaced_run_comes_back_if_its_successor_cannot_start(tmp_path: Path) -> None:
     folder = a_run(tmp_path / "run")
-    with pytest.raises(UsageError), folder.replacing(True):
-        assert not folder.events.exists()
-        folder.data.mkdir()
-        raise UsageError("the data are empty")
+
+    def fail() -> None:
+        with folder.replacing(True):
+            assert not folder.events.exists()
+            folder.data.mkdir()
+            raise UsageError("the data are empty")
+
+    with pytest.raises(UsageError, match="empty"):
+        fail()
     assert folder.events.read_text(encoding="utf-8") == "old\n"
     assert not folder.data.exists()
     with folder.replacing(True):
@@ -75,7 +80,9 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 
 def test_too_little_disk_is_said_with_both_numbers(tmp_path: Path) -> None:
     check_disk(tmp_path / "not" / "there" / "yet", 1000, what="checkpoints")
-    with pytest.raises(UsageError, match=r"checkpoints need 8\.9\d* EiB|checkpoints need .* TiB, but only .* are free"):
+    with pytest.raises(
+        UsageError, match=r"checkpoints need 8\.9\d* EiB|checkpoints need .* TiB, but only .* are free"
+    ):
         check_disk(tmp_path, 10**19, what="checkpoints")
 
 
@@ -93,7 +100,13 @@ def test_events_survive_a_torn_line_and_a_resume(tmp_path: Path) -> None:
 
 
 def test_predictions_stand_beside_what_was_measured() -> None:
-    prediction = {"gpu": {"peak_allocated_bytes": {"expected": 200}}, "speed": {"step_seconds": {"expected": 0.5}}}
+    prediction = {
+        "gpu": {"peak_allocated_bytes": {"expected": 200}},
+        "speed": {"step_seconds": {"expected": 0.5}},
+    }
     rows = beside(prediction, {"peak_memory_bytes": 100, "step_seconds": 1.0})
-    assert [(row["quantity"], row["ratio"]) for row in rows] == [("peak memory bytes", 0.5), ("step seconds", 2.0)]
+    assert [(row["quantity"], row["ratio"]) for row in rows] == [
+        ("peak memory bytes", 0.5),
+        ("step seconds", 2.0),
+    ]
     assert beside({}, {"peak_memory_bytes": 100, "step_seconds": 1.0}) == []

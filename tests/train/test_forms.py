@@ -87,7 +87,11 @@ def settings(**more: object) -> Settings:
 
 def test_what_was_asked_for_goes_into_the_configuration() -> None:
     config, _ = effective_config(
-        settings(learning_rate=1e-2, warmup_steps=0, changes=("zero_optimization.stage=2", "trimtab.attention=eager")),
+        settings(
+            learning_rate=1e-2,
+            warmup_steps=0,
+            changes=("zero_optimization.stage=2", "trimtab.attention=eager"),
+        ),
         world=4,
     )
     assert config.stage == 2
@@ -118,13 +122,15 @@ def test_settings_that_contradict_themselves_are_refused(wrong: dict, message: s
         settings(**wrong)
 
 
-def test_settings_come_back_from_their_file(tmp_path) -> None:  # noqa: ANN001
+def test_settings_come_back_from_their_file(tmp_path) -> None:
     first = settings(changes=("a=1",), freeze=("x.*",), epochs=2.0)
     first.save(tmp_path / "settings.json")
     assert Settings.load(tmp_path / "settings.json") == first
 
 
-@pytest.mark.parametrize("model", ["llama-70b", "gpt2", "gpt-j-6b", "gpt-neox-20b", "bert-large-uncased", "t5-3b"])
+@pytest.mark.parametrize(
+    "model", ["llama-70b", "gpt2", "gpt-j-6b", "gpt-neox-20b", "bert-large-uncased", "t5-3b"]
+)
 def test_a_shrunken_model_is_small_and_the_same_kind(model: str) -> None:
     pytest.importorskip("transformers")
     from trimtab.train.model import read_model_config

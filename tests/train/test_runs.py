@@ -1,4 +1,6 @@
-"""Whole runs through the launchers: interrupted and resumed, exported and loaded again, refused with one message."""
+"""Whole runs through the launchers: interrupted and resumed, exported and loaded again, refused with one
+message.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,16 @@ LIMIT_SECONDS = 240
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny configuration, a LoRA one at stage 3, a tiny model and some text."""
     folder = tmp_path_factory.mktemp("files")
-    model = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 64}  # fmt: skip
+    model = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+        "max_position_embeddings": 64,
+    }
     (folder / "model.json").write_text(json.dumps(model), encoding="utf-8")
     config = {
         "train_batch_size": 8,
@@ -50,11 +60,16 @@ def trimtab(*arguments: object) -> list[str]:
 
 
 def values(**more: str) -> dict[str, str]:
-    return environment(Launch(ranks=2, device="cpu", port=1), os.environ) | {"PYTHONPATH": str(ROOT / "src"), **more}
+    return environment(Launch(ranks=2, device="cpu", port=1), os.environ) | {
+        "PYTHONPATH": str(ROOT / "src"),
+        **more,
+    }
 
 
 def finish(command: list[str], **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env=values(**more), capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    return subprocess.run(
+        command, env=values(**more), capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+    )
 
 
 def hex_losses(run: Path) -> dict[int, str]:
@@ -63,7 +78,9 @@ def hex_losses(run: Path) -> dict[int, str]:
 
 def start_and_stop(command: list[str], run: Path, number: signal.Signals, at_step: int) -> tuple[int, str]:
     """Start a run, send it a signal once it has made ``at_step`` steps; its exit code and what it said."""
-    process = subprocess.Popen(command, env=values(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, env=values(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     deadline = time.monotonic() + LIMIT_SECONDS
     while len(read_steps(run / "events.jsonl")) < at_step and process.poll() is None:
         assert time.monotonic() < deadline, "no step in time"
@@ -92,18 +109,21 @@ def test_ctrl_c_saves_and_the_resumed_run_has_the_same_losses(files: Path, tmp_p
     report = json.loads(again.stdout)
     assert report["steps"] == steps
     assert report["final_loss"] < report["first_loss"]
-    assert any(row["event"] == "resume" and row["step"] == reached for row in read_events(stopped / "events.jsonl"))
+    assert any(
+        row["event"] == "resume" and row["step"] == reached for row in read_events(stopped / "events.jsonl")
+    )
     assert finish(trimtab(*arguments, "--steps", steps, "--run", whole)).returncode == 0
     assert hex_losses(whole) == hex_losses(stopped)
 
     # handed back: what from_pretrained loads is what was trained
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(whole / "model", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(whole / "model")
-    ids = tokenizer((files / "text.txt").read_text(encoding="utf-8"), return_tensors="pt")["input_ids"][:, -512:-480]
+    ids = tokenizer((files / "text.txt").read_text(encoding="utf-8"), return_tensors="pt")["input_ids"][
+        :, -512:-480
+    ]
     with torch.no_grad():
         loss = float(model(input_ids=ids, labels=ids).loss)
     assert loss < report["first_loss"]
@@ -112,8 +132,8 @@ def test_ctrl_c_saves_and_the_resumed_run_has_the_same_losses(files: Path, tmp_p
 
 def test_sigterm_is_143_and_train_py_runs_under_deepspeeds_launcher(files: Path, tmp_path: Path) -> None:
     code, said = start_and_stop(
-        trimtab("train", files / "config.json", "--data", files / "text.txt", "--device", "cpu", "--steps", 400,
-                "--run", tmp_path / "stopped", "--launcher", "deepspeed"),
+        trimtab("train", files / "config.json", "--data", files / "text.txt", "--device", "cpu",
+                "--steps", 400, "--run", tmp_path / "stopped", "--launcher", "deepspeed"),
         tmp_path / "stopped", signal.SIGTERM, at_step=2,
     )  # fmt: skip
     assert code == 143, said

@@ -95,7 +95,9 @@ def test_masking_is_dynamic_and_repeatable(tmp_path: Path) -> None:
 def test_corrupted_spans_put_together_again_give_the_text(length: int, seed: int) -> None:
     tokens = np.arange(1000, 1000 + length)
     sentinels = list(range(100))
-    inputs, targets = corrupted_spans(tokens, sentinels=sentinels, end=999, random=np.random.default_rng(seed))
+    inputs, targets = corrupted_spans(
+        tokens, sentinels=sentinels, end=999, random=np.random.default_rng(seed)
+    )
     assert inputs[-1] == targets[-1] == 999
     noise, spans = span_counts(length)
     assert len(inputs) == length - noise + spans + 1
@@ -162,7 +164,10 @@ def test_worker_processes_give_the_same_batches(causal: tuple[Prepared, Job]) ->
 
 def test_padding_marks_what_is_real() -> None:
     batch = collate(
-        [{"input_ids": np.array([5, 6, 7]), "labels": np.array([8])}, {"input_ids": np.array([9]), "labels": np.array([1, 2])}],
+        [
+            {"input_ids": np.array([5, 6, 7]), "labels": np.array([8])},
+            {"input_ids": np.array([9]), "labels": np.array([1, 2])},
+        ],
         pad_token=0,
     )
     assert batch["input_ids"].tolist() == [[5, 6, 7, 0, 0, 0, 0, 0], [9, 0, 0, 0, 0, 0, 0, 0]]

@@ -121,10 +121,10 @@ def _settings(arguments: Sequence[str] | None) -> Settings:
     if given.config is None or not given.data:
         parser.error("--deepspeed_config and --data are needed")
     names = {field.name for field in fields(Settings)}
-    values = {
-        k: tuple(v) if isinstance(v, list) else v
-        for k, v in vars(given).items()
-        if k in names and v is not None
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in vars(given).items()
+        if key in names and value is not None
     }
     values.setdefault("run", str(Path("runs") / Path(given.config).stem))
     if values.get("device", "auto") == "auto":
@@ -156,7 +156,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _out_of_memory(error: BaseException) -> str:
     return (
         f"out of GPU memory: {str(error).splitlines()[0]} Halve train_micro_batch_size_per_gpu and double "
-        "gradient_accumulation_steps, turn on trimtab.checkpoint_activations, or raise zero_optimization.stage "
+        "gradient_accumulation_steps, turn on trimtab.checkpoint_activations, or raise "
+        "zero_optimization.stage "
         "(each with --set); `trimtab estimate` tells what each saves"
     )
 

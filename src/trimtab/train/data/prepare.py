@@ -74,7 +74,8 @@ def prepare(
     ``keep`` refuses to replace stored data by others.
 
     Raises:
-        DataError, UsageError, UnreadableFile: the data or the tokenizer cannot be used; says why and the cure.
+        DataError, UsageError, UnreadableFile: the data or the tokenizer cannot be used; says why and the
+        cure.
     """
     sources = find_sources(request.sources)
     fingerprint = _fingerprint(request, sources, job, model_type, vocab_size)
@@ -88,7 +89,8 @@ def prepare(
             if ready is None or ready.store.facts["request"][key] != value
         ]
         raise UsageError(
-            f"this run began with other data or another tokenizer ({', '.join(changed)} changed); resume with those, "
+            f"this run began with other data or another tokenizer ({', '.join(changed)} changed); resume "
+            "with those, "
             "or start a new run from its model with --from RUN/model"
         )
     rows = read_rows(sources, forgiving=len(sources) > 1)
@@ -217,7 +219,12 @@ def _store(
         if dropped:
             notes.append(f"{dropped} rows without text, target or label were left out")
         writer.finish(
-            {"request": dict(fingerprint), "digest": digest.hexdigest(), "labels": labels, "notes": list(notes)}
+            {
+                "request": dict(fingerprint),
+                "digest": digest.hexdigest(),
+                "labels": labels,
+                "notes": list(notes),
+            }
         )
 
 

@@ -73,7 +73,7 @@ class Store:
         """
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            values = {
+            values: dict[str, Any] = {
                 name: np.memmap(folder / f"{name}.values", dtype=np.int32, mode="r")
                 if (folder / f"{name}.values").stat().st_size
                 else np.zeros(0, dtype=np.int32)
