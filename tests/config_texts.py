@@ -8,8 +8,34 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-KEYS = ("stage", "train_batch_size", "lr", "device", "zero_optimization", "params", "a-b", "x.y", "k 1", "é", "no")
-TEXTS = ("cpu", "auto", "AdamW", "/local nvme", "a, b", "# no comment", "true", "12", "", "it's", 'say "x"', "1e9", "é\n")
+KEYS = (
+    "stage",
+    "train_batch_size",
+    "lr",
+    "device",
+    "zero_optimization",
+    "params",
+    "a-b",
+    "x.y",
+    "k 1",
+    "é",
+    "no",
+)
+TEXTS = (
+    "cpu",
+    "auto",
+    "AdamW",
+    "/local nvme",
+    "a, b",
+    "# no comment",
+    "true",
+    "12",
+    "",
+    "it's",
+    'say "x"',
+    "1e9",
+    "é\n",
+)
 
 scalars = (
     st.none()
@@ -54,7 +80,9 @@ def _object(value: Any, rng: random.Random, newline: str, unit: str, depth: int)
     for index, (key, item) in enumerate(members):
         last = index == len(members) - 1
         text = "" if key is None else _key(key, rng) + rng.choice([":", ": ", " : "])
-        bare = isinstance(item, str) and many_lines and style == "lines" and rng.random() < 0.5 and _bare(item)
+        bare = (
+            isinstance(item, str) and many_lines and style == "lines" and rng.random() < 0.5 and _bare(item)
+        )
         text += item if bare else _value(item, rng, newline, unit, depth + 1)
         if style == "trailing" or (style == "commas" and not last):
             text += ","
@@ -69,7 +97,13 @@ def _object(value: Any, rng: random.Random, newline: str, unit: str, depth: int)
 def _value(item: Any, rng: random.Random, newline: str, unit: str, depth: int) -> str:
     if isinstance(item, (dict, list)):
         return _object(item, rng, newline, unit, depth)
-    if isinstance(item, str) and "'" not in item and '"' not in item and item.isprintable() and rng.random() < 0.2:
+    if (
+        isinstance(item, str)
+        and "'" not in item
+        and '"' not in item
+        and item.isprintable()
+        and rng.random() < 0.2
+    ):
         return f"'{json.dumps(item)[1:-1]}'"
     return json.dumps(item, ensure_ascii=rng.random() < 0.5)
 
@@ -80,8 +114,16 @@ def _key(key: str, rng: random.Random) -> str:
 
 
 def _bare(text: str) -> bool:
-    return text.isascii() and text.replace("/", "").replace(" ", "x").isalpha() and text.strip() == text and (
-        text not in ("true", "false", "null") and not text.startswith("//") and "//" not in text and text != "NaN"
+    return (
+        text.isascii()
+        and text.replace("/", "").replace(" ", "x").isalpha()
+        and text.strip() == text
+        and (
+            text not in ("true", "false", "null")
+            and not text.startswith("//")
+            and "//" not in text
+            and text != "NaN"
+        )
     )
 
 

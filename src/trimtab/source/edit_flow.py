@@ -158,7 +158,7 @@ class FlowEditor:
         return self.yaml or self.text.startswith(("{", "["), node.start)
 
     def inner_end(self, node: Node) -> int:
-        """Where the members of ``node`` and what belongs to them end: before its closing bracket, if it has one."""
+        """Where the inside of ``node`` ends: before its closing bracket, or at the end of the text."""
         return node.end - 1 if self.has_braces(node) else len(self.text)
 
     def is_quoted(self, entry: Entry) -> bool:

@@ -284,6 +284,7 @@ class _Parser:
         while True:
             end = _end(_PLAIN_TEXT, text, at)
             pieces.append(text[at:end])
+            self.notes.count(end)
             stop = text[end : end + 1]
             if stop == quote:
                 self.at = end + 1
@@ -291,7 +292,6 @@ class _Parser:
             if stop == "\\":
                 piece, at = self.escape(end)
                 pieces.append(piece)
-                self.notes.count(end)
             elif stop in ('"', "'") and stop:
                 pieces.append(stop)
                 at = end + 1

@@ -21,6 +21,7 @@ from trimtab.source.hjson_text import first_character, parse_hjson
 from trimtab.source.plain import plain_value
 from trimtab.source.tree import (
     MAX_BYTES,
+    MAX_LINES,
     MAX_YAML_BYTES,
     Format,
     KeyPath,
@@ -31,6 +32,7 @@ from trimtab.source.tree import (
     ProblemKind,
     Source,
     Spans,
+    Stop,
     path_at,
     settle,
 )
@@ -42,6 +44,7 @@ _BY_SUFFIX: Mapping[str, Written] = {
     ".json": "json", ".jsonc": "json", ".hjson": "json", ".yaml": "yaml", ".yml": "yaml",
 }  # fmt: skip
 _BASE64 = re.compile(r"[A-Za-z0-9_+/-]{8,}={0,2}")
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 _LOOKS_LIKE_TEXT = re.compile(r"[\n\r{}]|: ")
 _ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -85,36 +88,27 @@ def read_bytes(data: bytes, *, file: str = "<bytes>", written: Written | None = 
     """A configuration as the bytes of a file."""
     notes = Notes()
     if len(data) > MAX_BYTES:
-        notes.add("too-large", f"larger than {MAX_BYTES:,} bytes: not a configuration", 0)
-        notes.complete = False
-        return _source(file, "", written or "json", None, notes)
+        return _too_large(f"{MAX_BYTES:,} bytes", file, written, notes)
     encoding = _ENCODINGS.get(data[:2], "utf-8")
-    text = data.decode(encoding, errors="replace")
     if encoding != "utf-8":
         notes.add("encoding", "this file is UTF-16: save it as UTF-8, which DeepSpeed reads", 0)
-    else:
-        try:
-            data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            offset = len(data[: error.start].decode("utf-8"))
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        text = data.decode(encoding, errors="replace")
+        if encoding == "utf-8":
             message = f"the byte 0x{data[error.start]:02x} is not UTF-8: save the file as UTF-8"
-            notes.add("encoding", message, offset)
+            notes.add("encoding", message, len(data[: error.start].decode("utf-8")))
     return _read(text, file, written, notes)
 
 
 def read_text(text: str, *, file: str = "<text>", written: Written | None = None) -> Source:
     """A configuration as text."""
     notes = Notes()
-    size = len(text.encode("utf-8", "surrogatepass"))
-    if size > MAX_BYTES:
-        notes.add("too-large", f"larger than {MAX_BYTES:,} bytes: not a configuration", 0)
-        notes.complete = False
-        return _source(file, "", written or "json", None, notes)
-    if size != len(text) and not _encodes(text):
-        whole = text.encode("utf-8", "replace").decode("utf-8")
-        offset = next(i for i, (a, b) in enumerate(zip(text, whole, strict=True)) if a != b)
+    if not text.isascii() and _HALF_PAIR.search(text):
+        offset = next(_HALF_PAIR.finditer(text)).start()
         notes.add("encoding", "half of a surrogate pair: this text is not valid Unicode", offset)
-        text = whole
+        text = _HALF_PAIR.sub("\ufffd", text)
     return _read(text, file, written, notes)
 
 
@@ -133,7 +127,14 @@ def read_dict(given: Mapping[str, Any], *, file: str = "<dict>") -> Source:
 
 
 def _read(text: str, file: str, written: Written | None, notes: Notes) -> Source:
+    size = len(text) if text.isascii() else len(text.encode("utf-8"))
+    if size > MAX_BYTES:
+        return _too_large(f"{MAX_BYTES:,} bytes", file, written, notes)
+    if text.count("\n") + text.count("\r") - text.count("\r\n") >= MAX_LINES:
+        return _too_large(f"{MAX_LINES:,} lines", file, written, notes)
     how = written or _BY_SUFFIX.get(Path(file).suffix.lower()) or _sniff(text)
+    if how == "yaml" and size > MAX_YAML_BYTES:
+        return _too_large(f"{MAX_YAML_BYTES:,} bytes of YAML", file, written, notes)
     if text.startswith("\ufeff"):
         notes.add("bom", "a byte-order mark begins the file: strict JSON readers refuse it", 0)
         notes.non_strict("bom", "a byte-order mark", 0)
@@ -142,14 +143,16 @@ def _read(text: str, file: str, written: Written | None, notes: Notes) -> Source
     root: Node | None = None
     if how == "json":
         root = parse_hjson(text, notes)
-    elif len(text.encode("utf-8")) > MAX_YAML_BYTES:
-        notes.add("too-large", f"larger than {MAX_YAML_BYTES:,} bytes of YAML: not a configuration", 0)
-        notes.complete = False
     else:
         from trimtab.source.yaml_text import parse_yaml  # YAML costs 15 ms, and few files are
 
         root = parse_yaml(text, notes)
     return _source(file, text, how, root, notes)
+
+
+def _too_large(limit: str, file: str, written: Written | None, notes: Notes) -> Source:
+    notes.stop(Stop("too-large", f"larger than {limit}: not a configuration", 0))
+    return _source(file, "", written or "json", None, notes)
 
 
 def _source(file: str, text: str, how: Written, root: Node | None, notes: Notes) -> Source:
@@ -202,14 +205,6 @@ def _sniff(text: str) -> Written:
     """JSON if it begins with a bracket, a quote or a comment of JSON; any other text is YAML."""
     json_comment = text.lstrip("\ufeff \t\r\n").startswith(("//", "/*"))
     return "json" if json_comment or first_character(text) in ("{", "[", '"', "'", "") else "yaml"
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _exists(name: str) -> bool:

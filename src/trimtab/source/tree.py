@@ -36,8 +36,10 @@ ProblemKind: TypeAlias = Literal[
 
 MAX_BYTES = 10_000_000
 """Largest file read; the thirteen configurations are about 1 kB each."""
-MAX_YAML_BYTES = 256_000
-"""Largest YAML read: PyYAML's own scanner reads 200 kB/s in its worst measured case (a long flow list)."""
+MAX_YAML_BYTES = 64_000
+"""Largest YAML read: PyYAML's scanner takes about a second for it in its worst measured case, a long flow list."""
+MAX_LINES = 100_000
+"""Most lines read."""
 MAX_DEPTH = 64
 """Deepest nesting read; DeepSpeed's own schema is five deep."""
 MAX_NODES = 100_000
@@ -314,11 +316,10 @@ def settle(node: Node, notes: Notes | None) -> Any:
     if node.entries is None:
         return node.value
     node.entries = [entry for entry in node.entries if entry.node.style != "missing"]
-    if node.end < 0:  # reading stopped inside it
-        node.end = max((entry.node.end for entry in node.entries[-1:]), default=node.start + 1)
     if isinstance(node.value, list):
         node.value = [settle(entry.node, notes) for entry in node.entries]
         node.by_key = {entry.key: entry for entry in node.entries}
+        _close(node)
         return node.value
     value: dict[str, Any] = {}
     node.by_key = {}
@@ -334,7 +335,15 @@ def settle(node: Node, notes: Notes | None) -> Any:
         node.by_key[entry.key] = entry
         value[entry.key] = settle(entry.node, None if entry.merged else notes)
     node.value = value
+    _close(node)
     return value
+
+
+def _close(node: Node) -> None:
+    """Ends a container in which reading stopped with its last value."""
+    if node.end < 0:
+        own = [entry.node.end for entry in node.entries or () if not entry.merged]
+        node.end = own[-1] if own else node.start + 1
 
 
 def path_at(root: Node | None, offset: int) -> KeyPath:

@@ -105,8 +105,9 @@ class _Builder:
                 self.expect_tag(event.tag, "seq", node.start)
                 last = self.items(node, depth)
             node.size = 1 + sum(entry.node.size for entry in node.entries)
-            # a block ends, for PyYAML, where the next thing begins; for us with its last value
-            node.end = self.offset(last.end_mark) if event.flow_style else _last_end(node)
+            # for PyYAML a block ends where the next thing begins; for us it ended with its last value
+            if event.flow_style:
+                node.end = self.offset(last.end_mark)
         if event.anchor is not None:
             self.anchors[event.anchor] = node
 
@@ -129,6 +130,7 @@ class _Builder:
             entry = Entry(len(node.entries), start, start, Node(start))
             node.entries.append(entry)
             self.fill(entry.node, event, depth + 1)
+            node.end = entry.node.end
         raise AssertionError("PyYAML ends every sequence")
 
     def members(self, node: Node, depth: int) -> Any:
@@ -142,6 +144,7 @@ class _Builder:
             if not merges:
                 node.entries.append(entry)
             self.fill(entry.node, value, depth + 1)
+            node.end = entry.node.end
             if merges:
                 node.entries.extend(self.merged(entry))
         raise AssertionError("PyYAML ends every mapping")
@@ -251,10 +254,6 @@ def _once(node: Node) -> list[Entry]:
         if entry.key not in kept or not entry.merged:
             kept[entry.key] = entry
     return list(kept.values())
-
-
-def _last_end(node: Node) -> int:
-    return node.entries[-1].node.end if node.entries else node.start
 
 
 def _with_point(number: str) -> str:
