@@ -77,7 +77,7 @@ class FlowEditor:
         text = self.layout.spliced(*cuts)
         return self.collapsed(text, node) if count == 1 else text
 
-    # -- insertion -----------------------------------------------------------------------------------------
+    # -- insertion ------------------------------------------------------------------------------------------
 
     def first(self, node: Node, key: str, value: Any) -> str:
         """The first member of an object that has brackets but nothing in them, except comments."""
@@ -137,7 +137,7 @@ class FlowEditor:
         inner = re.compile(r"[ \t\r\n]*(?=[}\]])").match(text, start)
         return text[:start] + text[inner.end() :] if inner else text
 
-    # -- pieces --------------------------------------------------------------------------------------------
+    # -- pieces ---------------------------------------------------------------------------------------------
 
     def member(self, key: str, value: Any, indent: str, *, plain: bool, inline: bool) -> str:
         return f"{self.rendered_key(key, plain=plain)}: {self.rendered(value, indent, inline=inline)}"

@@ -139,7 +139,7 @@ class _Parser:
         match = _SHOWN.match(self.text, self.at)
         return f"'{match[0]}'" if match else "the end of the text"
 
-    # -- objects and arrays --------------------------------------------------------------------------------
+    # -- objects and arrays ---------------------------------------------------------------------------------
 
     def fill(self, node: Node, depth: int) -> None:
         """Reads the value that begins here into ``node``."""
@@ -257,7 +257,7 @@ class _Parser:
         self.at = start
         return self.seen()
 
-    # -- texts -----------------------------------------------------------------------------------------------
+    # -- texts ----------------------------------------------------------------------------------------------
 
     def quoted(self) -> str:
         """A text in double or single quotes; reading goes on after it."""
@@ -342,7 +342,7 @@ class _Parser:
         self.at = node.end
         self.notes.non_strict("multiline-text", "a text in '''", start)
 
-    # -- numbers, literals and texts without quotes ----------------------------------------------------------
+    # -- numbers, literals and texts without quotes ---------------------------------------------------------
 
     def bare(self, node: Node) -> None:
         text, start = self.text, self.at
