@@ -371,7 +371,8 @@ def test_dump_json_has_deepspeeds_order_and_whole_counts() -> None:
         '{\n  "train_batch_size": 128,\n  "zero_optimization": {\n    "reduce_bucket_size": 500000000,\n'
         '    "stage": 2,\n    "sub": [\n      {\n        "a": []\n      }\n    ]\n  },\n  "optimizer": {\n'
         '    "params": {\n      "lr": 1.0,\n      "betas": [0.9, 1.0]\n    }\n  },\n'
-        '  "gradient_clipping": 1.0,\n  "mine": 1,\n  "trimtab": {\n    "model": "x",\n    "sequence_length": 2048\n  }\n}\n'
+        '  "gradient_clipping": 1.0,\n  "mine": 1,\n  "trimtab": {\n'
+        '    "model": "x",\n    "sequence_length": 2048\n  }\n}\n'
     )
     assert dump_json({}) == "{}\n"
     with pytest.raises(ValueError, match="not JSON compliant"):

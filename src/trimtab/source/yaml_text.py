@@ -60,7 +60,8 @@ class _Builder:
     def __init__(self, text: str, notes: Notes) -> None:
         self.notes, self.text = notes, text
         self.events: Iterator[Any] = yaml.parse(text, Loader=yaml.SafeLoader)
-        self.resolver, self.constructor = Resolver(), SafeConstructor()
+        self.resolver: Any = Resolver()
+        self.constructor: Any = SafeConstructor()
         self.anchors: dict[str, Node | None] = {}
         self.root: Node | None = None
 
