@@ -19,7 +19,7 @@ from trimtab.source.hjson_text import whole_number
 from trimtab.source.tree import MAX_DEPTH, Entry, Node, Notes, Stop
 
 _TAG = "tag:yaml.org,2002:"
-_WORD_LIKE_NUMBER = re.compile(r"[-+]?(?:\.\d+|\d[\d_]*\.?\d*)[eE][-+]?\d+$")
+_WORD_LIKE_NUMBER = re.compile(r"[-+]?(?:\.\d+|\d[\d_]*(?:\.\d*)?)[eE][-+]?\d+$")
 _NUMBER = re.compile(r"[-+]?(?:\d|\.\d)")
 _JSON_WORDS = ("true", "false", "True", "False", "TRUE", "FALSE")
 _DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9]*)$")
