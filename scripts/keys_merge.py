@@ -11,9 +11,9 @@ UNTIMED = ("source",)
 def merge(versions: list[str], tables: dict[str, dict[str, Entry]]) -> dict[str, Entry]:
     """One entry a path over all versions (oldest first).
 
-    ``since`` is left out where the path is in the oldest release already.  Attributes that never changed stand in
-    the entry; the others stand in ``history``, a list of eras each with the release that began it.  A path that went
-    and came back has an era that is ``absent``.
+    ``since`` is left out where the path is in the oldest release already.  Attributes that never changed
+    stand in the entry; the others stand in ``history``, a list of eras each with the release that began it.
+    A path that went and came back has an era that is ``absent``.
     """
     paths = dict.fromkeys(path for version in reversed(versions) for path in tables[version])
     return {path: merge_one(versions, tables, path) for path in paths}

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from keys_trace import Tracer
 
 SIMPLE_TYPES = {
-    "bool": "boolean", "int": "integer", "float": "number", "str": "string", "list": "array", "List": "array",
-    "tuple": "array", "Tuple": "array", "dict": "object", "Dict": "object", "Path": "string", "dtype": "string",
-    "None": "null",
+    "bool": "boolean", "int": "integer", "float": "number", "None": "null",
+    "str": "string", "Path": "string", "dtype": "string",
+    "list": "array", "List": "array", "tuple": "array", "Tuple": "array", "dict": "object", "Dict": "object",
 }  # fmt: skip
 BOUNDS = ("ge", "gt", "le", "lt")
 MODEL_ROOTS = {"DeepSpeedConfigModel", "BaseModel"}
@@ -36,6 +36,7 @@ class Fields:
 
     entries: dict[str, FieldEntry] = field(default_factory=dict)
     unknown: str = "refused"
+    source: str = ""
 
 
 def read_fields(tracer: Tracer, module: Module, node: ast.ClassDef) -> Fields | None:
@@ -53,6 +54,7 @@ def read_fields(tracer: Tracer, module: Module, node: ast.ClassDef) -> Fields | 
     if inherited is None:
         return None
     inherited.unknown = unknown_policy(node) or inherited.unknown
+    inherited.source = f"{module.path}:{node.lineno}"
     for statement in node.body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             name, entry = read_field(tracer, module, statement)
@@ -64,12 +66,11 @@ def read_fields(tracer: Tracer, module: Module, node: ast.ClassDef) -> Fields | 
 def unknown_policy(node: ast.ClassDef) -> str | None:
     """What ``extra=`` says in ``model_config`` or in the older inner ``class Config``."""
     for statement in ast.walk(node):
-        if isinstance(statement, ast.keyword) and statement.arg == "extra":
-            value = statement.value
-        elif isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "extra":
-            value = statement.value
-        else:
+        keyword = isinstance(statement, ast.keyword) and statement.arg == "extra"
+        assigned = isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "extra"
+        if not (keyword or assigned):
             continue
+        value = statement.value  # type: ignore[attr-defined]
         text = value.value if isinstance(value, ast.Constant) else ast.unparse(value).rpartition(".")[2]
         return UNKNOWN_KEYS.get(str(text))
     return None

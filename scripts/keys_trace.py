@@ -1,9 +1,9 @@
 """Which configuration keys a release reads: its parsing code, followed by hand over the syntax tree.
 
-The user's dictionary is an abstract value, `Block`, that knows only its own path. Following the statements of
-``DeepSpeedConfig`` with a `Block` for the configuration shows every look-up: ``block["key"]``, ``block.get("key",
-default)``, ``"key" in block``, and every pydantic model that a block is unpacked into. Both arms of each branch are
-followed, so a key that is read under a condition is found too.
+The user's dictionary is an abstract value, `Block`, that knows only its own path.  Following the statements
+of ``DeepSpeedConfig`` with a `Block` for the configuration shows every look-up: ``block["key"]``,
+``block.get("key", default)``, ``"key" in block``, and every pydantic model that a block is unpacked into.
+Both arms of each branch are followed, so a key that is read under a condition is found too.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Frame:
 
 @dataclass
 class Trace:
-    """What was read: keys with their attributes, keys whose presence raises, and how blocks treat strangers."""
+    """What was read: keys, keys whose mere presence raises, and what blocks do with strangers."""
 
     keys: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -112,6 +112,8 @@ class Tracer:
     def bind_model(self, fields: Fields, block: Block) -> None:
         """Record a pydantic model's fields as the keys of ``block``."""
         self.trace.sections[block.path] = fields.unknown
+        if block.path in self.trace.keys:
+            self.trace.keys[block.path]["source"] = fields.source
         for name, entry in fields.entries.items():
             attributes = dict(entry.attributes)
             self.trace.keys[block.child(name)] = {"source": entry.source, "typed": True, **attributes}
@@ -195,7 +197,7 @@ class Tracer:
             self.follow(node.body, frame)
 
     def merges_block(self, node: ast.For, frame: Frame) -> bool:
-        """``for key, value in block.items(): defaults[key] = value`` makes every default a key of the block."""
+        """``for key, value in block.items(): defaults[key] = value``: every default is a key of the block."""
         block = self.value(node.iter, frame)
         step = node.body[0]
         if not (isinstance(block, Block) and isinstance(step, ast.Assign)):

@@ -1,13 +1,15 @@
 """Make ``src/trimtab/data/keys.json``: every configuration key by DeepSpeed release.
 
-The published source archives are fetched with pip and read as syntax trees; nothing of them is imported.  What no
-program can read there (what a key is for, units, effects) stands in ``keys_extra.yaml`` with its sources.
+The published source archives are fetched with pip and read as syntax trees; nothing of them is imported.
+What no program can read there (what a key is for, units, effects) stands in ``keys_extra.yaml`` with its
+sources.
 
     python scripts/make_keys.py --cache ~/.cache/deepspeed-sources            # writes the table
     python scripts/make_keys.py --cache ~/.cache/deepspeed-sources --check    # exit 1 when it would change
 
-pip runs an archive's own setup.py for its metadata, and some of those import torch: run this where torch is installed.
-0.11.0 and 0.11.1 also want pydantic<2 there; fetch these two into the cache from an environment that has it.
+pip runs an archive's own setup.py for its metadata, and some of those import torch: run this where torch is
+installed.  0.11.0 and 0.11.1 also want pydantic<2 there; fetch these two into the cache from an environment
+that has it.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ def make(versions: list[str], cache: Path, extra: dict[str, Any]) -> dict[str, A
         "about": f"Made by scripts/make_keys.py; not to be edited. source: {SOURCE_NAME}.",
         "versions": versions,
         "auto": {who: fill["from"] for who, fill in extra["auto"].items()},
+        "synonyms": extra["synonyms"],
         "sections": merged["sections"],
         "keys": dict(sorted(keys.items())),
         "optimizers": components(merged, "optimizer", extra),
@@ -95,12 +98,20 @@ def read(release: Release, extra: dict[str, Any]) -> Tables:
     schedulers, scheduler_params = read_schedulers(release, extra)
     return {
         "keys": keys,
-        "refused": dict(trace.refused),
+        "refused": trace.refused | refused_elsewhere(release, extra),
         "sections": sections,
         "optimizers": optimizers,
         "optimizer_params": optimizer_params,
         "schedulers": schedulers,
         "scheduler_params": scheduler_params,
+    }
+
+
+def refused_elsewhere(release: Release, extra: dict[str, Any]) -> dict[str, Entry]:
+    return {
+        path: {"source": fact["from"]}
+        for path, fact in extra["refused"].items()
+        if fact["text"] in release.texts[fact["file"]]
     }
 
 
@@ -133,7 +144,7 @@ def settle(path: str, entry: Entry, keys: dict[str, Entry], fact: Entry) -> None
         entry["types"] = [TYPES.get(type(entry.get("default")), "any")]
     if "default" in entry and entry["default"] is None and not {"null", "any"} & set(entry["types"]):
         entry["types"] = [*entry["types"], "null"]
-    for name in ("choices", "ge", "gt", "le", "lt", "unit"):
+    for name in ("choices", "any_case", "ge", "gt", "le", "lt", "unit"):
         if name in fact:
             entry.setdefault(name, fact[name])
 
@@ -184,8 +195,8 @@ def is_old(path: str, keys: dict[str, Entry]) -> bool:
 def components(merged: dict[str, dict[str, Entry]], kind: str, extra: dict[str, Any]) -> dict[str, Entry]:
     """The optimizers or schedulers, each with its parameters."""
     made: dict[str, Entry] = {}
-    for name, entry in merged[f"{kind}s"].items():
-        known = extra[f"{kind}s"][name]
+    for name, known in extra[f"{kind}s"].items():
+        entry = merged[f"{kind}s"][name]
         if kind == "scheduler":
             known = {"name": name, "does": known}
         about = {key: known[key] for key in ("name", "does", "unknown") if key in known}
@@ -219,7 +230,11 @@ def check_sources(release: Release, extra: dict[str, Any]) -> None:
 
 
 def hand_sources(extra: dict[str, Any]) -> list[str]:
-    facts = [fact for group in ("same_block", "open", "elsewhere", "facts") for fact in extra[group].values()]
+    facts = [
+        fact
+        for group in ("same_block", "open", "elsewhere", "refused", "facts")
+        for fact in extra[group].values()
+    ]
     facts += [
         fact for known in extra["optimizers"].values() for fact in [known, *known.get("params", {}).values()]
     ]
