@@ -91,8 +91,9 @@ def read(release: Release, extra: dict[str, Any]) -> Tables:
     for path, entry in keys.items():
         settle(path, entry, keys, fact_for(release, extra["facts"].get(path, {})))
     sections = {rename(path, extra): {"unknown": policy} for path, policy in trace.sections.items()}
-    for path in extra["open"]:
-        if path in keys:
+    for path, entry in keys.items():
+        plain_dictionary = entry.get("typed") and "object" in entry["types"] and path not in sections
+        if path in extra["open"] or plain_dictionary:
             sections[path] = {"unknown": "passed"}
     optimizers, optimizer_params = read_optimizers(release, extra)
     schedulers, scheduler_params = read_schedulers(release, extra)

@@ -211,6 +211,20 @@ def test_fp16_refuses_unknown_keys_since_0_17_1() -> None:
     assert schema.load("0.17.1").unknown_key_behaviour("fp16") == "refused"
 
 
+@pytest.mark.parametrize(
+    ("version", "path"),
+    [
+        ("0.19.6", "amp.opt_level"),
+        ("0.19.7", "zero_optimization.zeropp_loco_param.err_beta"),
+        ("0.14.3", "compile.kwargs.mode"),
+        (NEWEST, "tensor_parallel.partition_config.layer_specs"),
+        (NEWEST, "data_efficiency.data_routing.random_ltd.total_layer_num"),
+    ],
+)
+def test_keys_in_a_plain_dictionary_are_passed_on(version: str, path: str) -> None:
+    assert schema.load(version).behaviour(path) == "passed"
+
+
 def test_a_section_lists_its_keys(newest: schema.Schema) -> None:
     found = newest.section("zero_optimization.offload_param")
     assert found is not None

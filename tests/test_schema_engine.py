@@ -44,8 +44,9 @@ def engine() -> Any:
         installed = importlib.metadata.version("deepspeed")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("DeepSpeed is not installed")
-    if not schema.resolve_version(installed).exact:
-        pytest.skip(f"DeepSpeed {installed} is not in the table")
+    newest = schema.known_versions()[-1]
+    if installed != newest:
+        pytest.skip(f"DeepSpeed {installed} is installed; the places of the models are those of {newest}")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed.runtime.config
 
