@@ -1,7 +1,8 @@
 """The thirteen ready configurations and their cards.
 
 A configuration is one JSON file under ``data/configs/<family>/``; its card, the facts about it that are not
-configuration, lies under ``data/cards/``.  Measured figures are rows of ``data/measured.jsonl``, joined by name.
+configuration, lies under ``data/cards/``.  Measured figures are rows of ``data/measured.jsonl``,
+joined by name.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Figure:
     quantity: str
     value: float
     how: str
-    """``measured`` (real run), ``rehearsed`` (one GPU as rank 0 of the world), ``phantom`` or ``predicted``."""
+    """``measured`` (a real run), ``rehearsed`` (one GPU as rank 0), ``phantom`` or ``predicted``."""
     where: str
     """Hardware and software that it was got on."""
 
@@ -99,9 +100,7 @@ class Card:
 @cache
 def _paths() -> Mapping[str, Path]:
     return {
-        file.stem: file
-        for family in FAMILIES
-        for file in sorted((_DATA / "configs" / family).glob("*.json"))
+        file.stem: file for family in FAMILIES for file in sorted((_DATA / "configs" / family).glob("*.json"))
     }
 
 
@@ -143,7 +142,9 @@ def _read(file: Path) -> Mapping[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UnreadableFile(f"{file}: no such file. `trimtab list` shows the ready configurations.") from None
+        raise UnreadableFile(
+            f"{file}: no such file. `trimtab list` shows the ready configurations."
+        ) from None
     except OSError as error:
         raise UnreadableFile(f"{file}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
