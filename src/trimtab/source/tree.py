@@ -258,8 +258,8 @@ class Source:
         return node is not None and node.style == "number" and bool(re.search("[.eE]", self.raw(path)))
 
 
-class Stop(Exception):  # noqa: N818  a parser's way out; never leaves this package
-    """Reading ends here: ``kind``, ``message`` and the offset of the place."""
+class Stop(Exception):
+    """A parser's way out, never seen outside: ``kind``, ``message`` and the offset of the place."""
 
     def __init__(self, kind: ProblemKind, message: str, offset: int, related: int | None = None) -> None:
         super().__init__(message)

@@ -89,6 +89,8 @@ class _Builder:
             self.alias(node, event)
             return
         if event.anchor is not None:
+            if event.anchor in self.anchors:
+                raise Stop("syntax", f"the anchor &{event.anchor} stands twice", node.start)
             self.anchors[event.anchor] = None
         if isinstance(event, yaml.ScalarEvent):
             self.scalar(node, event)
