@@ -10,8 +10,11 @@ import pytest
 
 from trimtab import catalogue
 from trimtab.catalogue import Alternative, Card, card, load_config, names, path
+from trimtab.cluster import find_gpu, find_link
 from trimtab.errors import NotFound, UnreadableFile, UsageError
 from trimtab.job import Job
+from trimtab.model import find_model
+from trimtab.parameters import tasks_of
 
 THIRTEEN = (
     "bert_base_finetuning",
@@ -120,7 +123,10 @@ def test_a_configuration_is_a_plain_file_that_names_its_job(name: str) -> None:
     assert json.loads(text) == config.raw
     assert text.endswith("}\n")
     assert '"auto"' not in text
-    assert config.job.model
+    assert config.job.model is not None
+    model = find_model(config.job.model)
+    assert model.name == config.job.model
+    assert config.job.task in tasks_of(model)
     assert "trimtab" not in config.deepspeed()
     assert Job.from_block(config.job.to_block()) == config.job
     assert config.precision != "fp32"
@@ -137,7 +143,10 @@ def test_a_card_is_complete(name: str) -> None:
     machines = facts.hardware
     assert machines.world_size == machines.gpus_per_node * machines.nodes
     assert machines.host_memory_bytes >= 16e9
+    assert find_gpu(machines.gpu).name == machines.gpu
     assert (machines.inter_node_link is not None) == (machines.nodes > 1)
+    if machines.inter_node_link is not None:
+        assert find_link(machines.inter_node_link)
     assert {"gpu_memory_bytes"} <= {claim.quantity for claim in facts.claims} <= QUANTITIES | {"statement"}
     for claim in facts.claims:
         if claim.quantity == "statement":

@@ -98,9 +98,18 @@ def test_show_tells_all_that_the_card_knows(name: str, capsys: Capture) -> None:
 def test_show_json_holds_the_configuration_itself(name: str, capsys: Capture) -> None:
     document = answer(capsys, "show", name)
     assert document["config"] == json.loads(catalogue.path(name).read_text(encoding="utf-8"))
+    assert document["parameters"]["total"] >= document["parameters"]["trainable"] > 0
     assert len(document["claims"]) == len(catalogue.card(name).claims)
     assert document["changes"][0].keys() == {"before", "after", "why", "source"}
     assert document["alternatives"][0].keys() == {"when", "changes"}
+
+
+def test_show_counts_what_trains(capsys: Capture) -> None:
+    assert answer(capsys, "show", "llama_lora_finetune")["parameters"] == {
+        "total": 6_738_415_616 + 4_194_304,
+        "trainable": 4_194_304,
+    }
+    assert "6.74B parameters, 4.19M of them trained" in text(capsys, "show", "llama_lora_finetune")
 
 
 # -- path and init ------------------------------------------------------------------------------------------
