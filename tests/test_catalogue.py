@@ -125,7 +125,6 @@ def test_a_configuration_is_a_plain_file_that_names_its_job(name: str) -> None:
     assert '"auto"' not in text
     assert config.job.model is not None
     model = find_model(config.job.model)
-    assert model.name == config.job.model
     assert config.job.task in tasks_of(model)
     assert "trimtab" not in config.deepspeed()
     assert Job.from_block(config.job.to_block()) == config.job
