@@ -155,3 +155,9 @@ def test_tests_and_scripts_have_docstrings_too() -> None:
     files = [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "scripts").glob("*.py"), ROOT / "start.py"]
     silent = [str(file) for file in files if not ast.get_docstring(ast.parse(file.read_text("utf-8")))]
     assert silent == []
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest puts their folders side by side on the path, so that tests can import what lies beside them."""
+    names = [file.name for file in (ROOT / "tests").rglob("*.py")]
+    assert sorted(names) == sorted(set(names))
