@@ -62,26 +62,33 @@ def _llama_layer(net: Net, path: str, x: Tensor) -> Tensor:
     before = model.model_type != "olmo2"
     residual = x
     x = net.norm(x, f"{path}.input_layernorm") if before else x
-    x = _llama_attention(net, path, x)
+    x = net.module(partial(_llama_attention, net, path), x)
     if post:
         x = net.norm(x, f"{path}.post_attention_layernorm")
-    x = ops.add(m, residual, ops.dropout(m, x, model.residual_dropout))
+    x = ops.add(m, residual, _residual(net, x))
     residual = x
     if before:
         name = "pre_feedforward_layernorm" if post else "post_attention_layernorm"
         x = net.norm(x, f"{path}.{name}")
-    x = _llama_mlp(net, path, x)
+    x = net.module(partial(_llama_mlp, net, path), x)
     if post:
         x = net.norm(x, f"{path}.post_feedforward_layernorm")
-    return ops.add(m, residual, ops.dropout(m, x, model.residual_dropout))
+    return ops.add(m, residual, _residual(net, x))
+
+
+def _residual(net: Net, x: Tensor) -> Tensor:
+    """Dropout before the residual sum: a module in Phi-3, a function in StarCoder 2, absent elsewhere."""
+    if net.model.model_type == "phi3":
+        return net.dropout(x, net.model.residual_dropout)
+    return ops.dropout(net.m, x, net.model.residual_dropout)
 
 
 def _parallel_layer(net: Net, path: str, x: Tensor) -> Tensor:
     """StableLM's parallel form: attention and feed-forward read the same norm."""
     m = net.m
     normed = net.norm(x, f"{path}.input_layernorm")
-    attention = _llama_attention(net, path, normed)
-    forward = _llama_mlp(net, path, normed)
+    attention = net.module(partial(_llama_attention, net, path), normed)
+    forward = net.module(partial(_llama_mlp, net, path), normed)
     return ops.add(m, ops.add(m, x, attention), forward)
 
 
@@ -143,7 +150,7 @@ def _gpt2(net: Net) -> Tensor:
     m, model = net.m, net.model
     words = net.embedding("transformer.wte", _tokens(net))
     places = net.embedding("transformer.wpe", net.job.sequence_length)
-    x = net.start(ops.dropout(m, ops.add(m, words, places), model.embedding_dropout))
+    x = net.start(net.dropout(ops.add(m, words, places), model.embedding_dropout))
     del words, places
     for index in range(model.layers):
         x = net.layer(partial(_gpt2_layer, net, f"transformer.h.{index}"), x)
@@ -157,20 +164,20 @@ def _gpt2_layer(net: Net, path: str, x: Tensor) -> Tensor:
     q, k, v = split(net, net.linear(x, f"{path}.attn.c_attn"), *[_tokens(net) * model.hidden_size] * 3)
     out = net.attend(q, k, v, _shape(net))
     del q, k, v
-    out = ops.dropout(m, net.linear(out, f"{path}.attn.c_proj"), model.residual_dropout)
+    out = net.dropout(net.linear(out, f"{path}.attn.c_proj"), model.residual_dropout)
     x = ops.add(m, out, residual)
     del out
     residual = x
     x = net.norm(x, f"{path}.ln_2")
     x = net.linear(net.activation(net.linear(x, f"{path}.mlp.c_fc")), f"{path}.mlp.c_proj")
-    return ops.add(m, residual, ops.dropout(m, x, model.residual_dropout))
+    return ops.add(m, residual, net.dropout(x, model.residual_dropout))
 
 
 def _gpt_neo(net: Net) -> Tensor:
     m, model = net.m, net.model
     words = net.embedding("transformer.wte", _tokens(net))
     places = net.embedding("transformer.wpe", net.job.sequence_length)
-    x = net.start(ops.dropout(m, ops.add(m, words, places), model.embedding_dropout))
+    x = net.start(net.dropout(ops.add(m, words, places), model.embedding_dropout))
     del words, places
     for index in range(model.layers):
         x = net.layer(partial(_gpt_neo_layer, net, f"transformer.h.{index}"), x)
@@ -185,13 +192,13 @@ def _gpt_neo_layer(net: Net, path: str, x: Tensor) -> Tensor:
     # models/gpt_neo: scores in fp32, a causal mask by torch.where
     out = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
     del q, k, v
-    out = ops.dropout(m, net.linear(out, f"{inner}.out_proj"), model.residual_dropout)
+    out = net.dropout(net.linear(out, f"{inner}.out_proj"), model.residual_dropout)
     x = ops.add(m, out, residual)
     del out
     residual = x
     x = net.norm(x, f"{path}.ln_2")
     x = net.linear(net.activation(net.linear(x, f"{path}.mlp.c_fc")), f"{path}.mlp.c_proj")
-    return ops.add(m, residual, ops.dropout(m, x, model.residual_dropout))
+    return ops.add(m, residual, net.dropout(x, model.residual_dropout))
 
 
 # -- GPT-J: models/gptj ---------------------------------------------------------------------------------------
@@ -199,7 +206,7 @@ def _gpt_neo_layer(net: Net, path: str, x: Tensor) -> Tensor:
 
 def _gptj(net: Net) -> Tensor:
     m, model = net.m, net.model
-    x = net.start(ops.dropout(m, net.embedding("transformer.wte", _tokens(net)), model.embedding_dropout))
+    x = net.start(net.dropout(net.embedding("transformer.wte", _tokens(net)), model.embedding_dropout))
     for index in range(model.layers):
         x = net.layer(partial(_gptj_layer, net, f"transformer.h.{index}"), x)
     return net.norm(x, "transformer.ln_f")
@@ -214,10 +221,10 @@ def _gptj_layer(net: Net, path: str, x: Tensor) -> Tensor:
     k, q = net.rotary(k, share), net.rotary(q, share)
     out = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
     del q, k, v
-    attention = ops.dropout(m, net.linear(out, f"{path}.attn.out_proj"), model.residual_dropout)
+    attention = net.dropout(net.linear(out, f"{path}.attn.out_proj"), model.residual_dropout)
     del out
     forward = net.linear(net.activation(net.linear(x, f"{path}.mlp.fc_in")), f"{path}.mlp.fc_out")
-    forward = ops.dropout(m, forward, model.residual_dropout)
+    forward = net.dropout(forward, model.residual_dropout)
     return ops.add(m, ops.add(m, attention, forward), residual)
 
 
@@ -226,7 +233,7 @@ def _gptj_layer(net: Net, path: str, x: Tensor) -> Tensor:
 
 def _neox(net: Net) -> Tensor:
     m, model = net.m, net.model
-    x = net.start(ops.dropout(m, net.embedding("gpt_neox.embed_in", _tokens(net)), model.embedding_dropout))
+    x = net.start(net.dropout(net.embedding("gpt_neox.embed_in", _tokens(net)), model.embedding_dropout))
     for index in range(model.layers):
         x = net.layer(partial(_neox_layer, net, f"gpt_neox.layers.{index}"), x)
     return net.norm(x, "gpt_neox.final_layer_norm")
@@ -235,14 +242,14 @@ def _neox(net: Net) -> Tensor:
 def _neox_layer(net: Net, path: str, x: Tensor) -> Tensor:
     m, model = net.m, net.model
     attention = _neox_attention(net, path, net.norm(x, f"{path}.input_layernorm"))
-    attention = ops.dropout(m, attention, model.residual_dropout)
+    attention = net.dropout(attention, model.residual_dropout)
     if not model.parallel_residual:
         attention = ops.add(m, attention, x)
         x = attention
     forward = net.norm(x, f"{path}.post_attention_layernorm")
     forward = net.activation(net.linear(forward, f"{path}.mlp.dense_h_to_4h"))
     forward = net.linear(forward, f"{path}.mlp.dense_4h_to_h")
-    forward = ops.dropout(m, forward, model.residual_dropout)
+    forward = net.dropout(forward, model.residual_dropout)
     out = ops.add(m, forward, attention)
     return ops.add(m, out, x) if model.parallel_residual else out
 
@@ -262,7 +269,7 @@ def _neox_attention(net: Net, path: str, x: Tensor) -> Tensor:
 
 def _phi(net: Net) -> Tensor:
     m, model = net.m, net.model
-    x = net.start(ops.dropout(m, net.embedding("model.embed_tokens", _tokens(net)), model.embedding_dropout))
+    x = net.start(net.dropout(net.embedding("model.embed_tokens", _tokens(net)), model.embedding_dropout))
     for index in range(model.layers):
         x = net.layer(partial(_phi_layer, net, f"model.layers.{index}"), x)
     return net.norm(x, "model.final_layernorm")
@@ -277,10 +284,10 @@ def _phi_layer(net: Net, path: str, x: Tensor) -> Tensor:
     q, k = net.rotary(q, share), net.rotary(k, share)
     out = net.linear(net.attend(q, k, v, _shape(net)), f"{path}.self_attn.dense")
     del q, k, v
-    attention = ops.dropout(m, out, model.residual_dropout)
+    attention = net.dropout(out, model.residual_dropout)
     del out
     forward = net.linear(net.activation(net.linear(x, f"{path}.mlp.fc1")), f"{path}.mlp.fc2")
-    forward = ops.dropout(m, forward, model.residual_dropout)
+    forward = net.dropout(forward, model.residual_dropout)
     return ops.add(m, ops.add(m, attention, forward), residual)
 
 
@@ -311,7 +318,7 @@ def _opt_layer(net: Net, path: str, x: Tensor) -> Tensor:
     k, v = (net.linear(x, f"{path}.self_attn.{name}_proj") for name in "kv")
     out = net.linear(net.attend(q, k, v, _shape(net)), f"{path}.self_attn.out_proj")
     del q, k, v
-    x = ops.add(m, residual, ops.dropout(m, out, model.residual_dropout))
+    x = ops.add(m, residual, net.dropout(out, model.residual_dropout))
     del out
     if not before:
         x = net.norm(x, f"{path}.self_attn_layer_norm")
@@ -319,5 +326,5 @@ def _opt_layer(net: Net, path: str, x: Tensor) -> Tensor:
     if before:
         x = net.norm(x, f"{path}.final_layer_norm")
     x = net.linear(net.activation(net.linear(x, f"{path}.fc1")), f"{path}.fc2")
-    x = ops.add(m, residual, ops.dropout(m, x, model.residual_dropout))
+    x = ops.add(m, residual, net.dropout(x, model.residual_dropout))
     return x if before else net.norm(x, f"{path}.final_layer_norm")

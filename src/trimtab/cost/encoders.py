@@ -23,7 +23,7 @@ def bert(net: Net, prefix: str) -> Tensor:
         x = ops.add(m, words, net.embedding(f"{prefix}embeddings.token_type_embeddings", tokens))
     x = ops.add(m, x, net.embedding(f"{prefix}embeddings.position_embeddings", net.job.sequence_length))
     del words
-    x = ops.dropout(m, net.norm(x, f"{prefix}embeddings.LayerNorm"), model.embedding_dropout)
+    x = net.dropout(net.norm(x, f"{prefix}embeddings.LayerNorm"), model.embedding_dropout)
     if f"{prefix}embeddings_project.weight" in net.weights:
         x = net.linear(x, f"{prefix}embeddings_project")
     x = net.start(x)
@@ -55,11 +55,11 @@ def _bert_layer(net: Net, path: str, x: Tensor) -> Tensor:
     q, k, v = (net.linear(x, f"{path}.attention.self.{name}") for name in ("query", "key", "value"))
     out = net.attend(q, k, v, _bert_shape(net), masked=False)
     del q, k, v
-    out = ops.dropout(m, net.linear(out, f"{path}.attention.output.dense"), model.residual_dropout)
+    out = net.dropout(net.linear(out, f"{path}.attention.output.dense"), model.residual_dropout)
     x = net.norm(ops.add(m, out, x), f"{path}.attention.output.LayerNorm")
     del out
     inner = net.activation(net.linear(x, f"{path}.intermediate.dense"))
-    out = ops.dropout(m, net.linear(inner, f"{path}.output.dense"), model.residual_dropout)
+    out = net.dropout(net.linear(inner, f"{path}.output.dense"), model.residual_dropout)
     return net.norm(ops.add(m, out, x), f"{path}.output.LayerNorm")
 
 
@@ -71,7 +71,7 @@ def _distilbert_layer(net: Net, path: str, x: Tensor) -> Tensor:
     x = net.norm(ops.add(m, out, x), f"{path}.sa_layer_norm")
     del out
     inner = net.activation(net.linear(x, f"{path}.ffn.lin1"))
-    out = ops.dropout(m, net.linear(inner, f"{path}.ffn.lin2"), model.residual_dropout)
+    out = net.dropout(net.linear(inner, f"{path}.ffn.lin2"), model.residual_dropout)
     return net.norm(ops.add(m, out, x), f"{path}.output_layer_norm")
 
 
@@ -95,13 +95,13 @@ class _Stack:
 
     def run(self) -> Tensor:
         net, model = self.net, self.net.model
-        x = ops.dropout(net.m, net.embedding("shared", net.batch * self.queries), model.residual_dropout)
+        x = net.dropout(net.embedding("shared", net.batch * self.queries), model.residual_dropout)
         layers = model.layers if self.encoded is None else model.decoder_layers
         x = net.start(x)
         for index in range(layers):
             x = net.layer(partial(self._block, index), x)
         x = net.norm(x, f"{self.name}.final_layer_norm")
-        return ops.dropout(net.m, x, model.residual_dropout)
+        return net.dropout(x, model.residual_dropout)
 
     def _block(self, index: int, x: Tensor) -> Tensor:
         path = f"{self.name}.block.{index}"
@@ -137,7 +137,7 @@ class _Stack:
         )
         out = self._attend(q, k, v, shape, cross=other is not None, index=index, path=path)
         del q, k, v, normed
-        out = ops.dropout(m, net.linear(out, f"{path}.{name}.o"), model.residual_dropout)
+        out = net.dropout(net.linear(out, f"{path}.{name}.o"), model.residual_dropout)
         return ops.add(m, x, out)
 
     def _attend(
@@ -180,7 +180,7 @@ class _Stack:
             inner = net.gated(inner, f"{dense}.wi_0", f"{dense}.wi_1")
         else:
             inner = net.activation(net.linear(inner, f"{dense}.wi"))
-        out = net.linear(ops.dropout(m, inner, model.mlp_dropout), f"{dense}.wo")
-        return ops.add(m, x, ops.dropout(m, out, model.residual_dropout))
+        out = net.linear(net.dropout(inner, model.mlp_dropout), f"{dense}.wo")
+        return ops.add(m, x, net.dropout(out, model.residual_dropout))
 
 

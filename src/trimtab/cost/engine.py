@@ -15,6 +15,7 @@ from trimtab.cost.machine import PART, Meter, Storage, Weight
 FLAT_ALIGNMENT = 2  # stage_1_and_2.py: nccl_start_alignment_factor
 ALLREDUCE_ELEMENTS = 500_000_000  # engine.py:151, MEMORY_OPT_ALLREDUCE_SIZE
 NORM_ITEM = 8  # zero/utils.py:59: norms are taken in fp64
+NORM_CHUNK = 250_000_000  # stage3.py:1960, elements
 MASTER_ITEM = 4
 
 
@@ -557,9 +558,13 @@ class ShardedParameters(Engine):
         sizes = [self.shards[weight.name] * s.ranks * s.item for weight, _ in self.bucket]
         alone = len(self.bucket) == 1 and self.bucket[0][0].numel % s.ranks == 0
         flat = None if alone else self.new(sum(sizes), "temporaries")  # coalesced_collectives.py:100-133
-        if s.offload_optimizer != "none":
+        if s.offload_optimizer != "none":  # partition_grads: back on the device, its norm in fp64 (:2006)
             for weight, _ in self.bucket:
-                self.new(self.shards[weight.name] * (s.gradient_item + MASTER_ITEM), "temporaries")
+                shard = self.shards[weight.name]
+                back = self.new(shard * s.gradient_item, "temporaries")
+                self.new(min(shard, NORM_CHUNK) * NORM_ITEM, "temporaries")
+                self.new(shard * MASTER_ITEM, "temporaries")
+                del back
         del flat
         self.bucket.clear()
         self.filled = 0

@@ -89,7 +89,7 @@ def _encoder(net: Net, hidden: Tensor) -> Tensor:
         return _masked(net, hidden)
     if task in ("token-classification", "question-answering"):
         head = "qa_outputs" if task == "question-answering" else "classifier"
-        dropped = hidden if head == "qa_outputs" else ops.dropout(m, hidden, model.classifier_dropout)
+        dropped = hidden if head == "qa_outputs" else net.dropout(hidden, model.classifier_dropout)
         return _classify_tokens(net, dropped, head)
     first = hidden.view(net.batch * model.hidden_size)
     first = m.op(first.numel, (hidden,), (hidden.bytes,), view_of=hidden)
@@ -99,7 +99,7 @@ def _encoder(net: Net, hidden: Tensor) -> Tensor:
         if f"{path}.weight" in net.weights
     )
     pooled = ops.tanh(m, net.linear(first, path))
-    pooled = ops.dropout(m, pooled, model.classifier_dropout)
+    pooled = net.dropout(pooled, model.classifier_dropout)
     out = "classifier.out_proj" if "classifier.out_proj.weight" in net.weights else "classifier"
     return ops.cross_entropy(m, net.linear(pooled, out), fp32=False)
 

@@ -111,15 +111,19 @@ class Weight:
 class Node:
     """One operator in the autograd graph: what it kept, and what its backward pass allocates."""
 
-    __slots__ = ("flops", "gradients", "inputs", "moved", "part", "region", "saved", "scratch", "slot", "weights")
+    __slots__ = (
+        "flops", "gradients", "inputs", "module", "moved", "part", "region", "saved", "saves", "scratch", "slot", "weights",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.inputs: tuple[Edge | None, ...] = ()
         self.weights: tuple[Weight, ...] = ()
         self.gradients: tuple[int, ...] = ()
         self.saved: tuple[Storage, ...] = ()
-        self.scratch = self.flops = self.moved = self.slot = self.part = 0
+        self.scratch = self.flops = self.moved = self.slot = self.part = self.saves = 0
         self.region: Region | None = None
+        self.module = False
+        """Whether it stands for the end of a module without parameters of its own."""
 
 
 Edge = Node | Weight
@@ -187,6 +191,8 @@ class Machine:
     tape: list[Node] = field(default_factory=list)
     part: int = PART["activations"]
     phase: str = "forward"
+    modules: bool = False
+    """Whether the listener wants to know of modules without parameters too (stage 3 counts them)."""
     _region: Region | None = None
     _replaying: Region | None = None
     _replayed: list[tuple[Storage, ...]] = field(default_factory=list)
@@ -241,6 +247,7 @@ class Machine:
         recorded = any(edge is not None for edge in edges)
         if weights:
             self.listener.before_use(weights, backward=self._replaying is not None)
+        saves = len(keep) + len(extra) + keep_output
         if recorded and keep:
             keep = self._save(keep)
         if view_of is not None:
@@ -255,7 +262,7 @@ class Machine:
         if weights:
             self.listener.after_use(weights, backward=self._replaying is not None)
         if recorded:
-            self._record(out, edges, weights, gradients, keep, scratch, flops)
+            self._record(out, edges, weights, gradients, keep, saves, scratch, flops)
         return out
 
     def _save(self, storages: tuple[Storage, ...]) -> tuple[Storage, ...]:
@@ -276,6 +283,7 @@ class Machine:
         weights: tuple[Weight, ...],
         gradients: tuple[int, ...],
         kept: tuple[Storage, ...],
+        saves: int,
         scratch: int,
         flops: int,
     ) -> None:
@@ -286,6 +294,7 @@ class Machine:
         node = Node()
         node.inputs, node.gradients, node.saved, node.scratch = edges, gradients, kept, scratch
         node.weights, node.part, node.region, node.flops = weights, self.part, self._region, flops
+        node.saves = saves
         node.moved = out.bytes + sum(storage.bytes for storage in kept)
         if self._region is not None:
             node.slot = self._region.nodes
@@ -295,6 +304,20 @@ class Machine:
                 edge.uses += 1
         self.tape.append(node)
         out.edge = node
+
+    def enter(self) -> None:
+        """A module without parameters of its own begins."""
+        if self.modules:
+            self.listener.before_use((), backward=self._replaying is not None)
+
+    def leave(self, out: Tensor) -> Tensor:
+        """It ends with ``out``; its backward pass will begin there."""
+        if not self.modules or out.edge is None:
+            return out
+        marked = self.op(out.numel, (out,), (PASS,), item=out.item, view_of=out)
+        if isinstance(marked.edge, Node) and marked.edge is not _REPLAYED:
+            marked.edge.module = True
+        return marked
 
     def leaf(self, tensor: Tensor) -> Tensor:
         """``tensor`` made to require a gradient (``enable_input_require_grads``)."""
@@ -344,12 +367,12 @@ class Machine:
 
     def _step_back(self, node: Node, gradients: dict[Node, Storage]) -> None:
         incoming = gradients.pop(node)
+        if node.weights or node.module:
+            self.listener.before_use(node.weights, backward=True)
         saved = node.saved
-        if node.region is not None:
+        if node.region is not None and node.saves:
             recomputed = self._replay(node.region)
             saved, recomputed[node.slot] = recomputed[node.slot], ()
-        if node.weights:
-            self.listener.before_use(node.weights, backward=True)
         part, self.part = self.part, node.part
         scratch = self.new(node.scratch) if node.scratch else None
         made: list[tuple[Edge, Storage]] = []

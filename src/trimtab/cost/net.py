@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from trimtab.cost import attention as att
 from trimtab.cost import operators as ops
@@ -44,7 +45,7 @@ class Net:
         if adapted is None:
             return out
         assert self.job.lora is not None
-        low = ops.linear(m, ops.dropout(m, x, self.job.lora.lora_dropout), adapted)
+        low = ops.linear(m, self.dropout(x, self.job.lora.lora_dropout), adapted)
         high = ops.linear(m, low, weights[path + ".lora_B.default.weight"])
         return ops.add(m, out, ops.scale(m, high))
 
@@ -69,7 +70,8 @@ class Net:
 
     def activation(self, x: Tensor, name: str | None = None) -> Tensor:
         """The model's activation."""
-        return ops.activation(self.m, x, name or self.model.activation)
+        self.m.enter()
+        return self.m.leave(ops.activation(self.m, x, name or self.model.activation))
 
     def gated(self, x: Tensor, gate: str, up: str) -> Tensor:
         """``act(gate(x)) * up(x)``; Liger's fused form keeps both inputs and nothing else."""
@@ -112,7 +114,18 @@ class Net:
 
     def layer(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """One transformer layer, recomputed in the backward pass if the job says so."""
-        return self.m.checkpoint(run, x) if self.job.checkpoint_activations else run(x)
+        inside = partial(self.module, run)
+        return self.m.checkpoint(inside, x) if self.job.checkpoint_activations else inside(x)
+
+    def module(self, run: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+        """``run(*arguments)`` as a module that has no parameters of its own."""
+        self.m.enter()
+        return self.m.leave(run(*arguments))
+
+    def dropout(self, x: Tensor, probability: float) -> Tensor:
+        """An ``nn.Dropout`` module."""
+        self.m.enter()
+        return self.m.leave(ops.dropout(self.m, x, probability))
 
     def start(self, x: Tensor) -> Tensor:
         """The embedded input; made to need a gradient where frozen weights and recomputation require it."""
