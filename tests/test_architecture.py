@@ -39,9 +39,10 @@ DOORS = ("__init__", "__main__")
 ENGINE = ("train", "rehearse", "probe")
 HOMES = {
     "typer": ("cli",),
-    "rich": ("cli", "report"),
+    "rich": ("cli", "report", "train"),
     "yaml": ("source",),
-    "matplotlib": ("report",),
+    "matplotlib": ("report", "train"),
+    "psutil": ("launch", "train", "rehearse", "probe"),
     **dict.fromkeys(
         (
             "accelerate",
@@ -49,7 +50,6 @@ HOMES = {
             "deepspeed",
             "numpy",
             "peft",
-            "psutil",
             "safetensors",
             "tokenizers",
             "torch",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
 import typer
@@ -67,6 +67,13 @@ def test_help_of_the_whole() -> None:
 
 def test_no_golden_help_is_left_over() -> None:
     assert {file.stem for file in GOLDEN.glob("*.txt")} == {"trimtab", *commands.available()}
+
+
+def test_a_value_is_called_by_its_kind() -> None:
+    def some(a: int | None, b: list[str] | None, c: float, d: bool, e: Path, f: Literal["x"]) -> None: ...
+
+    kinds = {name: commands.placeholder(some, name) for name in "abcdefg"}
+    assert kinds == {"a": "N", "b": "TEXT", "c": "X", "d": None, "e": "PATH", "f": None, "g": None}
 
 
 def test_help_has_many_names(capsys: Capture) -> None:

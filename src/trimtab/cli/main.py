@@ -80,6 +80,9 @@ def _invoke(name: str, arguments: list[str]) -> int:
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         app.command(name, context_settings={"help_option_names": ["-h", "--help"]})(target)
     command = typer.main.get_command(app)
+    if target is not app:
+        for parameter in command.params:
+            parameter.metavar = parameter.metavar or commands.placeholder(target, parameter.name)
     flags = ["--help"]
     flags += [flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)]
     try:
