@@ -12,7 +12,9 @@ def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A name from `trimtab list`, or a file.")],
     data: Annotated[
         list[str],
-        typer.Option("--data", help="Text, JSONL, CSV or Parquet: file, folder or glob; or a dataset's name."),
+        typer.Option(
+            "--data", help="Text, JSONL, CSV or Parquet: file, folder or glob; or a dataset's name."
+        ),
     ],
     run: Annotated[str | None, typer.Option("--run", help="The run's folder (default: runs/CONFIG).")] = None,
     pretrained: Annotated[
@@ -22,7 +24,9 @@ def train(
         str | None, typer.Option("--tokenizer", help="A tokenizer's folder or hub id (default: train one).")
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", help="Times through the data (default: 1).")] = None,
+    epochs: Annotated[
+        float | None, typer.Option("--epochs", help="Times through the data (default: 1).")
+    ] = None,
     tokens: Annotated[str | None, typer.Option("--tokens", help="Tokens to train on, such as 300M.")] = None,
     resume: Annotated[
         str, typer.Option("--resume", help="auto, required, never, or a checkpoint's or run's path.")
@@ -53,7 +57,9 @@ def train(
     validation: Annotated[
         float, typer.Option("--validation", help="Part of the data kept for validation.")
     ] = 0.01,
-    text_field: Annotated[str | None, typer.Option("--text-field", help="The text's or source's field.")] = None,
+    text_field: Annotated[
+        str | None, typer.Option("--text-field", help="The text's or source's field.")
+    ] = None,
     target_field: Annotated[str | None, typer.Option("--target-field", help="The target's field.")] = None,
     label_field: Annotated[str | None, typer.Option("--label-field", help="The label's field.")] = None,
     prefix: Annotated[
@@ -67,22 +73,25 @@ def train(
     launcher: Annotated[str, typer.Option("--launcher", help="torchrun, deepspeed or none.")] = "torchrun",
     nodes: Annotated[int, typer.Option("--nodes", help="Machines, with --hostfile.")] = 1,
     hostfile: Annotated[str | None, typer.Option("--hostfile", help="DeepSpeed's hostfile.")] = None,
-    port: Annotated[int | None, typer.Option("--port", help="Where the ranks meet (default: a free one).")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", help="Where the ranks meet (default: a free one).")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of weights, data order and dropout.")] = 1234,
     workers: Annotated[int, typer.Option("--workers", help="Data-reading processes per rank.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the closing report as one object.")] = False,
 ) -> int:
     """Train a model as a configuration says.
 
-    Runs DeepSpeed's engine on every GPU, or on the CPU with two ranks.  The run's folder gets checkpoints that
-    are whole or absent, a line of figures a step, the trained model as a Hugging Face folder, and a closing
-    report.  Ctrl-C saves and stops; --resume auto goes on from there with the same losses.
+    Runs DeepSpeed's engine on every GPU, or on the CPU with two ranks.  The run's folder gets checkpoints
+    that are whole or absent, a line of figures a step, the trained model as a Hugging Face folder, and a
+    closing report.  Ctrl-C saves and stops; --resume auto goes on from there with the same losses.
 
     \b
     Examples:
-      trimtab train llama_7b_single_node --from ./llama-7b --data corpus/ --steps 1000
-      trimtab train llama_70b_multi_node --shrink --data notes.txt --steps 20 --set train_batch_size=16
-      trimtab train bert_base_finetuning --from bert-base-uncased --data reviews.csv --epochs 3
+      trimtab train llama_7b_single_node --from ./llama-7b --data corpus/
+      trimtab train llama_70b_multi_node --shrink --data notes.txt --steps 20
+      trimtab train bert_base_finetuning --from bert-base-uncased \\
+        --data reviews.csv --epochs 3 --set train_batch_size=64
     """
     from trimtab.errors import UsageError
     from trimtab.train.settings import DEVICES, Settings
