@@ -56,8 +56,8 @@ def main() -> int:
         end = row["gib"].get("end", {})
         print(
             f"{name:28} {'ok' if row['ok'] else 'FAILED'}  peak allocated {end.get('peak_alloc')} GiB  "
-            f"step {row['step_seconds']} s  host {row['host_rss_gib']} GiB  took {time.time() - started:.0f} s"
-            + ("" if row["ok"] else f"\n    {row['error']}"),
+            f"step {row['step_seconds']} s  host {row['host_rss_gib']} GiB  took "
+            f"{time.time() - started:.0f} s" + ("" if row["ok"] else f"\n    {row['error']}"),
             flush=True,
         )
         failures = 0 if row["ok"] else failures + 1

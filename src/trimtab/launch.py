@@ -1,7 +1,7 @@
 """Starting the ranks of a run with the launchers that exist, and staying beside them until they end.
 
-Commands are lists of arguments, never a shell's text.  A stop is asked for through a callback, so that the ranks
-can save first; what does not go is ended, and nothing but what was started here.
+Commands are lists of arguments, never a shell's text.  A stop is asked for through a callback, so that the
+ranks can save first; what does not go is ended, and nothing but what was started here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Launch:
             raise UsageError(f"--launcher none starts one rank, not {self.ranks}")
         if (self.nodes > 1 or self.hostfile) and self.launcher != "deepspeed":
             raise UsageError(
-                "several nodes are started by DeepSpeed's launcher: --launcher deepspeed --hostfile FILE; under "
+                "several nodes are started by DeepSpeed's launcher: --launcher deepspeed --hostfile "
+                "FILE; under "
                 "Slurm or torchrun start `python -m trimtab.train` on every node instead"
             )
         if self.nodes > 1 and not self.hostfile:
@@ -120,7 +121,8 @@ def choose_port(asked: int | None) -> int:
             server.bind((LOOPBACK, asked or 0))
         except (OSError, OverflowError) as error:
             raise UsageError(
-                f"--port {asked} cannot be used: {getattr(error, 'strerror', None) or error}. Leave --port out and a "
+                f"--port {asked} cannot be used: {getattr(error, 'strerror', None) or error}. Leave "
+                "--port out and a "
                 "free one is chosen"
             ) from error
         return int(server.getsockname()[1])
@@ -131,8 +133,8 @@ def supervise(
 ) -> int:
     """Run a launcher until it ends; its exit code, 128+n if a signal ended it.
 
-    The first SIGINT or SIGTERM calls ``ask_to_stop`` with its number and waits on; a second one ends everything
-    that was started.
+    The first SIGINT or SIGTERM calls ``ask_to_stop`` with its number and waits on; a second one ends
+    everything that was started.
     """
     process = subprocess.Popen(arguments, env=dict(values), stdin=subprocess.DEVNULL, start_new_session=True)
     asked: list[int] = []

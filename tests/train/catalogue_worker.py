@@ -1,6 +1,6 @@
 """One of two ranks that train every catalogue configuration, interrupted and not, in one process each.
 
-usage: python -m torch.distributed.run --nproc_per_node 2 catalogue_worker.py DATA_FOLDER OUTPUT_FOLDER [NAME…]
+usage: python -m torch.distributed.run --nproc_per_node 2 catalogue_worker.py DATA_FOLDER OUTPUT_FOLDER
 
 Rank 0 appends a JSON line for each configuration to OUTPUT_FOLDER/results.jsonl.
 """
@@ -24,8 +24,10 @@ from trimtab.train.metrics import read_steps
 from trimtab.train.settings import Settings, effective_config
 
 STEPS = 12
-# two classes and adapters on a trained model have little to lose: their loss falls slowly under its noise
-LONGER = {"bert_base_finetuning": 45, "llama_lora_finetune": 45}
+# a classifier's loss falls slowly under its noise; adapters need a base that has learned something, and have
+# little
+# to win on it
+LONGER = {"bert_base_finetuning": 60, "llama_7b_single_node": 60, "llama_lora_finetune": 45}
 DATA = {
     "causal-lm": "code.txt",
     "masked-lm": "prose.txt",
@@ -43,9 +45,14 @@ def steps_of(name: str) -> tuple[int, int]:
 
 
 def settings_of(name: str, data: Path, output: Path) -> Settings:
-    """The catalogue's file with a small model, short sequences and batches, and a rate that a short run can use."""
+    """The catalogue's file with a small model, short sequences and batches, and a rate that a short run can
+    use.
+    """
     config = catalogue.load_config(name)
-    micro = min(4, config.raw["train_micro_batch_size_per_gpu"])
+    micro = min(
+        16 if config.job.task == "sequence-classification" else 4,
+        config.raw["train_micro_batch_size_per_gpu"],
+    )
     accumulation = min(2, config.raw.get("gradient_accumulation_steps", 1))
     changes = [
         f"train_batch_size={micro * accumulation * 2}",
@@ -81,7 +88,9 @@ def prove(name: str, data: Path, output: Path, rank: int) -> dict:
     whole_folder, again_folder = Path(settings.run), output / f"{name}-again"
     steps, _ = steps_of(name)
     if rank == 0:  # the same run, ended at two thirds
-        shutil.copytree(whole_folder, again_folder, ignore=shutil.ignore_patterns("model", f"step-{steps:06d}"))
+        shutil.copytree(
+            whole_folder, again_folder, ignore=shutil.ignore_patterns("model", f"step-{steps:06d}")
+        )
     resumed = run(replace(settings, run=str(again_folder), resume="required"))
     if rank != 0:
         return {}
@@ -93,7 +102,11 @@ def prove(name: str, data: Path, output: Path, rank: int) -> dict:
         "exit_codes": [whole.exit_code, resumed.exit_code],
         "losses": losses,
         "resumed": again,
-        "checkpoint": {"step": manifest.step, "files": len(manifest.files), "world_size": manifest.world_size},
+        "checkpoint": {
+            "step": manifest.step,
+            "files": len(manifest.files),
+            "world_size": manifest.world_size,
+        },
         "stage": config.stage,
         "changes": [*settings.changes, *notes],
         "report": dict(whole.report or {}),
@@ -108,7 +121,10 @@ def main() -> None:
     for name in names:
         started = time.monotonic()
         try:
-            with open(output / f"log-{rank}.txt", "a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
+            with (
+                open(output / f"log-{rank}.txt", "a", encoding="utf-8") as log,
+                contextlib.redirect_stderr(log),
+            ):
                 result = prove(name, data, output, rank)
         except Exception:
             with open(output / f"error-{rank}.txt", "a", encoding="utf-8") as file:

@@ -9,11 +9,15 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-MODULES = ("argparse", "ast", "calendar", "configparser", "csv", "datetime", "difflib", "dis", "enum", "fractions",
-           "ftplib", "functools", "glob", "gzip", "heapq", "inspect", "ipaddress", "locale", "mailbox", "optparse",
-           "os", "pathlib", "pdb", "pickle", "platform", "random", "shutil", "socket", "statistics", "string",
-           "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tokenize", "traceback", "turtle",
-           "typing", "zipfile")  # fmt: skip
+MODULES = (
+    "argparse", "ast", "calendar", "configparser", "csv", "datetime", "difflib", "dis", "enum", "fractions",
+    "ftplib", "functools", "glob", "gzip", "heapq", "inspect", "ipaddress", "locale", "mailbox", "optparse",
+    "os", "pathlib", "pdb", "pickle", "platform", "random", "shutil", "socket", "statistics", "string",
+    "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tokenize", "traceback", "turtle",
+    "typing", "zipfile",
+)  # fmt: skip
+CODE = re.compile(r"(?=.{20,100}$)(?:return |if |for |self\.|[a-z_]+ = ).*[\])}:]")
+"""A line of code that looks like nothing else."""
 
 
 def sources() -> Iterator[str]:
@@ -45,7 +49,7 @@ def write(folder: Path) -> dict[str, Path]:
         for sentence in re.split(r"(?<=[.])\s", doc)
         if 30 < len(sentence) < 200
     ]
-    lines = [line.strip() for text in sources() for line in text.splitlines() if 30 < len(line.strip()) < 100]
+    lines = [line.strip() for text in sources() for line in text.splitlines() if CODE.fullmatch(line.strip())]
     files["code.txt"].write_text("\n".join(sources())[:1_200_000], encoding="utf-8")
     files["prose.txt"].write_text("\n".join(sentences), encoding="utf-8")
     count = min(len(sentences), len(lines), 1500)

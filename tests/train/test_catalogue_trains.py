@@ -1,8 +1,8 @@
 """Every catalogue configuration goes through the real engine: trains, saves, resumes with the same bits.
 
-The DeepSpeed block and the task are the catalogue's; the model is a small copy, the batch and the sequences are
-short, and what only a GPU has is replaced by its nearest CPU form (printed).  Two gloo ranks train all thirteen in
-one pair of processes, since importing DeepSpeed costs seconds.
+The DeepSpeed block and the task are the catalogue's; the model is a small copy, the batch and the sequences
+are short, and what only a GPU has is replaced by its nearest CPU form (printed).  Two gloo ranks train all
+thirteen in one pair of processes, since importing DeepSpeed costs seconds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ def make_tokenizers(data: Path, files: dict[str, Path]) -> None:
 
     code = [files["code.txt"].read_text(encoding="utf-8")[:400_000]]
     prose = files["prose.txt"].read_text(encoding="utf-8").splitlines()
-    for kind, model_type, texts in (("bpe", "llama", code), ("wordpiece", "bert", prose), ("unigram", "t5", prose)):
+    for kind, model_type, texts in (
+        ("bpe", "llama", code),
+        ("wordpiece", "bert", prose),
+        ("unigram", "t5", prose),
+    ):
         save_tokenizer(train_tokenizer(model_type, texts, vocab_size=1024), data / kind)
 
 
@@ -91,4 +95,8 @@ def test_trains_saves_and_resumes(name: str, trained: dict[str, dict]) -> None:
 
 def _error(folder: str) -> str:
     errors = sorted(Path(folder).glob("runs/error-*.txt"))
-    return errors[0].read_text(encoding="utf-8")[-3000:] if errors else Path(folder, "log.txt").read_text()[-3000:]
+    return (
+        errors[0].read_text(encoding="utf-8")[-3000:]
+        if errors
+        else Path(folder, "log.txt").read_text()[-3000:]
+    )

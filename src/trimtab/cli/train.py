@@ -16,7 +16,9 @@ def train(
             "--data", help="Text, JSONL, CSV or Parquet: file, folder or glob; or a dataset's name."
         ),
     ],
-    run: Annotated[str | None, typer.Option("--run", help="The run's folder (default: runs/CONFIG).")] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", "--run-dir", help="The run's folder (default: runs/CONFIG).")
+    ] = None,
     pretrained: Annotated[
         str | None, typer.Option("--from", help="Pretrained weights: a folder or hub id (default: random).")
     ] = None,

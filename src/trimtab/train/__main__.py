@@ -21,7 +21,6 @@ from trimtab.train.settings import Settings
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--data", {"nargs": "+", "help": "files, folders, globs, or a Hugging Face dataset's name"}),
-    ("--run", {"help": "the run's folder (default: runs/CONFIG)"}),
     ("--from", {"dest": "pretrained", "help": "pretrained weights: a folder or a hub id"}),
     ("--tokenizer", {"help": "a tokenizer's folder or hub id (default: train one on the data)"}),
     ("--steps", {"type": int}),
@@ -109,6 +108,9 @@ def _settings(arguments: Sequence[str] | None) -> Settings:
     parser.add_argument("--deepspeed", action="store_true", help="accepted, as by every DeepSpeed script")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by the deepspeed launcher")
     parser.add_argument("--settings", help=argparse.SUPPRESS)
+    parser.add_argument(  # torchrun takes a script's --run for its own --run-path, so there is a second name
+        "--run-dir", "--run", dest="run", help="the run's folder (default: runs/CONFIG)"
+    )
     for name, how in OPTIONS:
         parser.add_argument(name, **how)
     given = parser.parse_args(arguments)
@@ -119,10 +121,10 @@ def _settings(arguments: Sequence[str] | None) -> Settings:
     if given.config is None or not given.data:
         parser.error("--deepspeed_config and --data are needed")
     names = {field.name for field in fields(Settings)}
-    values = {
-        k: tuple(v) if isinstance(v, list) else v
-        for k, v in vars(given).items()
-        if k in names and v is not None
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in vars(given).items()
+        if key in names and value is not None
     }
     values.setdefault("run", str(Path("runs") / Path(given.config).stem))
     if values.get("device", "auto") == "auto":
@@ -154,7 +156,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _out_of_memory(error: BaseException) -> str:
     return (
         f"out of GPU memory: {str(error).splitlines()[0]} Halve train_micro_batch_size_per_gpu and double "
-        "gradient_accumulation_steps, turn on trimtab.checkpoint_activations, or raise zero_optimization.stage "
+        "gradient_accumulation_steps, turn on trimtab.checkpoint_activations, or raise "
+        "zero_optimization.stage "
         "(each with --set); `trimtab estimate` tells what each saves"
     )
 

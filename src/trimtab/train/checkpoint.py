@@ -5,8 +5,8 @@
         state/             what DeepSpeed wrote
         random/rank-0000.safetensors
 
-DeepSpeed itself writes to the final name, without sums (checkpoint_engine/torch_checkpoint_engine.py), and loads
-with pickle: nothing is loaded here that a manifest of ours does not vouch for.
+DeepSpeed itself writes to the final name, without sums (checkpoint_engine/torch_checkpoint_engine.py), and
+loads with pickle: nothing is loaded here that a manifest of ours does not vouch for.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def verify(folder: Path) -> Manifest:
 
 
 def whole_checkpoints(folder: Path) -> tuple[list[Path], list[str]]:
-    """The newest whole checkpoint of ``RUN/checkpoints`` as a list of one (or none), and what was wrong with newer ones."""
+    """The newest whole checkpoint of ``RUN/checkpoints`` as a list of one (or none), and what was wrong
+    with newer ones.
+    """
     broken: list[str] = []
     for candidate in sorted(_finished(folder), key=_step, reverse=True):
         try:
@@ -128,7 +130,8 @@ def find_checkpoint(resume: str, checkpoints: Path) -> tuple[Path | None, tuple[
             return path, ()
         if not (path / "checkpoints").is_dir():
             raise UsageError(
-                f"--resume {resume}: neither a checkpoint (a folder step-000100 with a manifest.json) nor a run's folder"
+                f"--resume {resume}: neither a checkpoint (a folder step-000100 with a manifest.json) "
+                "nor a run's folder"
             )
         checkpoints = path / "checkpoints"
     whole, broken = whole_checkpoints(checkpoints)
@@ -159,7 +162,8 @@ def check_resumable(
         )
     if manifest.data != data:
         raise UsageError(
-            f"{folder} was trained on other data; resume with the data it began with, or start a new run from its "
+            f"{folder} was trained on other data; resume with the data it began with, or start a new run "
+            "from its "
             "model with --from RUN/model"
         )
     if manifest.seed != seed:
@@ -168,7 +172,8 @@ def check_resumable(
         )
     if manifest.world_size != world and manifest.stage > 0:
         raise UsageError(
-            f"{folder} was saved by {manifest.world_size} ranks and ZeRO stage {manifest.stage} shards cannot be "
+            f"{folder} was saved by {manifest.world_size} ranks and ZeRO stage {manifest.stage} shards "
+            "cannot be "
             f"loaded by {world}: use --ranks {manifest.world_size}"
         )
 
@@ -212,7 +217,9 @@ def sums(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def publish(partial: Path, final: Path, manifest: Manifest) -> None:
-    """Write the manifest and give the finished folder its name; until then no reader takes it for a checkpoint."""
+    """Write the manifest and give the finished folder its name; until then no reader takes it for a
+    checkpoint.
+    """
     file = partial / MANIFEST
     file.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
     _flush(file)
@@ -245,9 +252,9 @@ def partial_name(step: int) -> str:
 def needed_bytes(parameters: int, trainable: int, *, parameter_bytes: int, keep: int) -> int:
     """Disk that a run's checkpoints and its exported model take at most.
 
-    A checkpoint holds the parameters as the engine computes with them, and per trained parameter a float32 copy and
-    Adam's two float32 moments (runtime/zero/stage_1_and_2.py, state_dict); one more than ``keep`` exist while the
-    newest is written.
+    A checkpoint holds the parameters as the engine computes with them, and per trained parameter a float32
+    copy and Adam's two float32 moments (runtime/zero/stage_1_and_2.py, state_dict); one more than ``keep``
+    exist while the newest is written.
     """
     one = parameters * parameter_bytes + 12 * trainable
     return one * (keep + 1) + parameters * parameter_bytes

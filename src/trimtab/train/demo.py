@@ -1,4 +1,6 @@
-"""The demonstration: a small GPT learns the Python that came with this interpreter, on two CPU ranks or the GPUs."""
+"""The demonstration: a small GPT learns the Python that came with this interpreter, on two CPU ranks or the
+GPUs.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def standard_library() -> tuple[str, ...]:
     found = [str(root / "*.py")] if any(root.glob("*.py")) else []
     found += [str(root / name / "*.py") for name in PACKAGES if any((root / name).glob("*.py"))]
     if not found:
-        raise DataError(f"{root}: this Python came without its standard library's sources; use `trimtab train --data`")
+        raise DataError(
+            f"{root}: this Python came without its standard library's sources; use `trimtab train --data`"
+        )
     return tuple(found)
 
 

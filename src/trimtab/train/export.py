@@ -13,7 +13,8 @@ from trimtab.train.ranks import Ranks
 def export_model(
     engine: Any, tokenizer: Any, folder: Path, ranks: Ranks, *, stage: int, adapter: bool
 ) -> None:
-    """Write the model to ``folder`` as ``from_pretrained`` loads it (LoRA: peft's adapter folder); all ranks call it.
+    """Write the model to ``folder`` as ``from_pretrained`` loads it (LoRA: peft's adapter folder); all ranks
+    call it.
 
     At stage 3 the weights are gathered module by module onto rank 0's host memory.
     """

@@ -114,14 +114,16 @@ class RunFolder:
             raise UsageError("--overwrite replaces a run and --resume continues one: give one of them")
         if self.exists() and not overwrite and resume == "never":
             raise UsageError(
-                f"{self.path} already holds a run. Continue it with --resume auto, replace it with --overwrite, "
+                f"{self.path} already holds a run. Continue it with --resume auto, replace it with "
+                "--overwrite, "
                 "or choose another folder with --run DIR"
             )
         if not self.exists() and resume == "required":
             raise UsageError(f"--resume required: {self.path} holds no run to resume")
         if not self.exists() and self.path.is_dir() and self._foreign():
             raise UsageError(
-                f"{self.path} is not empty and holds no run ({self._foreign()[0].name} is there); choose another "
+                f"{self.path} is not empty and holds no run ({self._foreign()[0].name} is there); choose "
+                "another "
                 "folder with --run DIR"
             )
         try:
@@ -210,6 +212,7 @@ def check_disk(folder: Path, needed_bytes: int, *, what: str) -> None:
     free = shutil.disk_usage(place).free
     if free < needed_bytes:
         raise UsageError(
-            f"{folder}: {what} need {format_bytes(needed_bytes)}, but only {format_bytes(free)} are free there. "
+            f"{folder}: {what} need {format_bytes(needed_bytes)}, but only {format_bytes(free)} are free "
+            "there. "
             "Choose another disk with --run DIR, or keep fewer checkpoints with --keep 1"
         )

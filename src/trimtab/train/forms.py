@@ -103,16 +103,16 @@ def fit_world(config: Config, world: int) -> tuple[Config, tuple[str, ...]]:
     train, micro = config.get("train_batch_size"), config.get("train_micro_batch_size_per_gpu")
     stated = config.get("gradient_accumulation_steps")
     ranks = max(1, world // config.data_parallel_divisor)
-    if isinstance(train, int) and isinstance(micro, int) and stated and train != micro * stated * ranks:
-        if train % (micro * ranks) == 0:
-            accumulation = train // (micro * ranks)
-            note = (
-                f"{world} rank{'s' * (world > 1)}: gradient_accumulation_steps {stated} becomes {accumulation}, "
-                f"which keeps train_batch_size at {train}"
-            )
-            config = config.with_values({"gradient_accumulation_steps": accumulation})
-            config.batch(world)
-            return config, (note,)
+    whole = isinstance(train, int) and isinstance(micro, int) and isinstance(stated, int)
+    if whole and train != micro * stated * ranks and train % (micro * ranks) == 0:
+        accumulation = train // (micro * ranks)
+        note = (
+            f"{world} rank{'s' * (world > 1)}: gradient_accumulation_steps {stated} becomes {accumulation}, "
+            f"which keeps train_batch_size at {train}"
+        )
+        config = config.with_values({"gradient_accumulation_steps": accumulation})
+        config.batch(world)
+        return config, (note,)
     config.batch(world)
     return config, ()
 
@@ -125,8 +125,10 @@ def check_gpu(config: Config, capability: tuple[int, int], name: str) -> None:
     """
     if config.precision == "bf16" and capability < BF16_CAPABILITY:
         raise Unsupported(
-            f"{config.name} trains in bf16, which {name} (compute capability {capability[0]}.{capability[1]}) does "
-            "not compute with: it needs 8.0 or newer. Use fp16: --set bf16.enabled=false --set fp16.enabled=true"
+            f"{config.name} trains in bf16, which {name} (compute capability "
+            f"{capability[0]}.{capability[1]}) does "
+            "not compute with: it needs 8.0 or newer. Use fp16: --set bf16.enabled=false --set "
+            "fp16.enabled=true"
         )
 
 

@@ -131,7 +131,9 @@ def run(settings: Settings, *, prediction: Mapping[str, Any] | None = None) -> O
 def _prepare(
     settings: Settings, folder: RunFolder, ranks: Ranks, stack: contextlib.ExitStack
 ) -> tuple[Setup, Path | None]:
-    """Rank 0 opens the folder, prepares the data and chooses the checkpoint; the others then read what it left."""
+    """Rank 0 opens the folder, prepares the data and chooses the checkpoint; the others then read what it
+    left.
+    """
     setup, chosen, failure = None, None, None
     if ranks.first:
         try:
@@ -195,7 +197,8 @@ def _step(
         engine.step()
         total += float(loss.detach())
     asked = stop.number or (_requested(folder) if ranks.first else 0)
-    # a signal reaches ranks at different moments: the highest one that any rank has seen counts, on all of them
+    # a signal reaches ranks at different moments: the highest one that any rank has seen counts, on all of
+    # them
     by_rank = [0.0] * ranks.world
     by_rank[ranks.rank] = float(asked)
     sums = ranks.add(total, tokens, *by_rank)

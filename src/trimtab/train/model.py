@@ -321,7 +321,9 @@ def _add_lora(module: Any, job: Job) -> Any:
 
 def _use_liger_kernels(module: Any) -> None:
     try:
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+        from liger_kernel.transformers import (  # type: ignore[import-not-found, unused-ignore]
+            _apply_liger_kernel_to_instance,
+        )
     except ImportError as error:
         raise MissingExtra("liger-kernel", "train", 'kernels "fused"') from error
     _apply_liger_kernel_to_instance(model=module)

@@ -1,4 +1,6 @@
-"""The closing report of a run: its numbers, its loss as a picture, and the prediction beside the measurement."""
+"""The closing report of a run: its numbers, its loss as a picture, and the prediction beside the
+measurement.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,10 @@ SMOOTHED_PART = 0.05
 def closing_report(
     folder: RunFolder, *, facts: Mapping[str, Any], prediction: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The run's numbers as one JSON object, also written to ``RUN/report.json`` and drawn to ``RUN/loss.svg``.
+    """The run's numbers as one JSON object, also written to ``RUN/report.json`` and drawn to
+    ``RUN/loss.svg``.
 
-    ``prediction`` is an estimate's JSON form (``trimtab estimate --json``); its figures stand beside the measured.
+    ``prediction`` is an estimate's JSON form (``trimtab estimate --json``); its figures stand beside ours.
     """
     steps = read_steps(folder.events)
     losses = [row["loss"] for row in steps if row["loss"] is not None]

@@ -88,7 +88,12 @@ class Settings:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             known = {field.name for field in fields(cls)}
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+            kept: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in values.items()
+                if key in known
+            }
+            return cls(**kept)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UnreadableFile(f"{path}: no readable settings of a run: {error}") from error
 
@@ -97,7 +102,8 @@ def effective_config(settings: Settings, *, world: int) -> tuple[Config, tuple[s
     """The configuration that this run really uses on ``world`` ranks, and what was changed in it and why.
 
     Raises:
-        NotFound, UnreadableFile, UsageError, RefusedConfig: as for reading it, or the batch does not fit the world.
+        NotFound, UnreadableFile, UsageError, RefusedConfig: as for reading it, or the batch does not fit the
+        world.
     """
     config = load_config(settings.config)
     config = config.with_values(_asked_for(settings, config))

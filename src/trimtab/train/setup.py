@@ -1,4 +1,6 @@
-"""What stands before the first step: the configuration, the model's config and the data, settled and checked."""
+"""What stands before the first step: the configuration, the model's config and the data, settled and
+checked.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ class Setup:
 
     @property
     def saves_frozen(self) -> bool:
-        """Whether checkpoints hold frozen weights: not if they come from pretrained weights and adapters are trained."""
+        """Whether checkpoints hold frozen weights: not if they come from pretrained weights and adapters
+        are trained.
+        """
         return not (self.config.job.lora and self.build.pretrained and self.config.stage < 3)
 
 
@@ -77,7 +81,7 @@ def set_up(settings: Settings, folder: RunFolder, *, world: int, resuming: bool 
     model = settings.pretrained or config.job.model
     if model is None:
         raise UsageError(
-            f'{config.name} names no model: set "trimtab": {{"model": …}} in it, or --set trimtab.model=NAME, or --from'
+            f'{config.name} names no model: put "trimtab": {{"model": …}} in it or --set trimtab.model=NAME'
         )
     quiet_transformers()
     hf = read_model_config(model)
@@ -181,7 +185,8 @@ def _warmup_note(config: Config, steps: int) -> tuple[str, ...]:
     if warmup < steps:
         return ()
     return (
-        f"the learning rate warms up over {warmup} steps but the run has {steps}: it never reaches its full value "
+        f"the learning rate warms up over {warmup} steps but the run has {steps}: it never reaches its "
+        "full value "
         f"(--warmup-steps {max(2, steps // 10)})",
     )
 

@@ -124,9 +124,7 @@ def _check_gpus(setup: Setup, launch: Launch) -> None:
 
 def _ask(folder: RunFolder, number: int) -> None:
     folder.stop_request.write_text(str(number), encoding="utf-8")
-    print(
-        "\nstopping after this step and saving; once more to stop at once", file=sys.stderr, flush=True
-    )
+    print("\nstopping after this step and saving; once more to stop at once", file=sys.stderr, flush=True)
 
 
 def _ended(folder: RunFolder, code: int) -> Ended:

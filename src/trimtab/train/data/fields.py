@@ -18,11 +18,19 @@ WORD_NAMES = ("tokens", "words")
 TAG_NAMES = ("ner_tags", "tags", "labels", "pos_tags", "chunk_tags")
 # source and target of a seq2seq row, with T5's own task prefix where the names say the task
 SOURCE_NAMES = (
-    ("source", "target", ""), ("input", "output", ""), ("input_text", "target_text", ""), ("inputs", "targets", ""),
-    ("prompt", "completion", ""), ("prompt", "response", ""), ("instruction", "output", ""),
-    ("article", "highlights", "summarize: "), ("document", "summary", "summarize: "), ("text", "summary", "summarize: "),
-    ("dialogue", "summary", "summarize: "), ("article", "abstract", "summarize: "),
-)  # fmt: skip
+    ("source", "target", ""),
+    ("input", "output", ""),
+    ("input_text", "target_text", ""),
+    ("inputs", "targets", ""),
+    ("prompt", "completion", ""),
+    ("prompt", "response", ""),
+    ("instruction", "output", ""),
+    ("article", "highlights", "summarize: "),
+    ("article", "abstract", "summarize: "),
+    ("document", "summary", "summarize: "),
+    ("dialogue", "summary", "summarize: "),
+    ("text", "summary", "summarize: "),
+)
 LANGUAGES = {
     "en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "nl": "Dutch",
     "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "zh": "Chinese", "ja": "Japanese", "pl": "Polish",

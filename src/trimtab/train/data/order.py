@@ -1,7 +1,8 @@
-"""Which sample comes when: one global order that the seed fixes, dealt to the ranks, every sample once an epoch.
+"""Which sample comes when: one global order that the seed fixes, dealt to the ranks, every sample once an
+epoch.
 
-The order knows nothing of ranks: global sample ``n`` of a run is the same on any world, so a run's position is one
-number, the samples taken so far.
+The order knows nothing of ranks: global sample ``n`` of a run is the same on any world, so a run's position
+is one number, the samples taken so far.
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ def prepare(
     ``keep`` refuses to replace stored data by others.
 
     Raises:
-        DataError, UsageError, UnreadableFile: the data or the tokenizer cannot be used; says why and the cure.
+        DataError, UsageError, UnreadableFile: the data or the tokenizer cannot be used; says why and the
+        cure.
     """
     sources = find_sources(request.sources)
     fingerprint = _fingerprint(request, sources, job, model_type, vocab_size)
@@ -88,7 +89,8 @@ def prepare(
             if ready is None or ready.store.facts["request"][key] != value
         ]
         raise UsageError(
-            f"this run began with other data or another tokenizer ({', '.join(changed)} changed); resume with those, "
+            f"this run began with other data or another tokenizer ({', '.join(changed)} changed); resume "
+            "with those, "
             "or start a new run from its model with --from RUN/model"
         )
     rows = read_rows(sources, forgiving=len(sources) > 1)
@@ -200,26 +202,30 @@ def _store(
     fingerprint: Mapping[str, Any],
     notes: list[str],
 ) -> None:
-    writer = StoreWriter(folder, COLUMNS.get(job.task, ("input_ids",)))
     digest = hashlib.sha256()
     dropped = 0
     encode = _Encoder(job, fields, tokenizer, labels)
-    batches = iter(lambda: list(itertools.islice(source, TOKENIZER_BATCH)), [])
     source = iter(rows)
-    for batch in batches:
-        for encoded in encode(batch):
-            if encoded is None:
-                dropped += 1
-                continue
-            digest.update(bytes(str(encoded["input_ids"][:64]), "ascii"))
-            writer.add(encoded)
-    if not writer.rows:
-        raise DataError("the data are empty: no row holds text")
-    if dropped:
-        notes.append(f"{dropped} rows without text, target or label were left out")
-    writer.close(
-        {"request": dict(fingerprint), "digest": digest.hexdigest(), "labels": labels, "notes": list(notes)}
-    )
+    with StoreWriter(folder, COLUMNS.get(job.task, ("input_ids",))) as writer:
+        while batch := list(itertools.islice(source, TOKENIZER_BATCH)):
+            for encoded in encode.method(batch):
+                if encoded is None:
+                    dropped += 1
+                    continue
+                digest.update(str(encoded["input_ids"]).encode())
+                writer.add(encoded)
+        if not writer.rows:
+            raise DataError("the data are empty: no row holds text")
+        if dropped:
+            notes.append(f"{dropped} rows without text, target or label were left out")
+        writer.finish(
+            {
+                "request": dict(fingerprint),
+                "digest": digest.hexdigest(),
+                "labels": labels,
+                "notes": list(notes),
+            }
+        )
 
 
 class _Encoder:
@@ -234,9 +240,6 @@ class _Encoder:
             "question-answering": self._questions,
             "seq2seq-lm": self._translated,
         }.get(job.task, self._documents)
-
-    def __call__(self, batch: Sequence[Row]) -> Iterator[dict[str, Any] | None]:
-        return self.method(batch)
 
     def _documents(self, batch: Sequence[Row]) -> Iterator[dict[str, Any] | None]:
         assert self.fields.text is not None

@@ -113,7 +113,8 @@ def read_rows(sources: Sequence[str], *, forgiving: bool = False) -> Iterator[Ro
                 if forgiving:
                     continue
                 raise DataError(
-                    f"{path}: not text: byte {error.start} is no UTF-8. Give text, JSONL, CSV or Parquet files"
+                    f"{path}: not text: byte {error.start} is no UTF-8. Give text, JSONL, CSV or Parquet "
+                    "files"
                 ) from error
             except OSError as error:
                 raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -212,8 +213,8 @@ def _csv_rows(path: Path, *, delimiter: str) -> Iterator[Row]:
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
-        import pyarrow
-        import pyarrow.parquet
+        import pyarrow  # type: ignore[import-untyped, unused-ignore]
+        import pyarrow.parquet  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
         raise MissingExtra("pyarrow", "train", "reading Parquet") from error
     try:

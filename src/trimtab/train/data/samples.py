@@ -1,7 +1,7 @@
 """Training samples from stored tokens: packed sequences, masked words, corrupted spans, padded rows.
 
-A sample depends on its index, the epoch and the run's seed alone: any rank, at any time, after any resume, makes
-the same one.
+A sample depends on its index, the epoch and the run's seed alone: any rank, at any time, after any resume,
+makes the same one.
 """
 
 from __future__ import annotations
@@ -171,7 +171,8 @@ def sample_makers(
         samples = len(prepared.store.stream()) // length
         if not samples:
             raise DataError(
-                f"the data hold {len(prepared.store.stream())} tokens, less than one sample of {length}; give more "
+                f"the data hold {len(prepared.store.stream())} tokens, less than one sample of {length}; "
+                "give more "
                 "data or lower sequence_length (--set trimtab.sequence_length=…)"
             )
         order = np.arange(samples)
@@ -191,7 +192,9 @@ def sample_makers(
 
 
 def collate(samples: Sequence[Sample], *, pad_token: int) -> Mapping[str, Any]:
-    """One micro batch of int64 tensors: rows padded to the longest, with an attention mask where any is shorter."""
+    """One micro batch of int64 tensors: rows padded to the longest, with an attention mask where any is
+    shorter.
+    """
     import torch
 
     batch: dict[str, Any] = {}
@@ -206,7 +209,7 @@ def collate(samples: Sequence[Sample], *, pad_token: int) -> Mapping[str, Any]:
             longest = -(-longest // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
             padded = padded or name == "input_ids"
         fill = {"input_ids": pad_token, "labels": IGNORED}.get(name, 0)
-        table = np.full((len(rows), longest), fill, dtype=np.int64)
+        table: Any = np.full((len(rows), longest), fill, dtype=np.int64)
         for number, row in enumerate(rows):
             table[number, : len(row)] = row
         batch[name] = torch.as_tensor(table)

@@ -17,7 +17,7 @@ INDEX = "store.json"
 
 
 class StoreWriter:
-    """Writes rows column by column; `close` makes the store readable."""
+    """Writes rows column by column, inside a ``with``; `finish` makes the store readable."""
 
     def __init__(self, folder: Path, columns: Sequence[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -25,6 +25,13 @@ class StoreWriter:
         self._folder = folder
         self._offsets = {name: array("q", [0]) for name in columns}
         self._files = {name: open(folder / f"{name}.values", "wb") for name in columns}  # noqa: SIM115
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
 
     @property
     def rows(self) -> int:
@@ -38,7 +45,7 @@ class StoreWriter:
             file.write(values.tobytes())
             self._offsets[name].append(self._offsets[name][-1] + len(values))
 
-    def close(self, facts: Mapping[str, Any]) -> None:
+    def finish(self, facts: Mapping[str, Any]) -> None:
         """Finish, with ``facts`` about what was stored."""
         for name, file in self._files.items():
             file.close()
@@ -66,7 +73,7 @@ class Store:
         """
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            values = {
+            values: dict[str, Any] = {
                 name: np.memmap(folder / f"{name}.values", dtype=np.int32, mode="r")
                 if (folder / f"{name}.values").stat().st_size
                 else np.zeros(0, dtype=np.int32)

@@ -9,7 +9,9 @@ from typing import Any
 from trimtab.errors import DataError, UnreadableFile, UsageError
 
 SENTINELS = 100
-"""T5's ``<extra_id_0>`` to ``<extra_id_99>`` (Raffel et al. 2020, section 3.1.4; T5TokenizerFast's extra_ids)."""
+"""T5's ``<extra_id_0>`` to ``<extra_id_99>`` (Raffel et al. 2020, section 3.1.4; T5TokenizerFast's
+extra_ids).
+"""
 TRAINING_CHARACTERS = {"bpe": 50_000_000, "wordpiece": 50_000_000, "unigram": 20_000_000}
 """Text that a tokenizer is trained on at most: more changes the vocabulary little and costs minutes."""
 LEAST_VOCABULARY = 300
@@ -31,12 +33,14 @@ def load_tokenizer(name: str) -> Any:
     except Exception as error:
         text = str(error).strip()
         raise UnreadableFile(
-            f"--tokenizer {name}: no tokenizer there: {text.splitlines()[0] if text else type(error).__name__}"
+            f"--tokenizer {name}: no tokenizer there: "
+            f"{text.splitlines()[0] if text else type(error).__name__}"
         ) from error
 
 
 def train_tokenizer(model_type: str, texts: Iterable[str], *, vocab_size: int) -> Any:
-    """A tokenizer of the kind that ``model_type`` uses, with at most ``vocab_size`` ids, trained on ``texts``.
+    """A tokenizer of the kind that ``model_type`` uses, with at most ``vocab_size`` ids, trained on
+    ``texts``.
 
     Raises:
         UsageError: ``vocab_size`` leaves no room.
@@ -128,6 +132,7 @@ def _train_unigram(texts: Iterator[str], vocab_size: int, model_type: str) -> An
         vocab_size=vocab_size - SENTINELS,
         special_tokens=["<pad>", "</s>", "<unk>"],  # T5's ids 0, 1, 2
         unk_token="<unk>",  # noqa: S106
+        initial_alphabet=[chr(code) for code in range(ord("!"), ord("~") + 1)],
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -149,7 +154,8 @@ def check_vocabulary(tokenizer: Any, vocab_size: int, *, task: str) -> None:
     """
     if len(tokenizer) > vocab_size:
         raise UsageError(
-            f"the tokenizer has {len(tokenizer)} ids but the model's vocabulary has {vocab_size}; use the model's own "
+            f"the tokenizer has {len(tokenizer)} ids but the model's vocabulary has {vocab_size}; use "
+            "the model's own "
             "tokenizer, or leave --tokenizer out to train one that fits"
         )
     if task == "masked-lm" and tokenizer.mask_token_id is None:
