@@ -17,7 +17,7 @@ def demo(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the closing report as one object.")] = False,
 ) -> int:
-    """Train a small GPT on the Python that came with this interpreter, in under three minutes.
+    """Train a small GPT on Python's own standard library, in minutes.
 
     A byte-level vocabulary is trained first, then six layers on the standard library's own source, with ZeRO
     stage 2 on every GPU or on two CPU ranks.  Ends with a sample of what it writes and a plot of the loss.

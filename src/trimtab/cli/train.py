@@ -90,9 +90,10 @@ def train(
 
     \b
     Examples:
-      trimtab train llama_7b_single_node --from ./llama-7b --data corpus/ --steps 1000
-      trimtab train llama_70b_multi_node --shrink --data notes.txt --steps 20 --set train_batch_size=16
-      trimtab train bert_base_finetuning --from bert-base-uncased --data reviews.csv --epochs 3
+      trimtab train llama_7b_single_node --from ./llama-7b --data corpus/
+      trimtab train llama_70b_multi_node --shrink --data notes.txt --steps 20
+      trimtab train bert_base_finetuning --from bert-base-uncased \\
+        --data reviews.csv --epochs 3 --set train_batch_size=64
     """
     from trimtab.errors import UsageError
     from trimtab.train.settings import DEVICES, Settings

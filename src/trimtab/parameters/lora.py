@@ -74,10 +74,10 @@ def _targets(model: Model, task: str, build: Skeleton, lora: Lora, saved: list[s
     if tuple(names) == (ALL_LINEAR,):
         linears = [module.path for module in free if module.kind in ("linear", "conv1d")]
         if task in _HEAD_IS_LINEAR or (task in _HEADS and model.model_type == "distilbert"):
-            names_to_give = sorted({path.rpartition(".")[2] for path in linears})
+            adaptable = ", ".join(sorted({path.rpartition(".")[2] for path in linears}))
             raise UsageError(
-                f'{model.name} for {task}: peft refuses "{ALL_LINEAR}" here, because it would adapt the head that it '
-                f"has to train whole. Name the modules: {', '.join(names_to_give)}."
+                f'{model.name} for {task}: peft refuses "{ALL_LINEAR}" here, because it would adapt the head '
+                f"that it has to train whole. Name the modules: {adaptable}."
             )
         return frozenset(path for path in linears if path != build.output_embedding)
     matched = [

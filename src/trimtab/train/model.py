@@ -271,6 +271,7 @@ def _create_filled(config: Config, hf: Any, auto: Any, *, dtype: Any, device: st
         else:
             stack.enter_context(torch.device(device))
         module = auto.from_config(hf, dtype=dtype)
+        module.tie_weights()  # no_init_weights leaves this out too
     with torch.no_grad():
         for parameter in module.parameters():
             shard = parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter.data
