@@ -15,7 +15,7 @@ from trimtab.train.settings import Settings
 PACKAGES = ("asyncio", "collections", "concurrent", "email", "html", "http", "importlib", "json", "logging",
             "multiprocessing", "unittest", "urllib", "xml")  # fmt: skip
 """Packages of the standard library whose source is read beside the single modules."""
-STEPS = 320
+STEPS = 280
 VOCABULARY = 4096
 SEQUENCE_LENGTH = 128
 MODEL = {
