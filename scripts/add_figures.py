@@ -1,9 +1,9 @@
 """Turn what prove_on_gpu.py wrote into the figures that `trimtab show` prints.
 
-    add_figures.py                     bench/data/catalogue_proof.jsonl → src/trimtab/data/measured.jsonl
-    add_figures.py proof.jsonl …       other proofs
+    add_figures.py
 
-The output holds what the proofs hold and nothing else; every row says how its figure was got and where.
+Reads bench/data/catalogue_proof.jsonl; writes src/trimtab/data/measured.jsonl and the table of docs/proof.md.  They
+hold what the proofs hold and nothing else; every row says how its figure was got and where.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PROOFS = ROOT / "bench" / "data" / "catalogue_proof.jsonl"
 MEASURED = ROOT / "src" / "trimtab" / "data" / "measured.jsonl"
+PAGE = ROOT / "docs" / "proof.md"
+TABLE = re.compile(r"(<!-- figures -->\n)(.*)(<!-- end of figures -->)", re.DOTALL)
 GIB = 2**30
 BY_TOKENS = "causal-lm"
 """The task whose speed is counted in tokens; the others' is counted in samples, as in the guide."""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("proofs", nargs="*", type=Path, default=[PROOFS])
-    parser.add_argument("--output", type=Path, default=MEASURED)
-    options = parser.parse_args()
-    proofs = [json.loads(line) for file in options.proofs for line in file.read_text("utf-8").splitlines()]
+    ).parse_args()
+    proofs = [json.loads(line) for line in PROOFS.read_text("utf-8").splitlines()]
     failed = [proof["id"] for proof in proofs if not proof["ok"]]
     if failed:
         print(f"left out, for they failed: {', '.join(failed)}", file=sys.stderr)
     rows = figures(proof for proof in proofs if proof["ok"])
-    options.output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    print(f"{len(rows)} figures of {len({row['config'] for row in rows})} configurations in {options.output}")
+    MEASURED.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(TABLE.sub(lambda found: f"{found[1]}{table(rows)}{found[3]}", page), encoding="utf-8")
+    print(f"{len(rows)} figures of {len({row['config'] for row in rows})} configurations")
     return 0
 
 
@@ -84,6 +85,30 @@ def of_proof(proof: dict[str, Any]) -> Iterator[dict[str, Any]]:
     else:
         yield row("samples_per_second_per_gpu", round(samples, 3), *speed_conditions)
     yield row("step_seconds", seconds, *speed_conditions)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown, one line a run."""
+    runs: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        runs.setdefault((row["config"], row["how"], row["where"]), {}).setdefault(row["quantity"], row)
+    lines = [
+        "| configuration | how | where | GPU memory | host memory a rank | step | speed a GPU | accumulation |",
+        "|---|---|---|---:|---:|---:|---:|---|",
+    ]
+    for (name, how, where), run in runs.items():
+        memory, host = run["gpu_memory_bytes"], run["host_memory_bytes_per_rank"]
+        speed = next(f"{row['value']:,.4g}" if row["value"] < 1000 else f"{row['value']:,.0f}"
+                     for quantity, row in run.items() if quantity.endswith("_per_second_per_gpu"))  # fmt: skip
+        unit = "tokens/s" if "tokens_per_second_per_gpu" in run else "samples/s"
+        cut = re.search(r"accumulation (\d+ of \d+)", run["step_seconds"].get("conditions", ""))
+        rough = "~" if "rough" in run["step_seconds"].get("conditions", "") else ""
+        lines.append(
+            f"| `{name}` | {how} | {where} | {memory['value'] / GIB:.2f} GiB | {host['value'] / GIB:.1f} GiB "
+            f"| {rough}{run['step_seconds']['value']:.3g} s | {rough}{speed} {unit} "
+            f"| {cut[1] if cut else 'as in the file'} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def shortened(proof: dict[str, Any]) -> str | None:

@@ -33,6 +33,13 @@ def test_the_figures_are_those_of_the_committed_proofs() -> None:
     assert [json.loads(line) for line in committed] == add_figures.figures(proofs)
 
 
+def test_the_table_of_the_page_is_that_of_the_committed_proofs() -> None:
+    proofs = [json.loads(line) for line in add_figures.PROOFS.read_text("utf-8").splitlines()]
+    found = add_figures.TABLE.search(add_figures.PAGE.read_text("utf-8"))
+    assert found is not None
+    assert found[2] == add_figures.table(add_figures.figures(proofs))
+
+
 def test_one_gpu_for_many_is_a_rehearsal_without_communication() -> None:
     found = by_quantity(proof())
     assert found["gpu_memory_bytes"]["value"] == 2 * 2**30
