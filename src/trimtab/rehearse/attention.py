@@ -8,7 +8,6 @@ not.  The choice follows ``aten/src/ATen/native/transformers/cuda/sdp_utils.cpp`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -99,6 +98,8 @@ def _kernel(query: Any, key: Any, value: Any, mask: Any, grouped: bool) -> str:
     alignment = EFFICIENT_ALIGNMENT.get(query.dtype, 8)
     if (
         query.dtype in (*LOW_PRECISION, torch.float32)
+        # sdp_utils_cpp.h check_last_dim_stride_equals_1_dense; T5's bias is a permuted view and fails it
+        and (mask is None or mask.stride(-1) == 1)
         and not (grouped and key.shape[1] != query.shape[1])
         and width % alignment == 0
         and value.shape[-1] % alignment == 0
@@ -107,41 +108,69 @@ def _kernel(query: Any, key: Any, value: Any, mask: Any, grouped: bool) -> str:
     return "math"
 
 
-def stand_in(original: Callable[..., Any], on_device: Callable[[Any], bool]) -> Callable[..., Any]:
+def _plain(
+    query: Any, key: Any, value: Any, mask: Any, dropout: float, causal: bool, scale: float | None, grouped: bool
+) -> Any:
+    """transformers/attention.cpp _scaled_dot_product_attention_math: in fp32, score matrices kept."""
+    dtype = query.dtype
+    if causal:
+        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        mask = _as_float(mask, dtype)
+    if dtype in LOW_PRECISION:
+        query, key, value = query.float(), key.float(), value.float()
+    root = math.sqrt(1 / math.sqrt(query.shape[-1]) if scale is None else abs(scale))
+    query = query * root
+    if grouped and key.shape[1] != query.shape[1]:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scores = torch.matmul(query, key.transpose(-2, -1) * root)
+    if mask is not None:
+        scores.add_(mask)
+    scores = torch.ops.aten._safe_softmax(scores, -1)
+    if dropout > 0:
+        weights = scores.to(dtype)  # the second result, dropped by the caller
+        out = torch.matmul(torch.nn.functional.dropout(scores, dropout), value).to(dtype)
+        del weights
+        return out
+    return torch.matmul(scores, value).to(dtype)
+
+
+def scaled_dot_product_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
     """``torch.nn.functional.scaled_dot_product_attention`` as a GPU's build would run it."""
+    kernel = _kernel(query, key, value, attn_mask, enable_gqa)
+    if kernel == "math":
+        return _plain(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    if kernel == "flash":
+        pad = -query.shape[-1] % 8  # transformers/attention.cpp pad_last_dim<8>
+        if pad:
+            width = query.shape[-1]
+            query, key, value = (torch.nn.functional.pad(t, (0, pad)) for t in (query, key, value))
+            return Flash.apply(query, key, value)[..., :width]
+        return Flash.apply(query, key, value)
+    if attn_mask is not None:
+        attn_mask = _additive(attn_mask, query)
+    return Efficient.apply(query, key, value, attn_mask)
 
-    def attention(
-        query: Any,
-        key: Any,
-        value: Any,
-        attn_mask: Any = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Any:
-        kernel = _kernel(query, key, value, attn_mask, enable_gqa) if on_device(query) else "math"
-        if kernel == "math":
-            return original(
-                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-            )
-        if kernel == "flash":
-            pad = -query.shape[-1] % 8  # transformers/attention.cpp pad_last_dim<8>
-            if pad:
-                width = query.shape[-1]
-                query, key, value = (torch.nn.functional.pad(t, (0, pad)) for t in (query, key, value))
-                return Flash.apply(query, key, value)[..., :width]
-            return Flash.apply(query, key, value)
-        if attn_mask is not None:
-            attn_mask = _additive(attn_mask, query)
-        return Efficient.apply(query, key, value, attn_mask)
 
-    return attention
+def _as_float(mask: Any, dtype: torch.dtype) -> Any:
+    """transformers/attention.cpp convert_boolean_attn_mask."""
+    zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return zeros.masked_fill_(mask.logical_not(), -math.inf)
 
 
 def _additive(mask: Any, query: Any) -> Any:
-    if mask.dtype == torch.bool:  # transformers/attention.cpp convert_boolean_attn_mask
-        mask = torch.where(mask.logical_not(), -math.inf, 0.0).to(query.dtype)
+    if mask.dtype == torch.bool:
+        mask = _as_float(mask, query.dtype)
     length = mask.shape[-1]
     if length % BIAS_ALIGNMENT:
         mask = torch.nn.functional.pad(mask, (0, -length % BIAS_ALIGNMENT))[..., :length]

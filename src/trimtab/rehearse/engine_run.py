@@ -91,13 +91,10 @@ class Run:
         corners.quiet_engine(lambda flag: ledger.remember(flag, [0.0]))
         config = Config.from_mapping(request.deepspeed)
         dtype = build.DTYPES[config.precision]
-        sdpa = attention.stand_in(
-            torch.nn.functional.scaled_dot_product_attention, lambda t: t.device.type == corners.DEVICE
-        )
         with (
             FakeTensorMode(allow_non_fake_inputs=True),
             ledger,
-            corners.torch_calls(self._tensor(torch.tensor), sdpa),
+            corners.torch_calls(self._tensor(torch.tensor), attention.scaled_dot_product_attention),
         ):
             model = build.model(request, deepspeed, dtype, config.stage)
             parts.label_model(ledger, model)

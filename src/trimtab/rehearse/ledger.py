@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -47,6 +47,17 @@ class _Storage(weakref.ref):  # type: ignore[type-arg]
 
 class Ledger(TorchDispatchMode):
     """Counts live bytes on the made-up device and on the host while it is active."""
+
+    # what composite operators make inside, on a GPU, and free when they return
+    _inside: ClassVar[dict[Any, Callable[..., list[torch.Tensor]]]] = {
+        # aten/src/ATen/native/TensorCompare.cpp isinf: self.abs() == infinity
+        aten.isinf.default: lambda x, *_: [torch.empty_like(x)] if x.is_floating_point() else [],
+        # aten/src/ATen/native/transformers/attention.cpp _safe_softmax: softmax, masked, then where
+        aten._safe_softmax.default: lambda x, *_: [
+            torch.empty_like(x),
+            torch.empty_like(x, dtype=torch.bool),
+        ],
+    }
 
     def __init__(self, *, all_true: bool = True) -> None:
         super().__init__()
@@ -92,11 +103,9 @@ class Ledger(TorchDispatchMode):
             return handler(*args, **(kwargs or {}))
         if func.namespace == "c10d":
             return self._collective(func, args, kwargs or {})
-        if func is aten.isinf.default and args[0].is_floating_point():
-            # aten/src/ATen/native/TensorCompare.cpp isinf: self.abs() == infinity
-            magnitude = torch.empty_like(args[0])
-            self._see(magnitude)
         self._operator = func
+        inside = self._inside.get(func)
+        taken = [self._seen(made) for made in inside(*args)] if inside is not None else ()
         result = func(*args, **kwargs) if kwargs else func(*args)
         if type(result) is FakeTensor:
             self._see(result)
@@ -106,6 +115,7 @@ class Ledger(TorchDispatchMode):
                     self._see(item)
         elif isinstance(result, torch.Tensor):
             self._see(result)
+        del taken
         if kwargs and kwargs.get("pin_memory"):
             self.mark_pinned(result)
         if self.module_stack:  # in the backward pass too: recomputation runs forward code
@@ -113,6 +123,10 @@ class Ledger(TorchDispatchMode):
         if self.recording:
             self._note(func, args, kwargs, result)
         return result
+
+    def _seen(self, tensor: torch.Tensor) -> torch.Tensor:
+        self._see(tensor)
+        return tensor
 
     def _see(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
