@@ -127,7 +127,7 @@ class PhantomAccelerator(CUDA_Accelerator):  # type: ignore[misc]
     # -- memory --------------------------------------------------------------------------------------------
 
     def empty_cache(self) -> None:
-        return None
+        self._ledger.cache_drops.append(self._ledger.clock)
 
     def memory_allocated(self, device_index: int | None = None) -> int:
         return self._ledger.allocated

@@ -46,6 +46,7 @@ class Run:
         self.ledger = Ledger(all_true=not request.padding)
         self.moments: list[tuple[str, int, int, int, int, int]] = []
         self.phase_peaks: dict[str, tuple[int, int, str]] = {}
+        self.measured_from = 0
 
     def enter(self, phase: str) -> None:
         """Close the phase that runs, keeping its peak, and start another."""
@@ -138,6 +139,7 @@ class Run:
             self.phase_peaks = {}
             ledger.phase = "forward"
             ledger.reset_peaks()
+            self.measured_from = ledger.clock
             ledger.recording = request.record != "none"
             ledger.order = [] if request.record == "ordered" else None
         for micro in range(request.accumulation):
@@ -205,31 +207,62 @@ class Run:
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(lambda p: parts.label_gradient(ledger, p))
 
+    @property
+    def workspace_bytes(self) -> int:
+        """The workspace of one cuBLAS handle."""
+        return CUBLAS_WORKSPACE_BYTES[self.request.compute_capability >= (9, 0)]
+
+    def _replay(self, ticks: list[int]) -> list[Any]:
+        from trimtab.rehearse.allocator import Request, replay
+        from trimtab.rehearse.ledger import ALIVE
+
+        requests = [
+            Request(size=a.size, born=2 * a.born, died=2 * a.died, stream=a.stream)
+            for a in self.ledger.allocations
+            if not a.host
+        ]
+        requests += [
+            Request(size=self.workspace_bytes, born=2 * tick + 1, died=2 * ALIVE, stream="compute")
+            for phase, tick in self.ledger.first_product.items()
+            if phase in ("forward", "backward")
+        ]
+        return replay(
+            requests,
+            [2 * tick + 1 for tick in ticks],
+            reset_at=2 * self.measured_from + 1,
+            cache_drops=[2 * tick + 1 for tick in self.ledger.cache_drops],
+        )
+
     def _answer(self, *, head: set[str], **facts: Any) -> Rehearsal:
         from trimtab.rehearse.parts import Sorter, kept_by_module
 
         request, ledger = self.request, self.ledger
         sorter = Sorter(head)
+        ticks = [at for *_, at in self.moments]
+        readings = self._replay(ticks)
         moments = tuple(
             Moment(
                 name=name,
                 allocated_bytes=allocated,
                 peak_bytes=peak,
+                blocks_bytes=reading.allocated_bytes,
+                peak_blocks_bytes=reading.peak_allocated_bytes,
+                reserved_bytes=reading.reserved_bytes,
+                peak_reserved_bytes=reading.peak_reserved_bytes,
                 host_bytes=host,
                 host_pinned_bytes=pinned,
                 parts=sorter.parts(ledger.alive(at)),
             )
-            for name, allocated, peak, host, pinned, at in self.moments
+            for (name, allocated, peak, host, pinned, at), reading in zip(self.moments, readings, strict=True)
         )
         forward_end = next(at for name, *_, at in self.moments if name == "after_forward")
-        hopper = request.compute_capability >= (9, 0)
         return Rehearsal(
             moments=moments,
             phases=tuple(
                 Phase(name=name, peak_bytes=peak, at=where, parts=sorter.parts(ledger.alive(at)))
                 for name, (peak, at, where) in self.phase_peaks.items()
             ),
-            workspace_bytes=CUBLAS_HANDLES * CUBLAS_WORKSPACE_BYTES[hopper],
+            workspace_bytes=CUBLAS_HANDLES * self.workspace_bytes,
             step_peak_bytes=max(peak for peak, _, _ in self.phase_peaks.values()),
             host_peak_bytes=ledger.host_peak,
             host_pinned_peak_bytes=ledger.pinned_peak,
@@ -258,7 +291,7 @@ class Run:
             order=tuple(ledger.order or ()),
             assumptions=(
                 "matrix kernels' workspace is cuBLAS's default, "
-                f"{CUBLAS_HANDLES} handles of {CUBLAS_WORKSPACE_BYTES[hopper] / 2**20:g} MiB",
+                f"{CUBLAS_HANDLES} handles of {self.workspace_bytes / 2**20:g} MiB",
                 "attention takes the kernel that torch chooses on a GPU of compute capability 8.0 or later",
             ),
             versions=corners.versions(),

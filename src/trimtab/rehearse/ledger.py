@@ -25,20 +25,21 @@ READABLE = 64
 aten = torch.ops.aten
 _ITEM = aten._local_scalar_dense.default
 _DEVICE = torch.ops.prim.device.default
+_PRODUCTS = frozenset((aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default))
 _COPIES = (aten._to_copy.default, aten.copy_.default)
 
 
 class Allocation:
     """One storage: its size, where it lives, who made it, and when it came and went."""
 
-    __slots__ = ("born", "died", "host", "label", "module", "operator", "phase", "pinned", "recomputed", "size")
+    __slots__ = ("born", "died", "host", "label", "module", "operator", "phase", "pinned", "recomputed", "size", "stream")
 
     def __init__(self, size: int, host: bool, born: int, phase: str) -> None:
         self.size, self.host, self.born, self.phase = size, host, born, phase
         self.died = ALIVE
         self.pinned = self.recomputed = False
         self.label: str | None = None
-        self.module = self.operator = ""
+        self.module = self.operator = self.stream = ""
 
 
 class _Storage(weakref.ref):  # type: ignore[type-arg]
@@ -73,7 +74,10 @@ class Ledger(TorchDispatchMode):
         self.collectives: dict[Any, int] = {}
         self.copies: dict[Any, int] = {}
         self.order: list[tuple[str, int]] | None = None
+        self.cache_drops: list[int] = []
         self.files: dict[str, int] = {}
+        self.first_product: dict[str, int] = {}
+        """When each phase first multiplied matrices: then its thread's cuBLAS handle takes its workspace."""
         self._places: dict[str, dict[Any, int]] = {}
         self.stream = "compute"
         self.module_names: dict[int, str] = {}
@@ -104,6 +108,8 @@ class Ledger(TorchDispatchMode):
         if func.namespace == "c10d":
             return self._collective(func, args, kwargs or {})
         self._operator = func
+        if func in _PRODUCTS:
+            self.first_product.setdefault(self.phase, self.clock)
         inside = self._inside.get(func)
         taken = [self._seen(made) for made in inside(*args)] if inside is not None else ()
         result = func(*args, **kwargs) if kwargs else func(*args)
@@ -140,6 +146,7 @@ class Ledger(TorchDispatchMode):
         self.clock += 1
         allocation = Allocation(size, host, self.clock, self.phase)
         allocation.operator = str(self._operator)
+        allocation.stream = self.stream
         if self.module_stack:
             allocation.module = self.module_stack[-1]
             allocation.recomputed = self.phase == "backward"

@@ -125,6 +125,12 @@ class Moment:
     allocated_bytes: int
     peak_bytes: int
     """Highest so far: from the start for ``model`` and ``engine``, else from the measured step's start."""
+    blocks_bytes: int
+    """What the caching allocator has handed out for it, the libraries' workspace among it."""
+    peak_blocks_bytes: int
+    """``max_memory_allocated`` of a GPU, as far as a replay of the allocator tells."""
+    reserved_bytes: int
+    peak_reserved_bytes: int
     host_bytes: int
     host_pinned_bytes: int
     parts: tuple[Part, ...]
@@ -223,7 +229,12 @@ class Rehearsal:
     @property
     def peak_allocated_bytes(self) -> int:
         """What a GPU's allocator will report as its peak over a step."""
-        return self.step_peak_bytes + self.workspace_bytes
+        return self.moment("end").peak_blocks_bytes
+
+    @property
+    def peak_reserved_bytes(self) -> int:
+        """What a GPU's allocator will have taken from the driver at most, given room to take it."""
+        return self.moment("end").peak_reserved_bytes
 
     def moment(self, name: str) -> Moment:
         """The moment called ``name`` (one of `MOMENTS`)."""
