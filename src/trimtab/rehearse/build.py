@@ -99,7 +99,13 @@ def model(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: in
 @contextlib.contextmanager
 def _place(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: int) -> Iterator[None]:
     if stage == 3:
-        with deepspeed.zero.Init(config_dict_or_path=copy.deepcopy(engine_config(request)), dtype=dtype):
+        from transformers.initialization import no_init_weights
+
+        # as transformers itself builds under ZeRO-3: a partitioned parameter cannot be initialized in place
+        with (
+            no_init_weights(),
+            deepspeed.zero.Init(config_dict_or_path=copy.deepcopy(engine_config(request)), dtype=dtype),
+        ):
             yield
         return
     with torch.device(corners.DEVICE):

@@ -24,6 +24,7 @@ _CORNERS: tuple[tuple[str, str, str], ...] = (
     ("torch.utils._python_dispatch", "_disable_current_modes", "values of real tensors"),
     ("torch._subclasses.fake_tensor", "FakeTensorMode", "tensors without memory"),
     ("torch._subclasses.fake_tensor", "FakeTensor._normalize_fake_device", "moving a tensor's data"),
+    ("torch.optim.optimizer", "_foreach_supported_types", "torch's optimizers as on a GPU"),
     ("torch.testing._internal.distributed.fake_pg", "FakeStore", "a process group of one process"),
     ("torch._C._distributed_c10d", "FakeWork", "a collective that has ended"),
     ("torch._C._distributed_c10d", "ProcessGroup.unbox", "the size of a collective's group"),
@@ -38,6 +39,7 @@ _CORNERS: tuple[tuple[str, str, str], ...] = (
     ("deepspeed.runtime.zero.partition_parameters", "Init", "ZeRO-3's partitioned parameters"),
     ("deepspeed.runtime.zero.partitioned_param_coordinator", "PartitionedParameterCoordinator", "ZeRO-3"),
     ("transformers.modeling_utils", "ALL_ATTENTION_FUNCTIONS", "attention kernels"),
+    ("transformers.initialization", "no_init_weights", "building under ZeRO-3"),
     ("transformers.utils.import_utils", "is_fake_tensor", "a model that believes that it trains"),
     ("transformers.modeling_utils", "get_torch_context_manager_or_global_device", "building on our device"),
 )
@@ -183,6 +185,7 @@ def _let_data_move_between_devices() -> None:
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensor
+    from torch.optim.optimizer import _foreach_supported_types as foreach_types
 
     make, ours = FakeTensor.__new__, torch.device(DEVICE, 0)
     get_data, set_data = torch.Tensor.data.__get__, torch.Tensor.data.__set__  # type: ignore[attr-defined]
@@ -214,6 +217,8 @@ def _let_data_move_between_devices() -> None:
         return self
 
     torch.nn.Module._apply = apply  # type: ignore[method-assign]
+    # torch.optim takes its multi-tensor path for CUDA tensors, and asks for their exact type
+    foreach_types.append(FakeTensor)
     FakeTensor.__new__ = new  # type: ignore[method-assign, assignment]
     FakeTensor.data = property(get_data, data)  # type: ignore[assignment, misc]
 

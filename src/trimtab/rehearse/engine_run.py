@@ -170,7 +170,7 @@ class Run:
             data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, **_: Any
         ) -> Any:
             made = original(data, dtype=dtype, device="cpu")
-            place = torch.device(torch.get_default_device() if device is None else device)
+            place = torch.empty(0).device if device is None else torch.device(device)
             if place.type == corners.DEVICE:
                 known = self.ledger.values_of(made)
                 made = torch.empty(made.shape, dtype=made.dtype, device=corners.DEVICE)

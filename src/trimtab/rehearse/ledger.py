@@ -110,6 +110,8 @@ class Ledger(TorchDispatchMode):
         self._operator = func
         if func in _PRODUCTS:
             self.first_product.setdefault(self.phase, self.clock)
+        if self._values and func._schema.is_mutable:
+            self._forget(args[0])
         inside = self._inside.get(func)
         taken = [self._seen(made) for made in inside(*args)] if inside is not None else ()
         result = func(*args, **kwargs) if kwargs else func(*args)
@@ -139,7 +141,10 @@ class Ledger(TorchDispatchMode):
         key = storage._cdata
         if key in self._live:
             return
-        host = tensor.device.type != corners.DEVICE
+        place = tensor.device.type
+        if place == "meta":
+            return
+        host = place != corners.DEVICE
         size = storage.nbytes()
         if not host:
             size = -(-size // ALLOCATION_UNIT) * ALLOCATION_UNIT
@@ -187,6 +192,10 @@ class Ledger(TorchDispatchMode):
         self._see(tensor)
         self._values[tensor.untyped_storage()._cdata] = values
         return tensor
+
+    def _forget(self, changed: Any) -> None:
+        for tensor in _tensors(changed) if _is_tensors(changed) else ():
+            self._values.pop(tensor.untyped_storage()._cdata, None)
 
     def values_of(self, tensor: torch.Tensor) -> list[Any] | None:
         """What `remember` was told of ``tensor``'s storage."""
