@@ -25,6 +25,7 @@ _CORNERS: tuple[tuple[str, str, str], ...] = (
     ("torch._subclasses.fake_tensor", "FakeTensorMode", "tensors without memory"),
     ("torch._subclasses.fake_tensor", "FakeTensor._normalize_fake_device", "moving a tensor's data"),
     ("torch.optim.optimizer", "_foreach_supported_types", "torch's optimizers as on a GPU"),
+    ("torch", "Tensor._make_subclass", "making fake tensors fast"),
     ("torch.testing._internal.distributed.fake_pg", "FakeStore", "a process group of one process"),
     ("torch._C._distributed_c10d", "FakeWork", "a collective that has ended"),
     ("torch._C._distributed_c10d", "ProcessGroup.unbox", "the size of a collective's group"),
@@ -221,6 +222,25 @@ def _let_data_move_between_devices() -> None:
     foreach_types.append(FakeTensor)
     FakeTensor.__new__ = new  # type: ignore[method-assign, assignment]
     FakeTensor.data = property(get_data, data)  # type: ignore[assignment, misc]
+
+
+def fake_tensor_maker(mode: Any) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+    """A call that makes a bare fake tensor of a meta tensor, and the attributes that it still needs.
+
+    ``FakeTensor.__new__`` checks its arguments for longer than a small operator takes.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    with mode:
+        model = torch.empty(1)
+    blank = {name: value for name, value in vars(model).items() if name != "_fake_device"}
+    make_subclass, ours = torch.Tensor._make_subclass, torch.device(DEVICE, 0)
+
+    def make(raw: Any) -> Any:
+        return make_subclass(FakeTensor, raw, False, dispatch_device=True, device_for_backend_keys=ours)
+
+    return make, blank
 
 
 def open_world(rank: int, world_size: int, ranks_per_node: int) -> None:

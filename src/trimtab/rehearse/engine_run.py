@@ -42,6 +42,7 @@ class Run:
     def __init__(self, request: PhantomRequest) -> None:
         from trimtab.rehearse.ledger import Ledger
 
+        corners.make_device()
         self.request = request
         self.ledger = Ledger(all_true=not request.padding)
         self.moments: list[tuple[str, int, int, int, int, int]] = []
@@ -75,13 +76,10 @@ class Run:
     def go(self) -> Rehearsal:
         """Run the whole rehearsal under fake tensors."""
         import torch
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
         from trimtab.config import Config
         from trimtab.rehearse import accelerator, attention, build, parts
 
         started, request, ledger = time.perf_counter(), self.request, self.ledger
-        corners.make_device()
         corners.open_world(request.rank, request.world_size, request.ranks_per_node)
         device = accelerator.PhantomAccelerator(
             ledger, gpu_memory_bytes=request.gpu_memory_bytes, gpus_per_node=request.ranks_per_node
@@ -93,7 +91,6 @@ class Run:
         config = Config.from_mapping(request.deepspeed)
         dtype = build.DTYPES[config.precision]
         with (
-            FakeTensorMode(allow_non_fake_inputs=True),
             ledger,
             corners.torch_calls(self._tensor(torch.tensor), attention.scaled_dot_product_attention),
         ):

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trimtab.rehearse import corners
+from trimtab.rehearse.fakes import Fakes
 
 ALLOCATION_UNIT = 512  # c10/cuda/CUDACachingAllocator.h: kMinBlockSize
 ALIVE = 1 << 62
@@ -62,6 +63,7 @@ class Ledger(TorchDispatchMode):
 
     def __init__(self, *, all_true: bool = True) -> None:
         super().__init__()
+        self.fakes = Fakes()
         self.all_true = all_true
         self.clock = 0
         self.allocations: list[Allocation] = []
@@ -88,7 +90,6 @@ class Ledger(TorchDispatchMode):
         self._values: dict[int, list[Any]] = {}
         self._operator = ""
         self._handlers: dict[Any, Callable[..., Any]] = {
-            _DEVICE: lambda tensor: tensor.fake_device,
             _ITEM: self._item,
             aten.lift_fresh.default: self._lift,
             aten.is_pinned.default: self._is_pinned,
@@ -102,9 +103,12 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is _DEVICE:
+            return args[0].fake_device if isinstance(args[0], FakeTensor) else args[0].device
         handler = self._handlers.get(func)
         if handler is not None:
-            return handler(*args, **(kwargs or {}))
+            with self.fakes.mode:
+                return handler(*args, **(kwargs or {}))
         if func.namespace == "c10d":
             return self._collective(func, args, kwargs or {})
         self._operator = func
@@ -113,8 +117,11 @@ class Ledger(TorchDispatchMode):
         if self._values and func._schema.is_mutable:
             self._forget(args[0])
         inside = self._inside.get(func)
-        taken = [self._seen(made) for made in inside(*args)] if inside is not None else ()
-        result = func(*args, **kwargs) if kwargs else func(*args)
+        taken: Any = ()
+        if inside is not None:
+            with self.fakes.mode:
+                taken = [self._seen(made) for made in inside(*args)]
+        result = self.fakes.run(func, args, kwargs)
         if type(result) is FakeTensor:
             self._see(result)
         elif isinstance(result, (tuple, list)):
