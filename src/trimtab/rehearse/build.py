@@ -52,6 +52,11 @@ def model(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: in
     """The model on the device in ``dtype``, partitioned as it is built at stage 3, with its LoRA if any."""
     import transformers
 
+    if request.deepspeed.get("torch_autocast", {}).get("enabled"):
+        raise Unsupported(
+            "a phantom rehearsal cannot follow torch_autocast: torch has no casting rules for a device made "
+            "in Python; rehearse with bf16 or fp16 enabled, or use the arithmetic estimate"
+        )
     if request.kernels != "plain":
         raise Unsupported(
             "a phantom rehearsal has no stand-ins for fused kernels yet; rehearse with kernels plain, "
@@ -98,18 +103,13 @@ def model(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: in
 
 @contextlib.contextmanager
 def _place(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: int) -> Iterator[None]:
-    if stage == 3:
-        from transformers.initialization import no_init_weights
-
-        # as transformers itself builds under ZeRO-3: a partitioned parameter cannot be initialized in place
-        with (
-            no_init_weights(),
-            deepspeed.zero.Init(config_dict_or_path=copy.deepcopy(engine_config(request)), dtype=dtype),
-        ):
+    with corners.uninitialized():
+        if stage == 3:
+            with deepspeed.zero.Init(config_dict_or_path=copy.deepcopy(engine_config(request)), dtype=dtype):
+                yield
+            return
+        with torch.device(corners.DEVICE):
             yield
-        return
-    with torch.device(corners.DEVICE):
-        yield
 
 
 def engine_config(request: PhantomRequest) -> dict[str, Any]:

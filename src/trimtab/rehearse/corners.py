@@ -40,7 +40,7 @@ _CORNERS: tuple[tuple[str, str, str], ...] = (
     ("deepspeed.runtime.zero.partition_parameters", "Init", "ZeRO-3's partitioned parameters"),
     ("deepspeed.runtime.zero.partitioned_param_coordinator", "PartitionedParameterCoordinator", "ZeRO-3"),
     ("transformers.modeling_utils", "ALL_ATTENTION_FUNCTIONS", "attention kernels"),
-    ("transformers.initialization", "no_init_weights", "building under ZeRO-3"),
+    ("transformers.modeling_utils", "PreTrainedModel.initialize_weights", "building without numbers"),
     ("transformers.utils.import_utils", "is_fake_tensor", "a model that believes that it trains"),
     ("transformers.modeling_utils", "get_torch_context_manager_or_global_device", "building on our device"),
 )
@@ -359,6 +359,22 @@ def torch_calls(tensor: Callable[..., Any], attention: Callable[..., Any]) -> It
             modeling.get_torch_context_manager_or_global_device,
             import_utils.is_fake_tensor,
         ) = saved
+
+
+@contextlib.contextmanager
+def uninitialized() -> Iterator[None]:
+    """Build a transformers model without giving its weights values; ties among them stay.
+
+    Values do not exist here, and a partitioned parameter cannot be initialized in place.
+    """
+    from transformers.modeling_utils import PreTrainedModel
+
+    saved = PreTrainedModel.initialize_weights
+    PreTrainedModel.initialize_weights = lambda *_: None
+    try:
+        yield
+    finally:
+        PreTrainedModel.initialize_weights = saved
 
 
 def no_shared_memory_op() -> None:

@@ -16,13 +16,16 @@ from pathlib import Path
 
 from trimtab import errors
 from trimtab.errors import EngineMoved, MissingExtra, RefusedConfig, TrimtabError, Unsupported
+from trimtab.rehearse import cache
 from trimtab.rehearse.request import PhantomRequest, Rehearsal
 
 TAIL_LINES = 8
 
 
-def rehearse_phantom(request: PhantomRequest, *, timeout_seconds: float = 900) -> Rehearsal:
-    """Run ``request`` in a child process and return what it saw.
+def rehearse_phantom(
+    request: PhantomRequest, *, timeout_seconds: float = 900, use_cache: bool = True
+) -> Rehearsal:
+    """Run ``request`` in a child process and return what it saw; the same request again comes from disk.
 
     Raises:
         MissingExtra: torch, DeepSpeed or transformers is not installed.
@@ -33,6 +36,17 @@ def rehearse_phantom(request: PhantomRequest, *, timeout_seconds: float = 900) -
     for package in ("torch", "deepspeed", "transformers"):
         if not _installed(package):
             raise MissingExtra(package, "train", "a phantom rehearsal")
+    if use_cache:
+        kept = cache.find(request)
+        if kept is not None:
+            return kept
+    answer = _run(request, timeout_seconds)
+    if use_cache:
+        cache.keep(request, answer)
+    return answer
+
+
+def _run(request: PhantomRequest, timeout_seconds: float) -> Rehearsal:
     with tempfile.TemporaryDirectory(prefix="trimtab-phantom-") as folder:
         answer_file = Path(folder) / "answer.json"
         environment = {**os.environ, "DS_ACCELERATOR": "cpu", "TOKENIZERS_PARALLELISM": "false"}
