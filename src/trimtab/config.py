@@ -55,7 +55,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """One configuration: the mapping as read, the job it states, and a typed view of what DeepSpeed will see."""
+    """One configuration: the mapping as read, the job it states, and a typed view of what DeepSpeed sees."""
 
     raw: Mapping[str, Any]
     name: str = "configuration"
@@ -115,7 +115,7 @@ class Config:
 
     @property
     def gradient_bytes(self) -> int:
-        """Bytes of one accumulated gradient element (``data_types.grad_accum_dtype``; engine.py:1799-1810)."""
+        """Bytes of one accumulated gradient element (``data_types.grad_accum_dtype``; engine.py:1799)."""
         dtype = self.get("data_types.grad_accum_dtype")
         return self.parameter_bytes if dtype is None else (4 if dtype == "fp32" else 2)
 
@@ -207,7 +207,7 @@ class Config:
 
     @staticmethod
     def _batch_cure(train: int, micro: int, ranks: int) -> str:
-        step = micro * ranks
+        step = max(micro, 1) * ranks
         below, above = train // step * step, -(-train // step) * step
         sizes = " or ".join(str(size) for size in dict.fromkeys((below, above)) if size)
         cure = f"Set train_batch_size to {sizes}"
@@ -224,7 +224,7 @@ class Config:
 
     @property
     def optimizer_type(self) -> str | None:
-        """The optimizer's name as the engine reads it (its own names in lower case; runtime/config.py:519)."""
+        """The optimizer's name as the engine reads it: its own in lower case (runtime/config.py:519)."""
         name = self.get("optimizer.type")
         if name is None:
             return None

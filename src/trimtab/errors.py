@@ -19,6 +19,7 @@ are for "could not do it".  Every message says what, where, why and what to do.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
@@ -85,11 +86,15 @@ def nearest(name: str, options: Iterable[str], *, count: int = 3) -> Sequence[st
 
     >>> nearest("a100-80", ["a100-80gb", "a100-40gb", "h200"])[0]
     'a100-80gb'
+    >>> nearest("llama7b", ["llama_70b_multi_node", "llama_7b_single_node"])[0]
+    'llama_7b_single_node'
     """
     plain = {_plain(option): option for option in options}
-    close = difflib.get_close_matches(_plain(name), plain, n=count, cutoff=0.55)
-    return [plain[key] for key in close]
+    wanted = _plain(name)
+    close = difflib.get_close_matches(wanted, plain, n=count, cutoff=0.55)
+    longer = [key for key in plain if len(wanted) > 2 and wanted in key and key not in close]
+    return [plain[key] for key in (*close, *longer)[:count]]
 
 
 def _plain(name: str) -> str:
-    return name.lower().replace("_", "-").replace(" ", "-")
+    return re.sub(r"[-_ ]", "", name.lower())

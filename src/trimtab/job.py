@@ -95,7 +95,9 @@ class Job:
             if values.get(key) is not None:
                 values[key] = _positive(values[key], key, where)
         if task not in ENCODER_DECODER_TASKS and values.get("target_length") is not None:
-            raise UsageError(f'{where}: "target_length" is for {" and ".join(ENCODER_DECODER_TASKS)}, not {task}')
+            raise UsageError(
+                f'{where}: "target_length" is for {" and ".join(ENCODER_DECODER_TASKS)}, not {task}'
+            )
         _choice(values.get("attention", "sdpa"), ATTENTIONS, "attention", where)
         _choice(values.get("kernels", "plain"), KERNELS, "kernels", where)
         if not isinstance(values.get("checkpoint_activations", False), bool):
@@ -151,7 +153,9 @@ def _lora(value: object, where: str) -> Lora | None:
     if value is None or isinstance(value, Lora):
         return value
     if not isinstance(value, Mapping):
-        raise UsageError(f'{where}: "lora" must be an object such as {{"r": 8, "target_modules": ["q_proj"]}}')
+        raise UsageError(
+            f'{where}: "lora" must be an object such as {{"r": 8, "target_modules": ["q_proj"]}}'
+        )
     for key in value:
         if key not in Lora.__slots__:
             hint = nearest(str(key), Lora.__slots__, count=1)

@@ -1,0 +1,72 @@
+"""Find the right DeepSpeed configuration, prove it, run it, and mend it when it fails.
+
+Everything the command does is here as a function.  Names are imported when they are first used, so that
+``import trimtab`` costs next to nothing and never brings torch along.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trimtab import catalogue, errors
+    from trimtab.catalogue import load_config
+    from trimtab.cluster import Cluster, find_gpu
+    from trimtab.config import Config
+    from trimtab.errors import TrimtabError
+    from trimtab.job import Job
+    from trimtab.model import Model, find_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cluster",
+    "Config",
+    "Job",
+    "Model",
+    "TrimtabError",
+    "__version__",
+    "catalogue",
+    "errors",
+    "find_gpu",
+    "find_model",
+    "load_config",
+]
+
+_MODULES = ("catalogue", "errors")
+_HOMES = {
+    "Cluster": "trimtab.cluster",
+    "Config": "trimtab.config",
+    "Job": "trimtab.job",
+    "Model": "trimtab.model",
+    "TrimtabError": "trimtab.errors",
+    "find_gpu": "trimtab.cluster",
+    "find_model": "trimtab.model",
+    "load_config": "trimtab.catalogue",
+}
+
+
+class _Package(ModuleType):
+    """This package: a public function stays in its place when the module of its name is imported."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _MODULES:
+            return importlib.import_module(f"trimtab.{name}")
+        if name in _HOMES:
+            value = getattr(importlib.import_module(_HOMES[name]), name)
+            self.__dict__[name] = value
+            return value
+        raise AttributeError(f"module 'trimtab' has no attribute '{name}'")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

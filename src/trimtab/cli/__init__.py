@@ -1,0 +1,1 @@
+"""The ``trimtab`` command: one file a command, each imported only when it runs."""

@@ -1,0 +1,47 @@
+"""``trimtab show``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from trimtab import catalogue
+from trimtab.config import Config
+from trimtab.model import find_model
+from trimtab.parameters import parameters
+from trimtab.report.document import to_json
+
+
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name from `trimtab list`.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show all that is known about a ready configuration.
+
+    What it is for, the hardware, the batch solved, memory and speed with how each figure was got, what the
+    guide claimed beside what is true, what was changed and why, and the variants for other hardware.
+
+    \b
+    Examples:
+      trimtab show llama_7b_single_node
+      trimtab show t5_large_zero3 --json
+    """
+    from trimtab.report.card import card_document, card_text
+
+    card, config = catalogue.card(name), catalogue.load_config(name)
+    counts = _parameters(config)
+    if as_json:
+        typer.echo(to_json(card_document(card, config, catalogue.path(name), parameters=counts)))
+    else:
+        from trimtab.report import console
+
+        console.show(card_text(card, config, parameters=counts))
+
+
+def _parameters(config: Config) -> dict[str, int]:
+    """Elements in all and of those that train, of a configuration that names its model."""
+    assert config.job.model is not None
+    tensors = parameters(find_model(config.job.model), config.job.task, config.job.lora)
+    trainable = sum(tensor.numel for tensor in tensors if tensor.trainable)
+    return {"total": sum(tensor.numel for tensor in tensors), "trainable": trainable}

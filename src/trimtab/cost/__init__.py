@@ -1,0 +1,1 @@
+"""What a job costs: memory, time and money, by arithmetic alone."""

@@ -1,0 +1,180 @@
+"""Attention by implementation: what each kernel keeps and what its backward pass needs.
+
+``sdpa`` takes the kernel that ``scaled_dot_product_attention`` takes on CUDA (aten
+``native/transformers/cuda/sdp_utils.cpp``): flash for 16-bit tensors without a mask, the memory-efficient
+kernel with a mask or in fp32, plain mathematics where neither can.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trimtab.cost import operators as ops
+from trimtab.cost.machine import PASS, Machine, Storage, Tensor
+
+FLASH_HEAD_LIMIT = 256  # sdp_utils.cpp, check_head_dim_size_flash
+BIAS_ALIGNMENT = 8  # attention.cpp, pad_bias: the last dimension of a bias, in elements
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Sizes of one attention call."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    queries: int
+    keys: int
+    head_dim: int
+    dropout: float = 0.0
+    causal: bool = True
+
+    @property
+    def scores(self) -> int:
+        """Elements of the score matrix."""
+        return self.batch * self.heads * self.queries * self.keys
+
+    @property
+    def flops(self) -> int:
+        """Both products of the forward pass; a causal mask skips half."""
+        full = 4 * self.scores * self.head_dim
+        return full // 2 if self.causal and self.queries == self.keys else full
+
+
+def flash(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
+    """``_flash_attention_forward``: keeps q, k, v, the output and the log-sum-exp (fp32)."""
+    rows = shape.batch * shape.heads * shape.queries
+    rounded = -(-shape.queries // 128) * 128 * shape.batch * shape.heads
+    # flash_api.cpp, mha_bwd: an fp32 accumulator for dq and the row sums; expanded dk and dv for shared keys
+    scratch = rounded * shape.head_dim * ops.FLOAT + rounded * ops.FLOAT
+    if shape.kv_heads != shape.heads:
+        scratch += 2 * shape.batch * shape.keys * shape.heads * shape.head_dim * q.item
+    return m.op(
+        q.numel,
+        (q, k, v),
+        (q.bytes, k.bytes, v.bytes),
+        item=q.item,
+        keep=_storages(q, k, v),
+        keep_output=True,
+        extra=(rows * ops.FLOAT,),
+        scratch=scratch,
+        flops=shape.flops,
+    )
+
+
+def efficient(
+    m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape, bias: Tensor | None = None, *, strided: bool = False
+) -> Tensor:
+    """``_efficient_attention_forward``: as flash, and the bias.
+
+    A bias whose rows are not aligned, or that is a permuted view (``strided``), is copied with its last dimension
+    padded to the next multiple of 8 (``pad_bias``); one that trains gets a gradient of the whole score matrix.
+    """
+    rows = shape.batch * shape.heads * (-(-shape.queries // 32) * 32)
+    inputs: tuple[Tensor | None, ...] = (q, k, v)
+    gradients: tuple[int, ...] = (q.bytes, k.bytes, v.bytes)
+    keep = _storages(q, k, v)
+    if bias is not None:
+        if strided or shape.keys % BIAS_ALIGNMENT:
+            padded = shape.keys - shape.keys % BIAS_ALIGNMENT + BIAS_ALIGNMENT
+            bias = m.op(bias.numel // shape.keys * padded, (bias,), (bias.bytes,), item=bias.item)
+        keep += _storages(bias)
+        if bias.edge is not None:  # expand over the batch: its gradient is summed over it again
+            aligned = -(-shape.keys // 16) * 16
+            whole = shape.scores // shape.keys * aligned
+            expanded = m.op(whole, (bias,), (bias.bytes,), item=bias.item, view_of=bias)
+            inputs, gradients = (*inputs, expanded), (*gradients, whole * bias.item)
+    return m.op(
+        q.numel,
+        inputs,
+        gradients,
+        item=q.item,
+        keep=keep,
+        keep_output=True,
+        extra=(rows * ops.FLOAT,),
+        scratch=rows * ops.FLOAT,
+        flops=shape.flops,
+    )
+
+
+def plain(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape, bias: Tensor | None = None) -> Tensor:
+    """``_scaled_dot_product_attention_math``: everything written out in fp32 (aten native/transformers/attention.cpp).
+
+    Taken where no fused kernel can: a bias whose last dimension is strided, as T5's (sdp_utils.cpp,
+    ``check_last_dim_stride_equals_1_dense``).
+    """
+    item = v.item
+    q, k, v = (ops.cast(m, x, ops.FLOAT) for x in (q, k, v))
+    q = ops.scale(m, q)
+    scores = _product(m, q, ops.scale(m, k), shape.scores, flops=shape.flops, copies=(True, True))
+    del q, k
+    if bias is not None:  # added in place
+        scores = m.op(scores.numel, (scores, bias), (PASS, scores.bytes), item=ops.FLOAT, view_of=scores)
+    probabilities = ops.softmax(m, scores)
+    del scores
+    probabilities = m.op(probabilities.numel, (probabilities,), (probabilities.bytes,), item=ops.FLOAT)  # _safe_softmax
+    probabilities = ops.dropout(m, probabilities, shape.dropout)
+    out = _product(m, probabilities, v, shape.batch * shape.heads * shape.queries * shape.head_dim,
+                   flops=shape.flops, copies=(False, True))  # fmt: skip
+    return ops.cast(m, out, item)
+
+
+def eager(
+    m: Machine,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    shape: Shape,
+    *,
+    softmax_item: int | None = None,
+    score_item: int | None = None,
+    bias: Tensor | None = None,
+    mask: bool = True,
+    contiguous_output: bool = True,
+) -> Tensor:
+    """Scores, softmax, dropout and product written out, as ``eager_attention_forward`` of the model's file."""
+    if shape.kv_heads != shape.heads:
+        k, v = repeat_keys(m, k, shape), repeat_keys(m, v, shape)
+    if score_item is not None:
+        q, k = ops.cast(m, q, score_item), ops.cast(m, k, score_item)
+    half = shape.flops if not shape.causal else shape.flops
+    scores = _product(m, q, k, shape.scores, flops=half)
+    scores = ops.scale(m, scores)
+    if bias is not None:
+        scores = m.op(scores.numel, (scores, bias), (PASS, bias.bytes), item=scores.item)
+    if mask:
+        scores = ops.shift(m, scores)
+    item = v.item
+    probabilities = ops.softmax(m, scores, softmax_item)
+    del scores
+    probabilities = ops.dropout(m, ops.cast(m, probabilities, item), shape.dropout)
+    out = _product(m, probabilities, v, q.numel, flops=half, item=item, copies=(False, True))
+    return ops.copy(m, out) if contiguous_output else out
+
+
+def repeat_keys(m: Machine, x: Tensor, shape: Shape) -> Tensor:
+    """``repeat_kv``: every key head copied to the query heads that share it."""
+    return m.op(x.numel * (shape.heads // shape.kv_heads), (x,), (x.bytes,), item=x.item)
+
+
+def _product(
+    m: Machine,
+    a: Tensor,
+    b: Tensor,
+    numel: int,
+    *,
+    flops: int,
+    item: int | None = None,
+    copies: tuple[bool, bool] = (True, True),
+) -> Tensor:
+    """``matmul`` of four dimensions: what is no view of three is copied, and the copies are kept (``bmm``)."""
+    if copies[0]:
+        a = ops.copy(m, a)
+    if copies[1]:
+        b = ops.copy(m, b)
+    keep = (*((a.storage,) if b.edge else ()), *((b.storage,) if a.edge else ()))
+    return m.op(numel, (a, b), (a.bytes, b.bytes), item=item or a.item, keep=keep, flops=flops // 2)
+
+
+def _storages(*tensors: Tensor) -> tuple[Storage, ...]:
+    return tuple(tensor.storage for tensor in tensors)

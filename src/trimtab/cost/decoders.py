@@ -1,0 +1,330 @@
+"""The forward passes of the causal families, written as transformers 5.17 writes them.
+
+Local names live as long as they do there: a tensor ends when its last name and the last operator that kept it
+are gone.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from trimtab.cost import attention as att
+from trimtab.cost import operators as ops
+from trimtab.cost.machine import PASS, Tensor
+from trimtab.cost.net import Net
+
+
+def body(net: Net) -> Tensor:
+    """The hidden states after the last norm, for any known causal family; elements batch x sequence x width."""
+    forward = {"gpt2": _gpt2, "gptj": _gptj, "gpt_neox": _neox, "phi": _phi, "opt": _opt, "gpt_neo": _gpt_neo}
+    return forward.get(net.model.model_type, _llama)(net)
+
+
+KNOWN = frozenset(
+    "llama mistral qwen2 qwen3 gemma gemma2 phi3 starcoder2 stablelm olmo olmo2 gpt2 gptj gpt_neox phi opt gpt_neo".split()
+)
+
+
+def _shape(net: Net, **more: float) -> att.Shape:
+    model, length = net.model, net.job.sequence_length
+    return att.Shape(
+        batch=net.batch,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        queries=length,
+        keys=length,
+        head_dim=model.head_dim,
+        dropout=model.attention_dropout,
+    )
+
+
+def _tokens(net: Net) -> int:
+    return net.batch * net.job.sequence_length
+
+
+# -- LLaMA and its kin: models/llama, mistral, qwen2, qwen3, gemma, gemma2, phi3, starcoder2, stablelm, olmo ----
+
+
+def _llama(net: Net) -> Tensor:
+    x = net.embedding("model.embed_tokens", _tokens(net))
+    if net.model.family == "gemma":
+        x = ops.scale(net.m, x)
+    x = net.start(ops.dropout(net.m, x, net.model.embedding_dropout))
+    layer = _parallel_layer if net.model.parallel_residual else _llama_layer
+    for index in range(net.model.layers):
+        x = net.layer(partial(layer, net, f"model.layers.{index}"), x)
+    return net.norm(x, "model.norm")
+
+
+def _llama_layer(net: Net, path: str, x: Tensor) -> Tensor:
+    m, model = net.m, net.model
+    post = model.model_type in ("gemma2", "gemma3_text", "olmo2")
+    before = model.model_type != "olmo2"
+    residual = x
+    x = net.norm(x, f"{path}.input_layernorm") if before else x
+    x = net.module(partial(_llama_attention, net, path), x)
+    if post:
+        x = net.norm(x, f"{path}.post_attention_layernorm")
+    x = ops.add(m, residual, _residual(net, x))
+    residual = x
+    if before:
+        name = "pre_feedforward_layernorm" if post else "post_attention_layernorm"
+        x = net.norm(x, f"{path}.{name}")
+    x = net.module(partial(_llama_mlp, net, path), x)
+    if post:
+        x = net.norm(x, f"{path}.post_feedforward_layernorm")
+    return ops.add(m, residual, _residual(net, x))
+
+
+def _residual(net: Net, x: Tensor) -> Tensor:
+    """Dropout before the residual sum: a module in Phi-3, a function in StarCoder 2, absent elsewhere."""
+    if net.model.model_type == "phi3":
+        return net.dropout(x, net.model.residual_dropout)
+    return ops.dropout(net.m, x, net.model.residual_dropout)
+
+
+def _parallel_layer(net: Net, path: str, x: Tensor) -> Tensor:
+    """StableLM's parallel form: attention and feed-forward read the same norm."""
+    m = net.m
+    normed = net.norm(x, f"{path}.input_layernorm")
+    attention = net.module(partial(_llama_attention, net, path), normed)
+    forward = net.module(partial(_llama_mlp, net, path), normed)
+    return ops.add(m, ops.add(m, x, attention), forward)
+
+
+def _llama_attention(net: Net, path: str, x: Tensor) -> Tensor:
+    m, model = net.m, net.model
+    q, k, v = _llama_qkv(net, path, x)
+    if model.model_type in ("qwen3", "olmo2") or f"{path}.self_attn.q_norm.weight" in net.weights:
+        q, k = net.norm(q, f"{path}.self_attn.q_norm"), net.norm(k, f"{path}.self_attn.k_norm")
+    share = model.rotary_dim / model.head_dim
+    q, k = net.rotary(q, share), net.rotary(k, share)
+    out = net.attend(q, k, v, _shape(net))
+    del m
+    output = "dense" if f"{path}.self_attn.dense.weight" in net.weights else "o_proj"
+    return net.linear(out, f"{path}.self_attn.{output}")
+
+
+def _llama_qkv(net: Net, path: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    model = net.model
+    if model.model_type != "phi3":
+        return (
+            net.linear(x, f"{path}.self_attn.q_proj"),
+            net.linear(x, f"{path}.self_attn.k_proj"),
+            net.linear(x, f"{path}.self_attn.v_proj"),
+        )
+    packed = net.linear(x, f"{path}.self_attn.qkv_proj")
+    rows = _tokens(net) * model.head_dim
+    return split(net, packed, rows * model.heads, rows * model.kv_heads, rows * model.kv_heads)  # type: ignore[return-value]
+
+
+def _llama_mlp(net: Net, path: str, x: Tensor) -> Tensor:
+    model = net.model
+    if model.model_type == "phi3":
+        packed = net.linear(x, f"{path}.mlp.gate_up_proj")
+        gate, up = split(net, packed, packed.numel // 2, packed.numel // 2)
+        inner = ops.mul(net.m, up, net.activation(gate))
+        del packed, gate, up
+    elif model.gated_mlp:
+        inner = net.gated(x, f"{path}.mlp.gate_proj", f"{path}.mlp.up_proj")
+    else:
+        inner = net.activation(net.linear(x, f"{path}.mlp.c_fc"))
+        return net.linear(inner, f"{path}.mlp.c_proj")
+    return net.linear(inner, f"{path}.mlp.down_proj")
+
+
+def split(net: Net, packed: Tensor, *sizes: int) -> tuple[Tensor, ...]:
+    """Views of ``packed``; the last one's gradient stands for the concatenation of all (``SplitBackward``)."""
+    m = net.m
+    gradients = [PASS] * (len(sizes) - 1) + [packed.bytes]
+    return tuple(
+        m.op(size, (packed,), (gradient,), item=packed.item, view_of=packed)
+        for size, gradient in zip(sizes, gradients, strict=True)
+    )
+
+
+# -- GPT-2 and GPT-Neo: models/gpt2, models/gpt_neo -----------------------------------------------------------
+
+
+def _gpt2(net: Net) -> Tensor:
+    m, model = net.m, net.model
+    words = net.embedding("transformer.wte", _tokens(net))
+    places = net.embedding("transformer.wpe", net.job.sequence_length)
+    x = net.start(net.dropout(ops.add(m, words, places), model.embedding_dropout))
+    del words, places
+    for index in range(model.layers):
+        x = net.layer(partial(_gpt2_layer, net, f"transformer.h.{index}"), x)
+    return net.norm(x, "transformer.ln_f")
+
+
+def _gpt2_layer(net: Net, path: str, x: Tensor) -> Tensor:
+    m, model = net.m, net.model
+    residual = x
+    x = net.norm(x, f"{path}.ln_1")
+    q, k, v = split(net, net.linear(x, f"{path}.attn.c_attn"), *[_tokens(net) * model.hidden_size] * 3)
+    out = net.attend(q, k, v, _shape(net))
+    del q, k, v
+    out = net.dropout(net.linear(out, f"{path}.attn.c_proj"), model.residual_dropout)
+    x = ops.add(m, out, residual)
+    del out
+    residual = x
+    x = net.norm(x, f"{path}.ln_2")
+    x = net.linear(net.activation(net.linear(x, f"{path}.mlp.c_fc")), f"{path}.mlp.c_proj")
+    return ops.add(m, residual, net.dropout(x, model.residual_dropout))
+
+
+def _gpt_neo(net: Net) -> Tensor:
+    m, model = net.m, net.model
+    words = net.embedding("transformer.wte", _tokens(net))
+    places = net.embedding("transformer.wpe", net.job.sequence_length)
+    x = net.start(net.dropout(ops.add(m, words, places), model.embedding_dropout))
+    del words, places
+    for index in range(model.layers):
+        x = net.layer(partial(_gpt_neo_layer, net, f"transformer.h.{index}"), x)
+    return net.norm(x, "transformer.ln_f")
+
+
+def _gpt_neo_layer(net: Net, path: str, x: Tensor) -> Tensor:
+    m, model = net.m, net.model
+    residual, inner = x, f"{path}.attn.attention"
+    x = net.norm(x, f"{path}.ln_1")
+    q, k, v = (net.linear(x, f"{inner}.{name}_proj") for name in "qkv")
+    # models/gpt_neo: scores in fp32, a causal mask by torch.where
+    out = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
+    del q, k, v
+    out = net.dropout(net.linear(out, f"{inner}.out_proj"), model.residual_dropout)
+    x = ops.add(m, out, residual)
+    del out
+    residual = x
+    x = net.norm(x, f"{path}.ln_2")
+    x = net.linear(net.activation(net.linear(x, f"{path}.mlp.c_fc")), f"{path}.mlp.c_proj")
+    return ops.add(m, residual, net.dropout(x, model.residual_dropout))
+
+
+# -- GPT-J: models/gptj ---------------------------------------------------------------------------------------
+
+
+def _gptj(net: Net) -> Tensor:
+    m, model = net.m, net.model
+    x = net.start(net.dropout(net.embedding("transformer.wte", _tokens(net)), model.embedding_dropout))
+    for index in range(model.layers):
+        x = net.layer(partial(_gptj_layer, net, f"transformer.h.{index}"), x)
+    return net.norm(x, "transformer.ln_f")
+
+
+def _gptj_layer(net: Net, path: str, x: Tensor) -> Tensor:
+    m, model = net.m, net.model
+    residual = x
+    x = net.norm(x, f"{path}.ln_1")
+    q, k, v = (net.linear(x, f"{path}.attn.{name}_proj") for name in "qkv")
+    share = model.rotary_dim / model.head_dim
+    k, q = net.rotary(k, share), net.rotary(q, share)
+    out = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
+    del q, k, v
+    attention = net.dropout(net.linear(out, f"{path}.attn.out_proj"), model.residual_dropout)
+    del out
+    forward = net.linear(net.activation(net.linear(x, f"{path}.mlp.fc_in")), f"{path}.mlp.fc_out")
+    forward = net.dropout(forward, model.residual_dropout)
+    return ops.add(m, ops.add(m, attention, forward), residual)
+
+
+# -- GPT-NeoX and Pythia: models/gpt_neox -----------------------------------------------------------------------
+
+
+def _neox(net: Net) -> Tensor:
+    m, model = net.m, net.model
+    x = net.start(net.dropout(net.embedding("gpt_neox.embed_in", _tokens(net)), model.embedding_dropout))
+    for index in range(model.layers):
+        x = net.layer(partial(_neox_layer, net, f"gpt_neox.layers.{index}"), x)
+    return net.norm(x, "gpt_neox.final_layer_norm")
+
+
+def _neox_layer(net: Net, path: str, x: Tensor) -> Tensor:
+    m, model = net.m, net.model
+    attention = _neox_attention(net, path, net.norm(x, f"{path}.input_layernorm"))
+    attention = net.dropout(attention, model.residual_dropout)
+    if not model.parallel_residual:
+        attention = ops.add(m, attention, x)
+        x = attention
+    forward = net.norm(x, f"{path}.post_attention_layernorm")
+    forward = net.activation(net.linear(forward, f"{path}.mlp.dense_h_to_4h"))
+    forward = net.linear(forward, f"{path}.mlp.dense_4h_to_h")
+    forward = net.dropout(forward, model.residual_dropout)
+    out = ops.add(m, forward, attention)
+    return ops.add(m, out, x) if model.parallel_residual else out
+
+
+def _neox_attention(net: Net, path: str, x: Tensor) -> Tensor:
+    model = net.model
+    packed = net.linear(x, f"{path}.attention.query_key_value")
+    q, k, v = split(net, packed, *[_tokens(net) * model.hidden_size] * 3)
+    share = model.rotary_dim / model.head_dim
+    q, k = net.rotary(q, share), net.rotary(k, share)
+    out = net.attend(q, k, v, _shape(net))
+    return net.linear(out, f"{path}.attention.dense")
+
+
+# -- Phi and OPT: models/phi, models/opt ------------------------------------------------------------------------
+
+
+def _phi(net: Net) -> Tensor:
+    m, model = net.m, net.model
+    x = net.start(net.dropout(net.embedding("model.embed_tokens", _tokens(net)), model.embedding_dropout))
+    for index in range(model.layers):
+        x = net.layer(partial(_phi_layer, net, f"model.layers.{index}"), x)
+    return net.norm(x, "model.final_layernorm")
+
+
+def _phi_layer(net: Net, path: str, x: Tensor) -> Tensor:
+    m, model = net.m, net.model
+    residual = x
+    x = net.norm(x, f"{path}.input_layernorm")
+    q, k, v = (net.linear(x, f"{path}.self_attn.{name}_proj") for name in "qkv")
+    share = model.rotary_dim / model.head_dim
+    q, k = net.rotary(q, share), net.rotary(k, share)
+    out = net.linear(net.attend(q, k, v, _shape(net)), f"{path}.self_attn.dense")
+    del q, k, v
+    attention = net.dropout(out, model.residual_dropout)
+    del out
+    forward = net.linear(net.activation(net.linear(x, f"{path}.mlp.fc1")), f"{path}.mlp.fc2")
+    forward = net.dropout(forward, model.residual_dropout)
+    return ops.add(m, ops.add(m, attention, forward), residual)
+
+
+def _opt(net: Net) -> Tensor:
+    m, model = net.m, net.model
+    words = net.embedding("model.decoder.embed_tokens", _tokens(net))
+    if "model.decoder.project_in.weight" in net.weights:
+        words = net.linear(words, "model.decoder.project_in")
+    places = net.embedding("model.decoder.embed_positions", _tokens(net))
+    x = net.start(ops.add(m, words, places))
+    del words, places
+    for index in range(model.layers):
+        x = net.layer(partial(_opt_layer, net, f"model.decoder.layers.{index}"), x)
+    if "model.decoder.final_layer_norm.weight" in net.weights:
+        x = net.norm(x, "model.decoder.final_layer_norm")
+    if "model.decoder.project_out.weight" in net.weights:
+        x = net.linear(x, "model.decoder.project_out")
+    return x
+
+
+def _opt_layer(net: Net, path: str, x: Tensor) -> Tensor:
+    m, model = net.m, net.model
+    before = bool(model.hf.get("do_layer_norm_before", True))
+    residual = x
+    if before:
+        x = net.norm(x, f"{path}.self_attn_layer_norm")
+    q = ops.scale(m, net.linear(x, f"{path}.self_attn.q_proj"))
+    k, v = (net.linear(x, f"{path}.self_attn.{name}_proj") for name in "kv")
+    out = net.linear(net.attend(q, k, v, _shape(net)), f"{path}.self_attn.out_proj")
+    del q, k, v
+    x = ops.add(m, residual, net.dropout(out, model.residual_dropout))
+    del out
+    if not before:
+        x = net.norm(x, f"{path}.self_attn_layer_norm")
+    residual = x
+    if before:
+        x = net.norm(x, f"{path}.final_layer_norm")
+    x = net.linear(net.activation(net.linear(x, f"{path}.fc1")), f"{path}.fc2")
+    x = ops.add(m, residual, net.dropout(x, model.residual_dropout))
+    return x if before else net.norm(x, f"{path}.final_layer_norm")

@@ -1,0 +1,186 @@
+"""The forward passes of the encoders (BERT, RoBERTa and kin) and of T5, as transformers 5.17 writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from trimtab.cost import attention as att
+from trimtab.cost import operators as ops
+from trimtab.cost.machine import Tensor
+from trimtab.cost.net import Net
+
+BERTS = frozenset(("bert", "roberta", "xlm-roberta", "electra", "distilbert"))
+
+
+def bert(net: Net, prefix: str) -> Tensor:
+    """The last hidden states of an encoder whose modules start at ``prefix`` (``"bert."``)."""
+    m, model = net.m, net.model
+    tokens = net.batch * net.job.sequence_length
+    words = net.embedding(f"{prefix}embeddings.word_embeddings", tokens)
+    x = words
+    if f"{prefix}embeddings.token_type_embeddings.weight" in net.weights:
+        x = ops.add(m, words, net.embedding(f"{prefix}embeddings.token_type_embeddings", tokens))
+    x = ops.add(m, x, net.embedding(f"{prefix}embeddings.position_embeddings", net.job.sequence_length))
+    del words
+    x = net.dropout(net.norm(x, f"{prefix}embeddings.LayerNorm"), model.embedding_dropout)
+    if f"{prefix}embeddings_project.weight" in net.weights:
+        x = net.linear(x, f"{prefix}embeddings_project")
+    x = net.start(x)
+    layer: Callable[[Net, str, Tensor], Tensor] = _bert_layer
+    where = f"{prefix}encoder.layer"
+    if model.model_type == "distilbert":
+        layer, where = _distilbert_layer, f"{prefix}transformer.layer"
+    for index in range(model.layers):
+        x = net.layer(partial(layer, net, f"{where}.{index}"), x)
+    return x
+
+
+def _bert_shape(net: Net) -> att.Shape:
+    model, length = net.model, net.job.sequence_length
+    return att.Shape(
+        batch=net.batch,
+        heads=model.heads,
+        kv_heads=model.heads,
+        queries=length,
+        keys=length,
+        head_dim=model.head_dim,
+        dropout=model.attention_dropout,
+        causal=False,
+    )
+
+
+def _bert_layer(net: Net, path: str, x: Tensor) -> Tensor:
+    m, model = net.m, net.model
+    q, k, v = (net.linear(x, f"{path}.attention.self.{name}") for name in ("query", "key", "value"))
+    out = net.attend(q, k, v, _bert_shape(net), masked=False)
+    del q, k, v
+    out = net.dropout(net.linear(out, f"{path}.attention.output.dense"), model.residual_dropout)
+    x = net.norm(ops.add(m, out, x), f"{path}.attention.output.LayerNorm")
+    del out
+    inner = net.activation(net.linear(x, f"{path}.intermediate.dense"))
+    out = net.dropout(net.linear(inner, f"{path}.output.dense"), model.residual_dropout)
+    return net.norm(ops.add(m, out, x), f"{path}.output.LayerNorm")
+
+
+def _distilbert_layer(net: Net, path: str, x: Tensor) -> Tensor:
+    m, model = net.m, net.model
+    q, k, v = (net.linear(x, f"{path}.attention.{name}_lin") for name in "qkv")
+    out = net.linear(net.attend(q, k, v, _bert_shape(net), masked=False), f"{path}.attention.out_lin")
+    del q, k, v
+    x = net.norm(ops.add(m, out, x), f"{path}.sa_layer_norm")
+    del out
+    inner = net.activation(net.linear(x, f"{path}.ffn.lin1"))
+    out = net.dropout(net.linear(inner, f"{path}.ffn.lin2"), model.residual_dropout)
+    return net.norm(ops.add(m, out, x), f"{path}.output_layer_norm")
+
+
+# -- T5: models/t5 ----------------------------------------------------------------------------------------------
+
+
+def t5(net: Net) -> Tensor:
+    """The decoder's last hidden states; elements batch x target_length x width."""
+    length, target = net.job.sequence_length, net.job.target_length or 0
+    encoded = _Stack(net, "encoder", length, length, None).run()
+    return _Stack(net, "decoder", target, length, encoded).run()
+
+
+class _Stack:
+    """One of T5's two stacks; the position biases are made by the first block and shared by all."""
+
+    def __init__(self, net: Net, name: str, queries: int, source: int, encoded: Tensor | None) -> None:
+        self.net, self.name, self.queries, self.source, self.encoded = net, name, queries, source, encoded
+        self.bias: Tensor | None = None
+        self.cross_bias: Tensor | None = None
+
+    def run(self) -> Tensor:
+        net, model = self.net, self.net.model
+        x = net.dropout(net.embedding("shared", net.batch * self.queries), model.residual_dropout)
+        layers = model.layers if self.encoded is None else model.decoder_layers
+        x = net.start(x)
+        for index in range(layers):
+            x = net.layer(partial(self._block, index), x)
+        x = net.norm(x, f"{self.name}.final_layer_norm")
+        return net.dropout(x, model.residual_dropout)
+
+    def _block(self, index: int, x: Tensor) -> Tensor:
+        path = f"{self.name}.block.{index}"
+        x = self._clamp(self._attention(f"{path}.layer.0", "SelfAttention", x, None, index))
+        if self.encoded is not None:
+            x = self._clamp(self._attention(f"{path}.layer.1", "EncDecAttention", x, self.encoded, index))
+        last = 1 if self.encoded is None else 2
+        return self._clamp(self._feed_forward(f"{path}.layer.{last}", x))
+
+    def _clamp(self, x: Tensor) -> Tensor:
+        if not self.net.fp16:
+            return x
+        m = self.net.m
+        m.tensor(x.numel, 1)  # isinf
+        return m.op(x.numel, (x,), (x.bytes,), item=x.item, keep=(x.storage,))
+
+    def _attention(self, path: str, name: str, x: Tensor, other: Tensor | None, index: int) -> Tensor:
+        net, m, model = self.net, self.net.m, self.net.model
+        normed = net.norm(x, f"{path}.layer_norm")
+        q = net.linear(normed, f"{path}.{name}.q")
+        source = normed if other is None else other
+        k, v = net.linear(source, f"{path}.{name}.k"), net.linear(source, f"{path}.{name}.v")
+        keys = self.queries if other is None else self.source
+        shape = att.Shape(
+            batch=net.batch,
+            heads=model.heads,
+            kv_heads=model.heads,
+            queries=self.queries,
+            keys=keys,
+            head_dim=model.head_dim,
+            dropout=model.attention_dropout,
+            causal=False,
+        )
+        out = self._attend(q, k, v, shape, cross=other is not None, index=index, path=path)
+        del q, k, v, normed
+        out = net.dropout(net.linear(out, f"{path}.{name}.o"), model.residual_dropout)
+        return ops.add(m, x, out)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, cross: bool, index: int, path: str
+    ) -> Tensor:
+        net, m = self.net, self.net.m
+        bias = self._bias(shape, cross=cross, index=index, path=path)
+        causal = self.encoded is not None and not cross
+        if net.job.attention == "eager":
+            return att.eager(m, q, k, v, shape, bias=bias, mask=causal)
+        if cross:  # zeros, contiguous
+            return att.efficient(m, q, k, v, shape, bias)
+        if causal:  # create_position_bias_mask: torch.where(causal, bias, minimum), with the strides of the bias
+            bias = m.op(bias.numel, (bias,), (bias.bytes,), item=bias.item)
+        return att.plain(m, q, k, v, shape, bias)
+
+    def _bias(self, shape: att.Shape, *, cross: bool, index: int, path: str) -> Tensor:
+        """The position bias [1, heads, queries, keys]: the first block's, shared by all."""
+        known = self.cross_bias if cross else self.bias
+        if known is not None and index > 0:
+            return known
+        net, m = self.net, self.net.m
+        numel = shape.heads * shape.queries * shape.keys
+        if cross:
+            made = m.tensor(numel)
+            if net.job.checkpoint_activations:
+                made = m.leaf(made)
+            self.cross_bias = self.cross_bias or made
+            return made
+        weight = net.weights[f"{path}.SelfAttention.relative_attention_bias.weight"]
+        made = m.op(numel, (weight,), (weight.bytes,), item=weight.item)
+        self.bias = self.bias or made
+        return made
+
+    def _feed_forward(self, path: str, x: Tensor) -> Tensor:
+        net, m, model = self.net, self.net.m, self.net.model
+        inner = net.norm(x, f"{path}.layer_norm")
+        dense = f"{path}.DenseReluDense"
+        if model.gated_mlp:
+            inner = net.gated(inner, f"{dense}.wi_0", f"{dense}.wi_1")
+        else:
+            inner = net.activation(net.linear(inner, f"{dense}.wi"))
+        out = net.linear(net.dropout(inner, model.mlp_dropout), f"{dense}.wo")
+        return ops.add(m, x, net.dropout(out, model.residual_dropout))
+
+

@@ -1,0 +1,135 @@
+"""From hidden states to the loss: the heads and losses of transformers 5.17, by task.
+
+Causal models take their loss in fp32 (``ForCausalLMLoss``); BERT's and T5's heads in the model's own precision
+(``CrossEntropyLoss`` on the logits as they are: models/bert/modeling_bert.py:974, models/t5/modeling_t5.py:1051).
+"""
+
+from __future__ import annotations
+
+from trimtab.cost import decoders, encoders
+from trimtab.cost import operators as ops
+from trimtab.cost.machine import Tensor
+from trimtab.cost.net import Net
+from trimtab.errors import UnknownArchitecture
+
+_WORDS = {"gpt2": "transformer.wte", "gptj": "transformer.wte", "gpt_neo": "transformer.wte", "opt": "model.decoder.embed_tokens"}
+_PREFIX = {"bert": "bert.", "roberta": "roberta.", "xlm-roberta": "roberta.", "electra": "electra.", "distilbert": "distilbert."}
+
+
+def known(model_type: str) -> bool:
+    """Whether the forward pass of this model type is written here."""
+    return model_type in decoders.KNOWN or model_type in encoders.BERTS or model_type in ("t5", "mt5")
+
+
+def loss(net: Net) -> Tensor:
+    """The whole forward pass of the job's task: one number, the loss.
+
+    Raises:
+        UnknownArchitecture: the model type is not written here.
+    """
+    model = net.model
+    if not known(model.model_type):
+        raise UnknownArchitecture(
+            f"{model.name}: the arithmetic does not know {model.model_type}; "
+            "`trimtab rehearse --phantom` builds it with transformers instead"
+        )
+    if model.kind == "encoder-decoder":
+        return _seq2seq(net)
+    if model.kind == "encoder":
+        return _encoder(net, encoders.bert(net, _PREFIX[model.model_type]))
+    hidden = decoders.body(net)
+    if net.job.task == "causal-lm":
+        return _causal(net, hidden)
+    return _classify_tokens(net, hidden, "qa_outputs" if net.job.task == "question-answering" else "score")
+
+
+def _causal(net: Net, hidden: Tensor) -> Tensor:
+    m, model = net.m, net.model
+    if net.job.kernels == "fused":
+        return _fused_linear_cross_entropy(net, hidden)
+    with m.counted_as("logits and loss"):
+        logits = _words(net, hidden)
+        if model.logit_softcap:
+            logits = ops.scale(m, ops.tanh(m, ops.scale(m, logits)))
+        return ops.cross_entropy(m, logits, fp32=True)
+
+
+def _words(net: Net, hidden: Tensor) -> Tensor:
+    """Logits over the vocabulary, by the head of its own or by the tied embedding."""
+    own = "lm_head"
+    if f"{own}.weight" in net.weights or f"{own}.lora_A.default.weight" in net.weights:
+        return net.linear(hidden, own)
+    tied = _WORDS.get(net.model.model_type, "model.embed_tokens")
+    return ops.linear(net.m, hidden, net.weights[f"{tied}.weight"], net.weights.get(f"{own}.bias"))
+
+
+def _fused_linear_cross_entropy(net: Net, hidden: Tensor) -> Tensor:
+    """Liger's fused head: logits in chunks, gradients made in the forward pass.
+
+    liger_kernel/ops/fused_linear_cross_entropy.py: chunks of about hidden / vocabulary of the rows, their logits
+    in the model's precision, a gradient of the input, and one of the weight.
+    """
+    m, model = net.m, net.model
+    rows = hidden.numel // model.hidden_size
+    pieces = -(-model.vocab_size // model.hidden_size)
+    chunk = 1 << (max(1, -(-rows // pieces)) - 1).bit_length()
+    name = "lm_head.weight" if "lm_head.weight" in net.weights else "model.embed_tokens.weight"
+    weight = net.weights[name]
+    with m.counted_as("logits and loss"):
+        gradient = m.tensor(hidden.numel)
+        weight_gradient = m.tensor(weight.numel) if weight.trainable else None
+        m.tensor(chunk * model.vocab_size)
+        kept = (gradient.storage,) + ((weight_gradient.storage,) if weight_gradient else ())
+        return m.op(1, (hidden, weight), (-1, -1), item=ops.FLOAT, keep=kept, flops=6 * rows * weight.numel)
+
+
+def _encoder(net: Net, hidden: Tensor) -> Tensor:
+    m, model, task = net.m, net.model, net.job.task
+    if task == "masked-lm":
+        return _masked(net, hidden)
+    if task in ("token-classification", "question-answering"):
+        head = "qa_outputs" if task == "question-answering" else "classifier"
+        dropped = hidden if head == "qa_outputs" else net.dropout(hidden, model.classifier_dropout)
+        return _classify_tokens(net, dropped, head)
+    first = hidden.view(net.batch * model.hidden_size)
+    first = m.op(first.numel, (hidden,), (hidden.bytes,), view_of=hidden)
+    path = next(
+        path
+        for path in ("bert.pooler.dense", "classifier.dense", "pre_classifier")
+        if f"{path}.weight" in net.weights
+    )
+    pooled = ops.tanh(m, net.linear(first, path))
+    pooled = net.dropout(pooled, model.classifier_dropout)
+    out = "classifier.out_proj" if "classifier.out_proj.weight" in net.weights else "classifier"
+    return ops.cross_entropy(m, net.linear(pooled, out), fp32=False)
+
+
+def _masked(net: Net, hidden: Tensor) -> Tensor:
+    """The MLM heads: dense, activation, norm, and the tied word embedding with a bias of its own."""
+    m = net.m
+    names = {
+        "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"),
+        "electra": ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"),
+        "distilbert": ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
+    }
+    dense, norm, bias = names.get(net.model.model_type, ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"))
+    x = net.norm(net.activation(net.linear(hidden, dense), "gelu"), norm)
+    words = f"{_PREFIX[net.model.model_type]}embeddings.word_embeddings.weight"
+    with m.counted_as("logits and loss"):
+        logits = ops.linear(m, x, net.weights[words], net.weights.get(bias))
+        return ops.cross_entropy(m, logits, fp32=False)
+
+
+def _classify_tokens(net: Net, hidden: Tensor, head: str) -> Tensor:
+    return ops.cross_entropy(net.m, net.linear(hidden, head), fp32=net.job.task == "token-classification")
+
+
+def _seq2seq(net: Net) -> Tensor:
+    m, model = net.m, net.model
+    x = encoders.t5(net)
+    with m.counted_as("logits and loss"):
+        if "lm_head.weight" in net.weights:
+            logits = net.linear(x, "lm_head")
+        else:
+            logits = ops.linear(m, ops.scale(m, x) if model.tied_embeddings else x, net.weights["shared.weight"])
+        return ops.cross_entropy(m, logits, fp32=False)

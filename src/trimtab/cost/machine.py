@@ -1,0 +1,408 @@
+"""An eager tensor library that only counts.
+
+`estimate` answers by running the model's forward pass, its backward pass and the engine's buffers on tensors
+that have a size and nothing else.  What an operator allocates, what autograd keeps of it and when each tensor
+dies follow PyTorch's own rules: ``tools/autograd/derivatives.yaml`` says what is saved, Python's reference
+counting says when a storage ends, and every size is rounded up to 512 bytes as the caching allocator does
+(``c10/cuda/CUDACachingAllocator.cpp``, ``kMinBlockSize``).  No operator knows about ZeRO: the engine
+(`trimtab.cost.engine`) listens to parameters being used and to gradients being made.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+BLOCK_BYTES = 512
+
+PARTS = (
+    "parameters",
+    "gradients",
+    "master weights",
+    "optimizer states",
+    "buckets",
+    "gathered parameters",
+    "activations",
+    "logits and loss",
+    "temporaries",
+)
+PART = {name: index for index, name in enumerate(PARTS)}
+
+
+class Meter:
+    """Live bytes by part, with the peak since the last reset and what it was made of."""
+
+    __slots__ = ("live", "parts", "peak", "peak_parts")
+
+    def __init__(self) -> None:
+        self.live = 0
+        self.peak = 0
+        self.parts = [0] * len(PARTS)
+        self.peak_parts = list(self.parts)
+
+    def add(self, count: int, part: int) -> None:
+        """Count an allocation of ``count`` bytes."""
+        self.parts[part] += count
+        self.live += count
+        if self.live > self.peak:
+            self.peak = self.live
+            self.peak_parts = self.parts.copy()
+
+    def drop(self, count: int, part: int) -> None:
+        """Count the end of ``count`` bytes."""
+        self.parts[part] -= count
+        self.live -= count
+
+    def reset_peak(self) -> None:
+        """Start a new peak from what is live."""
+        self.peak = self.live
+        self.peak_parts = self.parts.copy()
+
+
+class Storage:
+    """Bytes on the device; they end when nothing refers to them any more."""
+
+    __slots__ = ("bytes", "meter", "part")
+
+    def __init__(self, meter: Meter, count: int, part: int) -> None:
+        self.meter, self.part = meter, part
+        self.bytes = (count + BLOCK_BYTES - 1) // BLOCK_BYTES * BLOCK_BYTES
+        meter.add(self.bytes, part)
+
+    def __del__(self) -> None:
+        self.meter.drop(self.bytes, self.part)
+
+    def move(self, part: int) -> None:
+        """Count these bytes as ``part`` from now on."""
+        self.meter.parts[self.part] -= self.bytes
+        self.meter.parts[part] += self.bytes
+        self.part = part
+
+
+@dataclass(slots=True, eq=False)
+class Weight:
+    """A parameter as the machine sees it: a size, whether it trains, and the gradients still to come."""
+
+    name: str
+    numel: int
+    item: int
+    columns: int = 0
+    """Width of a row: the inputs of a linear layer, the width of an embedding."""
+    trainable: bool = True
+    uses: int = 0
+    """Operators of this forward pass whose gradients are still to come."""
+    pending: Storage | None = None
+    """The sum of the gradients that have come so far."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the whole parameter."""
+        return self.numel * self.item
+
+    @property
+    def edge(self) -> Weight | None:
+        """Where its gradient goes: to itself, unless it is frozen."""
+        return self if self.trainable else None
+
+
+class Node:
+    """One operator in the autograd graph: what it kept, and what its backward pass allocates."""
+
+    __slots__ = (
+        "flops", "gradients", "inputs", "module", "moved", "part", "region", "saved", "saves", "scratch", "slot", "weights",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.inputs: tuple[Edge | None, ...] = ()
+        self.weights: tuple[Weight, ...] = ()
+        self.gradients: tuple[int, ...] = ()
+        self.saved: tuple[Storage, ...] = ()
+        self.scratch = self.flops = self.moved = self.slot = self.part = self.saves = 0
+        self.region: Region | None = None
+        self.module = False
+        """Whether it stands for the end of a module without parameters of its own."""
+
+
+Edge = Node | Weight
+_REPLAYED = Node()
+PASS = -1
+"""A gradient that is the incoming one, or a view of it."""
+
+
+class Tensor:
+    """A count of elements, the bytes of one, a storage, and where its gradient goes."""
+
+    __slots__ = ("edge", "item", "numel", "storage")
+
+    def __init__(self, numel: int, item: int, storage: Storage, edge: Node | None = None) -> None:
+        self.numel, self.item, self.storage, self.edge = numel, item, storage, edge
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the elements."""
+        return self.numel * self.item
+
+    def view(self, numel: int) -> Tensor:
+        """``numel`` of its elements, in the same storage and with the same gradient."""
+        return Tensor(numel, self.item, self.storage, self.edge)
+
+
+class Listener(Protocol):
+    """Whoever wants to know that parameters are used and gradients are made: the engine."""
+
+    def before_use(self, weights: tuple[Weight, ...], *, backward: bool) -> None:
+        """``weights`` are about to be read by an operator."""
+
+    def after_use(self, weights: tuple[Weight, ...], *, backward: bool) -> None:
+        """The operator that read ``weights`` is done."""
+
+    def on_gradient(self, weight: Weight, gradient: Storage) -> None:
+        """The gradient of ``weight`` for this micro step is complete."""
+
+
+class _Stop(Exception):
+    """Recomputation has made the last tensor that the backward pass needs."""
+
+
+@dataclass(slots=True, eq=False)
+class Region:
+    """A stretch of the forward pass whose activations are recomputed (non-reentrant checkpointing)."""
+
+    run: Callable[..., Tensor]
+    arguments: tuple[Tensor, ...]
+    nodes: int = 0
+    saves: int = 0
+    recomputed: list[tuple[Storage, ...]] | None = None
+
+
+@dataclass(slots=True)
+class Machine:
+    """Runs operators forward, then backward, counting what is live and what work is done."""
+
+    meter: Meter
+    listener: Listener
+    item: int
+    """Bytes of an activation element."""
+    work: Counter[tuple[str, int, int]] = field(default_factory=Counter)
+    """How often an operator of this (phase, flops, bytes moved) ran."""
+    tape: list[Node] = field(default_factory=list)
+    part: int = PART["activations"]
+    phase: str = "forward"
+    modules: bool = False
+    """Whether the listener wants to know of modules without parameters too (stage 3 counts them)."""
+    _region: Region | None = None
+    _replaying: Region | None = None
+    _replayed: list[tuple[Storage, ...]] = field(default_factory=list)
+    _replayed_saves: int = 0
+
+    def new(self, count: int) -> Storage:
+        """A fresh storage of ``count`` bytes."""
+        return Storage(self.meter, count, self.part)
+
+    def tensor(self, numel: int, item: int | None = None) -> Tensor:
+        """A fresh tensor that needs no gradient."""
+        item = self.item if item is None else item
+        return Tensor(numel, item, self.new(numel * item))
+
+    @contextmanager
+    def counted_as(self, part: str) -> Iterator[None]:
+        """Count what is made inside as ``part``."""
+        before, self.part = self.part, PART[part]
+        yield
+        self.part = before
+
+    def op(
+        self,
+        numel: int,
+        inputs: tuple[Tensor | Weight | None, ...],
+        gradients: tuple[int, ...],
+        *,
+        item: int | None = None,
+        keep: tuple[Storage, ...] = (),
+        keep_output: bool = False,
+        extra: tuple[int, ...] = (),
+        scratch: int = 0,
+        flops: int = 0,
+        view_of: Tensor | None = None,
+    ) -> Tensor:
+        """Run one operator.
+
+        Args:
+            numel, item: elements of the output and bytes of one (default: the model's precision).
+            inputs: tensors and weights that it reads.
+            gradients: per input, the bytes of the gradient that its backward pass makes, or ``PASS``.
+            keep: storages that autograd keeps for the backward pass.
+            keep_output: whether it keeps the output too.
+            extra: bytes of further tensors that it makes and keeps (dropout masks, log-sum-exps).
+            scratch: bytes that its backward pass needs while it runs.
+            flops: floating-point operations of the forward pass.
+            view_of: the tensor that the output only looks at; nothing is allocated then.
+        """
+        item = self.item if item is None else item
+        weights = tuple(one for one in inputs if isinstance(one, Weight))
+        edges = tuple(None if one is None else one.edge for one in inputs)
+        recorded = any(edge is not None for edge in edges)
+        if weights:
+            self.listener.before_use(weights, backward=self._replaying is not None)
+        saves = len(keep) + len(extra) + keep_output
+        if recorded and keep:
+            keep = self._save(keep)
+        if view_of is not None:
+            out = Tensor(numel, item, view_of.storage)
+        else:
+            out = Tensor(numel, item, self.new(numel * item))
+            moved = out.bytes + sum(one.bytes for one in inputs if one is not None)
+            self.work["recompute" if self._replaying else self.phase, flops, moved] += 1
+        if recorded and (keep_output or extra):
+            own = tuple(self.new(count) for count in extra)
+            keep = (*keep, *self._save((*own, out.storage) if keep_output else own))
+        if weights:
+            self.listener.after_use(weights, backward=self._replaying is not None)
+        if recorded:
+            self._record(out, edges, weights, gradients, keep, saves, scratch, flops)
+        return out
+
+    def _save(self, storages: tuple[Storage, ...]) -> tuple[Storage, ...]:
+        if self._replaying is not None:
+            self._replayed_saves += len(storages)
+            if self._replayed_saves >= self._replaying.saves:
+                self._replayed.append(storages)
+                raise _Stop
+        elif self._region is not None:
+            self._region.saves += len(storages)
+            return ()
+        return storages
+
+    def _record(
+        self,
+        out: Tensor,
+        edges: tuple[Edge | None, ...],
+        weights: tuple[Weight, ...],
+        gradients: tuple[int, ...],
+        kept: tuple[Storage, ...],
+        saves: int,
+        scratch: int,
+        flops: int,
+    ) -> None:
+        if self._replaying is not None:
+            self._replayed.append(kept)
+            out.edge = _REPLAYED
+            return
+        node = Node()
+        node.inputs, node.gradients, node.saved, node.scratch = edges, gradients, kept, scratch
+        node.weights, node.part, node.region, node.flops = weights, self.part, self._region, flops
+        node.saves = saves
+        node.moved = out.bytes + sum(storage.bytes for storage in kept)
+        if self._region is not None:
+            node.slot = self._region.nodes
+            self._region.nodes += 1
+        for edge in edges:
+            if isinstance(edge, Weight):
+                edge.uses += 1
+        self.tape.append(node)
+        out.edge = node
+
+    def enter(self) -> None:
+        """A module without parameters of its own begins."""
+        if self.modules:
+            self.listener.before_use((), backward=self._replaying is not None)
+
+    def leave(self, out: Tensor) -> Tensor:
+        """It ends with ``out``; its backward pass will begin there."""
+        if not self.modules or out.edge is None:
+            return out
+        marked = self.op(out.numel, (out,), (PASS,), item=out.item, view_of=out)
+        if isinstance(marked.edge, Node) and marked.edge is not _REPLAYED:
+            marked.edge.module = True
+        return marked
+
+    def leaf(self, tensor: Tensor) -> Tensor:
+        """``tensor`` made to require a gradient (``enable_input_require_grads``)."""
+        node = Node()
+        node.part = self.part
+        tensor.edge = node
+        return tensor
+
+    # -- recomputation ------------------------------------------------------------------------------------
+
+    def checkpoint(self, run: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+        """``run(*arguments)`` with its activations recomputed in the backward pass."""
+        self._region = Region(run, arguments)
+        out = run(*arguments)
+        self._region = None
+        return out
+
+    def _replay(self, region: Region) -> list[tuple[Storage, ...]]:
+        if region.recomputed is None:
+            self._replaying, self._replayed, self._replayed_saves = region, [], 0
+            part, self.part = self.part, PART["activations"]
+            try:
+                region.run(*region.arguments)
+            except _Stop:
+                pass
+            self.part = part
+            self._replaying = None
+            region.recomputed, self._replayed = self._replayed, []
+            region.recomputed += [()] * (region.nodes - len(region.recomputed))
+        return region.recomputed
+
+    # -- the backward pass --------------------------------------------------------------------------------
+
+    def backward(self, loss: Tensor) -> None:
+        """Walk the tape in reverse, as autograd does by sequence number."""
+        gradients: dict[Node, Storage] = {}
+        if loss.edge is not None:
+            gradients[loss.edge] = self.new(loss.bytes)
+        loss.edge = None
+        self.phase = "backward"
+        tape, self.tape = self.tape, []
+        while tape:
+            node = tape.pop()
+            if node in gradients:
+                self._step_back(node, gradients)
+        self.phase = "forward"
+
+    def _step_back(self, node: Node, gradients: dict[Node, Storage]) -> None:
+        incoming = gradients.pop(node)
+        if node.weights or node.module:
+            self.listener.before_use(node.weights, backward=True)
+        saved = node.saved
+        if node.region is not None and node.saves:
+            recomputed = self._replay(node.region)
+            saved, recomputed[node.slot] = recomputed[node.slot], ()
+        part, self.part = self.part, node.part
+        scratch = self.new(node.scratch) if node.scratch else None
+        made: list[tuple[Edge, Storage]] = []
+        moved = node.moved
+        for edge, size in zip(node.inputs, node.gradients, strict=True):
+            if edge is not None:
+                made.append((edge, incoming if size == PASS else self.new(size)))
+                moved += max(size, 0)
+        if any(size != PASS for size in node.gradients):
+            self.work["backward", node.flops * len(made), moved] += 1
+        self.part = part
+        node.saved = ()
+        del saved, scratch, incoming
+        made.reverse()
+        while made:
+            edge, gradient = made.pop()
+            if isinstance(edge, Node):
+                gradients.setdefault(edge, gradient)  # a second one is added in place
+            else:
+                self._weight_gradient(edge, gradient)
+            del gradient
+        if node.weights:
+            self.listener.after_use(node.weights, backward=True)
+
+    def _weight_gradient(self, weight: Weight, gradient: Storage) -> None:
+        weight.uses -= 1
+        if weight.pending is None:
+            weight.pending = gradient
+        del gradient
+        if weight.uses == 0:
+            total, weight.pending = weight.pending, None
+            total.move(PART["gradients"])
+            self.listener.on_gradient(weight, total)

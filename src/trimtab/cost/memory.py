@@ -1,0 +1,166 @@
+"""Peak memory of a job, by running it on the counting machine.
+
+One rank's optimizer step: the model is built, the engine initialized, one step makes the optimizer's states, and
+the next is measured, as `rehearse` and a GPU measure it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from trimtab.config import Config
+from trimtab.cost import heads
+from trimtab.cost.engine import Engine, Settings, engine_for
+from trimtab.cost.machine import PARTS, Machine, Meter, Storage
+from trimtab.cost.net import Net, weights_of
+from trimtab.model import Model
+from trimtab.parameters import buffers, parameters
+
+PHASES = ("init", "forward", "backward", "step")
+# fp32 elements of state per parameter: torch.optim, deepspeed/ops
+MOMENTS = {
+    "adam": 2, "adamw": 2, "lamb": 2, "lion": 1, "adagrad": 1, "muon": 2, "SGD": 0, "RAdam": 2, "NAdam": 2,
+    "Adamax": 2, "RMSprop": 1, "Adadelta": 2, "Adafactor": 1, "musgd": 0, "muadam": 2, "muadamw": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What one rank allocates, in bytes; peaks of forward, backward and step are taken once states exist."""
+
+    parameters: int
+    trainable: int
+    built: int
+    """After the model is built."""
+    initialized: int
+    """After ``deepspeed.initialize``."""
+    live: dict[str, int]
+    """After ``forward``, ``backward`` and ``step`` of the measured step."""
+    phase_peaks: dict[str, int]
+    peak: int
+    """Over forward, backward and step."""
+    peak_parts: dict[str, int]
+    host_bytes: int
+    """Of one rank, beside the process itself."""
+    host_parts: dict[str, int]
+    nvme_bytes: int
+    work: Counter[tuple[str, int, int]]
+    """Operators of the last micro step by (phase, flops, bytes moved)."""
+
+
+def settings_of(config: Config, world_size: int) -> Settings:
+    """What of ``config`` decides memory, for a world of ``world_size`` ranks."""
+    batch = config.batch(world_size)
+    zero = config.zero
+    name = config.optimizer_type or "adamw"
+    moments = MOMENTS.get(name, 2)
+    if name == "SGD" and config.optimizer_params.get("momentum"):
+        moments = 1
+    ranks = batch.data_parallel * int(config.get("sequence_parallel_size", 1))
+    return Settings(
+        stage=config.stage,
+        ranks=ranks,
+        accumulation=batch.accumulation,
+        item=config.parameter_bytes,
+        gradient_item=config.gradient_bytes,
+        moments=moments,
+        offload_optimizer=config.offload_optimizer,
+        offload_param=config.offload_param,
+        overlap_comm=bool(zero("overlap_comm")),
+        contiguous_gradients=bool(zero("contiguous_gradients")) or config.offload_optimizer != "none",
+        reduce_scatter=bool(zero("reduce_scatter")),
+        reduce_bucket=int(zero("reduce_bucket_size")),
+        prefetch_bucket=int(zero("stage3_prefetch_bucket_size")),
+        persistence_threshold=int(zero("stage3_param_persistence_threshold")),
+        model_persistence_threshold=int(zero("stage3_model_persistence_threshold")),
+        max_live=int(zero("stage3_max_live_parameters")),
+        max_reuse_distance=int(zero("stage3_max_reuse_distance")),
+        sub_group=int(zero("sub_group_size")),
+        hpz=int(zero("zero_hpz_partition_size")),
+        precision=config.precision,
+        pin_memory=bool(config.get("zero_optimization.offload_optimizer.pin_memory", True)),
+    )
+
+
+def profile(config: Config, model: Model, world_size: int) -> Profile:
+    """Run ``config`` on ``model`` as rank 0 of ``world_size`` and say what it allocates.
+
+    Raises:
+        RefusedConfig: the batch does not solve for this world.
+        UnknownArchitecture: the arithmetic does not know the model type.
+    """
+    settings = settings_of(config, world_size)
+    job = config.job
+    listing = parameters(model, job.task, job.lora)
+    prefix = "base_model.model." if job.lora else ""
+    weights = weights_of(listing, settings.item, conv1d=model.model_type == "gpt2")
+    meter = Meter()
+    engine = engine_for(meter, list(weights.values()), settings)
+    engine.build()
+    buffer_bytes = [Storage(meter, one.bytes, 0) for one in buffers(model, job.task)]
+    built = meter.live
+    engine.initialize()
+    initialized, init_peak = meter.live, meter.peak
+    table = {name.removeprefix(prefix): weight for name, weight in weights.items()}
+    machine = Machine(meter=meter, listener=engine, item=settings.item, modules=settings.stage == 3)
+    net = Net(
+        m=machine,
+        model=model,
+        job=job,
+        batch=config.batch(world_size).micro,
+        weights=table,
+        fp16=config.precision == "fp16",
+    )
+    peaks: dict[str, int] = {}
+    live: dict[str, int] = {}
+    parts: list[int] = []
+    for measured in (False, True):
+        micros = min(settings.accumulation, 2)
+        for micro in range(micros):
+            machine.work.clear()
+            engine.begin_micro(boundary=micro == micros - 1)
+            _micro_step(net, engine, live, peaks if measured else {}, parts if measured else [])
+        meter.reset_peak()
+        engine.step()
+        live["step"] = meter.live
+        if measured:
+            _note(meter, "step", peaks, parts)
+    del buffer_bytes
+    return Profile(
+        parameters=sum(one.numel for one in listing),
+        trainable=sum(one.numel for one in listing if one.trainable),
+        built=built,
+        initialized=initialized,
+        live=live,
+        phase_peaks={"init": init_peak, **peaks},
+        peak=max(peaks.values()),
+        peak_parts=dict(zip(PARTS, parts, strict=True)),
+        host_bytes=engine.host.total,
+        host_parts=dict(engine.host.parts),
+        nvme_bytes=engine.nvme_bytes,
+        work=machine.work,
+    )
+
+
+def _micro_step(net: Net, engine: Engine, live: dict[str, int], peaks: dict[str, int], parts: list[int]) -> None:
+    meter = net.m.meter
+    tokens = net.batch * (net.job.sequence_length + 2 * (net.job.target_length or net.job.sequence_length))
+    inputs = net.m.tensor(tokens, 8)
+    meter.reset_peak()
+    loss = heads.loss(net)
+    live["forward"] = meter.live
+    _note(meter, "forward", peaks, parts)
+    meter.reset_peak()
+    net.m.backward(loss)
+    del loss
+    engine.end_backward()
+    live["backward"] = meter.live
+    _note(meter, "backward", peaks, parts)
+    del inputs
+
+
+def _note(meter: Meter, phase: str, peaks: dict[str, int], parts: list[int]) -> None:
+    if meter.peak > max(peaks.values(), default=0):
+        parts[:] = meter.peak_parts
+    peaks[phase] = max(meter.peak, peaks.get(phase, 0))

@@ -1,0 +1,146 @@
+"""A model on the counting machine: its weights by Hugging Face name, and the modules that all families share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from trimtab.cost import attention as att
+from trimtab.cost import operators as ops
+from trimtab.cost.machine import Machine, Tensor, Weight
+from trimtab.job import Job
+from trimtab.model import Model
+from trimtab.parameters import Parameter
+
+INDEX_BYTES = 8
+LORA = ".lora_A.default.weight"
+
+
+@dataclass(slots=True, kw_only=True)
+class Net:
+    """What the families' forward passes are written against."""
+
+    m: Machine
+    model: Model
+    job: Job
+    batch: int
+    weights: Mapping[str, Weight]
+
+    fp16: bool = False
+
+    @property
+    def item(self) -> int:
+        """Bytes of an activation element."""
+        return self.m.item
+
+    # -- modules -------------------------------------------------------------------------------------------
+
+    def linear(self, x: Tensor, path: str) -> Tensor:
+        """The linear layer at ``path``, with its LoRA branch if it has one (peft tuners/lora/layer.py)."""
+        m, weights = self.m, self.weights
+        adapted = weights.get(path + LORA)
+        base = path + ".base_layer" if adapted else path
+        out = ops.linear(m, x, weights[base + ".weight"], weights.get(base + ".bias"))
+        if adapted is None:
+            return out
+        assert self.job.lora is not None
+        low = ops.linear(m, self.dropout(x, self.job.lora.lora_dropout), adapted)
+        high = ops.linear(m, low, weights[path + ".lora_B.default.weight"])
+        return ops.add(m, out, ops.scale(m, high))
+
+    def norm(self, x: Tensor, path: str) -> Tensor:
+        """The model's norm at ``path``."""
+        m = self.m
+        weight, bias = self.weights.get(path + ".weight"), self.weights.get(path + ".bias")
+        if self.model.norm == "layer":
+            return ops.layer_norm(m, x, weight, bias)
+        assert weight is not None
+        if self.job.kernels == "fused":
+            return ops.fused_rms_norm(m, x, weight)
+        if self.model.family == "t5":
+            return ops.t5_norm(m, x, weight)
+        if self.model.family == "gemma":
+            return ops.gemma_norm(m, x, weight)
+        return ops.rms_norm(m, x, weight)
+
+    def embedding(self, path: str, tokens: int) -> Tensor:
+        """Rows of the embedding at ``path``."""
+        return ops.embedding(self.m, tokens, self.weights[path + ".weight"])
+
+    def activation(self, x: Tensor, name: str | None = None) -> Tensor:
+        """The model's activation."""
+        self.m.enter()
+        return self.m.leave(ops.activation(self.m, x, name or self.model.activation))
+
+    def gated(self, x: Tensor, gate: str, up: str) -> Tensor:
+        """``act(gate(x)) * up(x)``; Liger's fused form keeps both inputs and nothing else."""
+        m = self.m
+        if self.job.kernels == "fused" and self.model.activation == "silu":
+            a, b = self.linear(x, gate), self.linear(x, up)
+            return m.op(a.numel, (a, b), (-1, -1), item=a.item, keep=(a.storage, b.storage))
+        return ops.mul(m, self.activation(self.linear(x, gate)), self.linear(x, up))
+
+    def rotary(self, x: Tensor, rotated: float = 1.0) -> Tensor:
+        """``(x * cos) + (rotate_half(x) * sin)`` on a share of each head, and the rest beside it again."""
+        m = self.m
+        if self.job.kernels == "fused":
+            return m.op(x.numel, (x,), (-1,), item=x.item)  # liger_kernel/ops/rope.py works in place
+        part = x.view(int(x.numel * rotated))
+        turned = self._rotate_half(part)
+        turned = ops.scale(m, turned)
+        straight = m.op(part.numel, (part,), (x.bytes,), item=x.item)
+        out = ops.add(m, straight, turned)
+        if rotated >= 1.0:
+            return out
+        return m.op(x.numel, (out, x), (-1, x.bytes), item=x.item)
+
+    def _rotate_half(self, x: Tensor) -> Tensor:
+        m = self.m
+        negative = m.op(x.numel // 2, (x,), (x.bytes,), item=x.item)
+        return m.op(x.numel, (negative, x), (negative.bytes, x.bytes), item=x.item)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, masked: bool = True) -> Tensor:
+        """Attention without a trained bias, by the job's implementation."""
+        m = self.m
+        if self.job.attention == "eager" or self.model.attention_softcap:
+            wide = None if self.model.model_type == "gpt2" or self.model.kind == "encoder" else ops.FLOAT
+            return att.eager(m, q, k, v, shape, softmax_item=wide, mask=masked)
+        if self.item == ops.FLOAT or shape.head_dim > att.FLASH_HEAD_LIMIT:
+            if shape.kv_heads != shape.heads:
+                k, v = att.repeat_keys(m, k, shape), att.repeat_keys(m, v, shape)
+            return att.efficient(m, q, k, v, shape)
+        return att.flash(m, q, k, v, shape)
+
+    def layer(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """One transformer layer, recomputed in the backward pass if the job says so."""
+        inside = partial(self.module, run)
+        return self.m.checkpoint(inside, x) if self.job.checkpoint_activations else inside(x)
+
+    def module(self, run: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+        """``run(*arguments)`` as a module that has no parameters of its own."""
+        self.m.enter()
+        return self.m.leave(run(*arguments))
+
+    def dropout(self, x: Tensor, probability: float) -> Tensor:
+        """An ``nn.Dropout`` module."""
+        self.m.enter()
+        return self.m.leave(ops.dropout(self.m, x, probability))
+
+    def start(self, x: Tensor) -> Tensor:
+        """The embedded input; made to need a gradient where frozen weights and recomputation require it."""
+        if x.edge is None and self.job.checkpoint_activations:
+            return self.m.leaf(x)
+        return x
+
+
+def weights_of(
+    parameters: Iterable[Parameter], item: int, *, conv1d: bool
+) -> dict[str, Weight]:
+    """The machine's weights for ``parameters``, by name."""
+    table = {}
+    for one in parameters:
+        transposed = conv1d and len(one.shape) == 2 and ".h." in one.name and "lora_" not in one.name
+        columns = one.shape[0] if transposed else one.shape[-1]
+        table[one.name] = Weight(one.name, one.numel, item, columns, one.trainable)
+    return table

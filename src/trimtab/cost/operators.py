@@ -1,0 +1,199 @@
+"""The operators that Hugging Face models are written in, with what PyTorch keeps of each.
+
+Every function runs one module or operator on a `Machine`.  What autograd keeps is that of
+``tools/autograd/derivatives.yaml`` in PyTorch 2.11 to 2.13; the composition of a module is that of
+transformers 5.17 (file beside each where it is not obvious).
+"""
+
+from __future__ import annotations
+
+from trimtab.cost.machine import PASS, Machine, Tensor, Weight
+
+FLOAT = 4
+MASK = 1
+
+
+def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
+    """``x @ weight.T + bias``; keeps x if the weight trains (``mm``, ``addmm``)."""
+    rows = x.numel // weight.columns
+    columns = weight.numel // weight.columns
+    keep = (x.storage,) if weight.trainable else ()
+    return m.op(
+        rows * columns,
+        (x, weight, bias),
+        (x.bytes, weight.bytes, bias.bytes if bias else 0),
+        keep=keep,
+        item=x.item,
+        flops=2 * rows * weight.numel,
+    )
+
+
+def add(m: Machine, a: Tensor, b: Tensor) -> Tensor:
+    """``a + b``, keeps nothing."""
+    return m.op(max(a.numel, b.numel), (a, b), (PASS, PASS), item=max(a.item, b.item))
+
+
+def scale(m: Machine, x: Tensor) -> Tensor:
+    """``x`` times, or divided by, a number: keeps nothing."""
+    return m.op(x.numel, (x,), (x.bytes,), item=x.item)
+
+
+def shift(m: Machine, x: Tensor) -> Tensor:
+    """``x`` plus a number or a mask that does not train."""
+    return m.op(x.numel, (x,), (PASS,), item=x.item)
+
+
+def mul(m: Machine, a: Tensor, b: Tensor) -> Tensor:
+    """``a * b`` of two tensors of one shape: keeps what the other's gradient needs."""
+    keep = (*((a.storage,) if b.edge else ()), *((b.storage,) if a.edge else ()))
+    return m.op(a.numel, (a, b), (a.bytes, b.bytes), keep=keep, item=max(a.item, b.item))
+
+
+def cast(m: Machine, x: Tensor, item: int) -> Tensor:
+    """``x`` in another precision; itself if it has it."""
+    return x if x.item == item else m.op(x.numel, (x,), (x.bytes,), item=item)
+
+
+def copy(m: Machine, x: Tensor) -> Tensor:
+    """A contiguous copy."""
+    return m.op(x.numel, (x,), (PASS,), item=x.item)
+
+
+def embedding(m: Machine, tokens: int, weight: Weight) -> Tensor:
+    """Rows of ``weight``; its gradient is dense."""
+    return m.op(tokens * weight.columns, (weight,), (weight.bytes,), item=weight.item)
+
+
+def dropout(m: Machine, x: Tensor, probability: float) -> Tensor:
+    """``native_dropout``: keeps a mask of one byte an element; x itself where the probability is 0."""
+    if not probability:
+        return x
+    return m.op(x.numel, (x,), (x.bytes,), item=x.item, extra=(x.numel * MASK,))
+
+
+def softmax(m: Machine, x: Tensor, item: int | None = None) -> Tensor:
+    """Softmax in the precision of ``item`` bytes: keeps its output."""
+    item = x.item if item is None else item
+    return m.op(x.numel, (x,), (x.bytes,), item=item, keep_output=True)
+
+
+def tanh(m: Machine, x: Tensor) -> Tensor:
+    """``tanh``: keeps its output, as relu and sigmoid do."""
+    return m.op(x.numel, (x,), (x.bytes,), item=x.item, keep_output=True)
+
+
+def keeps_input(m: Machine, x: Tensor) -> Tensor:
+    """An activation that keeps its input: SiLU, GELU."""
+    return m.op(x.numel, (x,), (x.bytes,), item=x.item, keep=(x.storage,))
+
+
+def new_gelu(m: Machine, x: Tensor) -> Tensor:
+    """``NewGELUActivation`` (activations.py:66), written out in elementary operators."""
+    half = scale(m, x)
+    cube = keeps_input(m, x)
+    inner = scale(m, add(m, x, scale(m, cube)))
+    del cube
+    return mul(m, half, shift(m, tanh(m, inner)))
+
+
+def activation(m: Machine, x: Tensor, name: str) -> Tensor:
+    """The activation that ``ACT2FN[name]`` names."""
+    if name in ("relu", "tanh", "sigmoid"):
+        return tanh(m, x)
+    if name in ("gelu_new", "gelu_accurate"):
+        return new_gelu(m, x)
+    if name == "relu2":
+        relu = tanh(m, x)
+        return keeps_input(m, relu)
+    if name == "quick_gelu":
+        gate = tanh(m, scale(m, x))
+        return mul(m, x, gate)
+    return keeps_input(m, x)
+
+
+def layer_norm(m: Machine, x: Tensor, weight: Weight | None, bias: Weight | None = None) -> Tensor:
+    """``native_layer_norm``: keeps x, and mean and reciprocal deviation of each row in fp32."""
+    rows = x.numel // (weight.numel if weight else x.numel)
+    return m.op(
+        x.numel,
+        (x, weight, bias),
+        (x.bytes, weight.bytes if weight else 0, bias.bytes if bias else 0),
+        item=x.item,
+        keep=(x.storage,),
+        extra=(rows * FLOAT, rows * FLOAT),
+    )
+
+
+def rms_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
+    """``LlamaRMSNorm``: squares in fp32, scales there, and goes back before the weight."""
+    wide = cast(m, x, FLOAT)
+    factor = _rsqrt_of_mean_square(m, wide, x.numel // weight.numel)
+    scaled = _mul_by_rows(m, wide, factor)
+    del wide, factor
+    return _weighted(m, cast(m, scaled, x.item), weight)
+
+
+def t5_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
+    """``T5LayerNorm``: like `rms_norm`, but scales the narrow x by a wide factor."""
+    factor = _rsqrt_of_mean_square(m, cast(m, x, FLOAT), x.numel // weight.numel)
+    scaled = _mul_by_rows(m, x, factor, item=FLOAT)
+    del factor
+    return _weighted(m, cast(m, scaled, weight.item), weight)
+
+
+def gemma_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
+    """``GemmaRMSNorm``: everything in fp32, the weight included, and back at the end."""
+    wide = cast(m, x, FLOAT)
+    factor = _rsqrt_of_mean_square(m, wide, x.numel // weight.numel)
+    scaled = _mul_by_rows(m, wide, factor)
+    del wide, factor
+    out = m.op(
+        scaled.numel,
+        (scaled, weight),
+        (scaled.bytes, weight.numel * FLOAT),
+        item=FLOAT,
+        keep=(scaled.storage,) if weight.trainable else (),
+        scratch=scaled.bytes,
+    )
+    return cast(m, out, x.item)
+
+
+def fused_rms_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
+    """Liger's RMSNorm: keeps x and one fp32 factor a row (liger_kernel/ops/rms_norm.py)."""
+    rows = x.numel // weight.numel
+    return m.op(
+        x.numel,
+        (x, weight),
+        (PASS, weight.bytes),
+        item=x.item,
+        keep=(x.storage,),
+        extra=(rows * FLOAT,),
+    )
+
+
+def _rsqrt_of_mean_square(m: Machine, wide: Tensor, rows: int) -> Tensor:
+    square = m.op(wide.numel, (wide,), (wide.bytes,), item=FLOAT, keep=(wide.storage,))
+    mean = m.op(rows, (square,), (square.bytes,), item=FLOAT)
+    return m.op(rows, (mean,), (mean.bytes,), item=FLOAT, keep_output=True)
+
+
+def _mul_by_rows(m: Machine, x: Tensor, factor: Tensor, item: int | None = None) -> Tensor:
+    keep = (*((x.storage,) if factor.edge else ()), *((factor.storage,) if x.edge else ()))
+    item = x.item if item is None else item
+    # the factor's gradient is a full product before it is summed over the columns
+    return m.op(x.numel, (x, factor), (x.numel * item, factor.bytes), item=item, keep=keep, scratch=x.numel * item)
+
+
+def _weighted(m: Machine, x: Tensor, weight: Weight) -> Tensor:
+    keep = (x.storage,) if weight.trainable else ()
+    scratch = x.bytes if weight.trainable else 0
+    return m.op(x.numel, (weight, x), (weight.bytes, x.bytes), item=x.item, keep=keep, scratch=scratch)
+
+
+def cross_entropy(m: Machine, logits: Tensor, *, fp32: bool) -> Tensor:
+    """``cross_entropy``: keeps the log-probabilities, in fp32 where the loss casts the logits first."""
+    with m.counted_as("logits and loss"):
+        wide = cast(m, logits, FLOAT) if fp32 else logits
+        log_probabilities = m.op(wide.numel, (wide,), (wide.bytes,), item=wide.item, keep_output=True)
+        del wide
+        return m.op(1, (log_probabilities,), (log_probabilities.bytes,), item=FLOAT)
