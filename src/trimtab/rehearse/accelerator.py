@@ -21,14 +21,14 @@ from trimtab.rehearse.ledger import Ledger
 PLENTY = 1 << 60
 
 
-class PhantomAccelerator(CUDA_Accelerator):  # type: ignore[misc]
+class PhantomAccelerator(CUDA_Accelerator):
     """CUDA's accelerator with the made-up device in the place of the GPU."""
 
     def __init__(self, ledger: Ledger, *, gpu_memory_bytes: int | None, gpus_per_node: int) -> None:
         self._name = corners.DEVICE
         self._communication_backend_name = "nccl"
         self._compile_backend = "inductor"
-        self._nvtx_domains = {}
+        self._nvtx_domains: dict[str, Any] = {}
         self._ledger = ledger
         self._gpu_memory_bytes = gpu_memory_bytes or PLENTY
         self._gpus_per_node = gpus_per_node

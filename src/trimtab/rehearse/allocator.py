@@ -1,7 +1,7 @@
 """PyTorch's caching allocator for CUDA, replayed: what it hands out, and what it takes from the driver.
 
-Tensors ask for bytes; the allocator hands out blocks cut from segments, sometimes larger than asked, and keeps
-freed ones.  The rules are those of ``c10/cuda/CUDACachingAllocator.cpp`` (torch 2.11, default settings).
+Tensors ask for bytes; the allocator hands out blocks cut from segments, sometimes larger than asked, and
+keeps freed ones.  The rules are those of ``c10/cuda/CUDACachingAllocator.cpp`` (torch 2.11, its defaults).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Block:
         self.free = True
 
 
-class OutOfMemory(Exception):
+class CapacityError(Exception):
     """The capacity is too small, even after giving cached segments back."""
 
 
@@ -46,7 +46,7 @@ class CachingAllocator:
         """A block of at least ``size`` bytes.
 
         Raises:
-            OutOfMemory: no free block fits and no segment may be added.
+            CapacityError: no free block fits and no segment may be added.
         """
         size = max(UNIT, -(-size // UNIT) * UNIT)
         pool = (stream, size <= SMALL)
@@ -104,7 +104,7 @@ class CachingAllocator:
         if self.capacity_bytes is not None and self.reserved + segment > self.capacity_bytes:
             self.give_back_cached()
             if self.reserved + segment > self.capacity_bytes:
-                raise OutOfMemory(
+                raise CapacityError(
                     f"{segment} bytes wanted, {self.reserved} of {self.capacity_bytes} reserved, "
                     f"{self.allocated} allocated"
                 )
@@ -155,7 +155,7 @@ def replay(
     """Replay ``requests`` and read the statistics at each tick of ``readings`` (ascending).
 
     Raises:
-        OutOfMemory: a request does not fit in ``capacity_bytes``.
+        CapacityError: a request does not fit in ``capacity_bytes``.
     """
     allocator = CachingAllocator(capacity_bytes)
     blocks: dict[int, _Block] = {}
@@ -171,9 +171,9 @@ def replay(
         events.append((reset_at, 3, 0, None))
     events.sort(key=lambda event: event[:3])
     read: list[Reading] = []
-    for _, kind, index, request in events:
-        if request is not None:
-            blocks[index] = allocator.take(request.size, request.stream)
+    for _, kind, index, asked in events:
+        if asked is not None:
+            blocks[index] = allocator.take(asked.size, asked.stream)
         elif kind == 0:
             allocator.give(blocks.pop(index))
         elif kind == 3:

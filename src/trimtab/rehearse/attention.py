@@ -36,14 +36,15 @@ class Flash(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:
-        query, key, value, *_ = ctx.saved_tensors
+        query, key, *_ = ctx.saved_tensors
         batch, heads, length, width = query.shape
         key_heads, key_length = key.shape[1], key.shape[2]
 
         def like(heads: int, length: int) -> Any:
             return query.new_empty(batch, length, heads, width).transpose(1, 2)
 
-        d_query, d_key, d_value = like(heads, length), like(key_heads, key_length), like(key_heads, key_length)
+        d_query = like(heads, length)
+        d_key, d_value = (like(key_heads, key_length) for _ in range(2))
         # flash_api.cpp mha_bwd: softmax_d, and dq accumulated in fp32 over rounded sizes
         rounded = _up(length, 128)
         sums = query.new_empty(batch, heads, rounded, dtype=torch.float32)
@@ -109,7 +110,7 @@ def _kernel(query: Any, key: Any, value: Any, mask: Any, grouped: bool) -> str:
 
 
 def _plain(
-    query: Any, key: Any, value: Any, mask: Any, dropout: float, causal: bool, scale: float | None, grouped: bool
+    query: Any, key: Any, value: Any, mask: Any, dropout: float, causal: bool, scale: Any, grouped: bool
 ) -> Any:
     """transformers/attention.cpp _scaled_dot_product_attention_math: in fp32, score matrices kept."""
     dtype = query.dtype

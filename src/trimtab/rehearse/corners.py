@@ -19,7 +19,7 @@ from trimtab.errors import EngineMoved
 DEVICE = "phantom"
 
 _CORNERS: tuple[tuple[str, str, str], ...] = (
-    ("torch.utils.backend_registration", "_setup_privateuseone_for_python_backend", "a device made in Python"),
+    ("torch.utils.backend_registration", "_setup_privateuseone_for_python_backend", "our device"),
     ("torch.utils._python_dispatch", "TorchDispatchMode", "seeing every operator"),
     ("torch.utils._python_dispatch", "_disable_current_modes", "values of real tensors"),
     ("torch._subclasses.fake_tensor", "FakeTensorMode", "tensors without memory"),
@@ -124,7 +124,7 @@ COMPUTE_STREAM = Stream(name="compute")
 class _Backend:
     """What torch asks a device's module for."""
 
-    Stream, Event, device = Stream, Event, _Nothing
+    Event, device = Event, _Nothing
 
     def is_initialized(self) -> bool:
         return True
@@ -152,8 +152,11 @@ class _Backend:
     def set_rng_state(self, *_: Any) -> None:
         """There is no randomness to set."""
 
-    def current_stream(self, *_: Any) -> Stream:
+    def current_stream(self, *_: Any) -> Any:
         return COMPUTE_STREAM
+
+    def Stream(self, *args: Any, **named: Any) -> Any:  # noqa: N802
+        return Stream(*args, **named)
 
     def synchronize(self, *_: Any) -> None:
         """Nothing is ever pending."""
@@ -189,7 +192,7 @@ def _let_data_move_between_devices() -> None:
     from torch.optim.optimizer import _foreach_supported_types as foreach_types
 
     make, ours = FakeTensor.__new__, torch.device(DEVICE, 0)
-    get_data, set_data = torch.Tensor.data.__get__, torch.Tensor.data.__set__  # type: ignore[attr-defined]
+    get_data, set_data = torch.Tensor.data.__get__, torch.Tensor.data.__set__
 
     def new(
         cls: Any, mode: Any = None, elem: Any = None, device: Any = None, *rest: Any, **named: Any
@@ -206,7 +209,7 @@ def _let_data_move_between_devices() -> None:
         self.fake_device = value.device
 
     def apply(self: Any, fn: Callable[[Any], Any], recurse: bool = True) -> Any:
-        # torch.nn.Module._apply swaps fake parameters, which hooks on them forbid; on a GPU it sets their data
+        # torch swaps fake parameters here, which hooks on them forbid; on a GPU it sets their data
         for child in self.children() if recurse else ():
             child._apply(fn)
         with torch.no_grad():
@@ -217,11 +220,11 @@ def _let_data_move_between_devices() -> None:
         self._buffers.update({name: fn(b) for name, b in self._buffers.items() if b is not None})
         return self
 
-    torch.nn.Module._apply = apply  # type: ignore[method-assign]
+    torch.nn.Module._apply = apply
     # torch.optim takes its multi-tensor path for CUDA tensors, and asks for their exact type
     foreach_types.append(FakeTensor)
-    FakeTensor.__new__ = new  # type: ignore[method-assign, assignment]
-    FakeTensor.data = property(get_data, data)  # type: ignore[assignment, misc]
+    FakeTensor.__new__ = new
+    FakeTensor.data = property(get_data, data)
 
 
 def fake_tensor_maker(mode: Any) -> tuple[Callable[[Any], Any], dict[str, Any]]:
@@ -308,7 +311,8 @@ def use_kernels(builder: Callable[[str], Any]) -> None:
         if getattr(module, "__name__", "").startswith("deepspeed."):
             for name, value in list(vars(module).items()):
                 # the modules that define builders keep them: theirs are base classes of one another
-                if name.endswith("Builder") and isinstance(value, type) and value.__module__ != module.__name__:
+                ours = name.endswith("Builder") and isinstance(value, type)
+                if ours and value.__module__ != module.__name__:
                     setattr(module, name, builder(name))
 
 
@@ -342,8 +346,8 @@ def torch_calls(tensor: Callable[..., Any], attention: Callable[..., Any]) -> It
     # zero.Init puts this one back in the place of torch.tensor
     partition._orig_torch_tensor = tensor
     torch.tensor = tensor
-    torch.Tensor.tolist = tolist  # type: ignore[method-assign, assignment]
-    torch.Tensor.record_stream = lambda *_: None  # type: ignore[method-assign, assignment]
+    torch.Tensor.tolist = tolist
+    torch.Tensor.record_stream = lambda *_: None
     functional.scaled_dot_product_attention = attention
     modeling.get_torch_context_manager_or_global_device = lambda: None
     # transformers takes fake tensors for an export, and then makes masks that training does not make
@@ -353,8 +357,8 @@ def torch_calls(tensor: Callable[..., Any], attention: Callable[..., Any]) -> It
     finally:
         (
             torch.tensor,
-            torch.Tensor.tolist,  # type: ignore[method-assign]
-            torch.Tensor.record_stream,  # type: ignore[method-assign]
+            torch.Tensor.tolist,
+            torch.Tensor.record_stream,
             functional.scaled_dot_product_attention,
             modeling.get_torch_context_manager_or_global_device,
             import_utils.is_fake_tensor,
@@ -380,4 +384,4 @@ def uninitialized() -> Iterator[None]:
 def no_shared_memory_op() -> None:
     """Keep DeepSpeed from building its C++ shared-memory collective for ranks that do not exist."""
     # `import deepspeed.comm.torch as x` binds the real torch: the name is shadowed inside the package
-    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None

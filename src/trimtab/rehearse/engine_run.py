@@ -76,6 +76,7 @@ class Run:
     def go(self) -> Rehearsal:
         """Run the whole rehearsal under fake tensors."""
         import torch
+
         from trimtab.config import Config
         from trimtab.rehearse import accelerator, attention, build, parts
 
@@ -233,7 +234,7 @@ class Run:
     def _answer(self, *, head: set[str], **facts: Any) -> Rehearsal:
         from trimtab.rehearse.parts import Sorter, kept_by_module
 
-        request, ledger = self.request, self.ledger
+        ledger = self.ledger
         sorter = Sorter(head)
         ticks = [at for *_, at in self.moments]
         readings = self._replay(ticks)

@@ -17,7 +17,7 @@ from trimtab.rehearse import corners
 
 _empty_strided = torch.empty_strided
 _RESHAPES_ITS_ARGUMENT = frozenset(
-    ("resize_", "resize_as_", "set_", "as_strided_", "t_", "transpose_", "squeeze_", "unsqueeze_", "swapaxes_")
+    ("resize_", "resize_as_", "set_", "as_strided_", "t_", "transpose_", "squeeze_", "unsqueeze_")
 )
 
 

@@ -28,7 +28,7 @@ class _Fused:
 
 
 class _Lamb:
-    """csrc/lamb/fused_lamb_cuda.cpp:65-87: two buffers of 512 block sums, and the coefficient that it returns."""
+    """csrc/lamb/fused_lamb_cuda.cpp:65-87: two buffers of 512 sums, and what it returns."""
 
     @staticmethod
     def lamb(parameter: torch.Tensor, *_: Any) -> torch.Tensor:
@@ -71,9 +71,7 @@ def _file_handle(ledger: Ledger) -> type:
 
         def new_cpu_locked_tensor(self, count: int, example: torch.Tensor) -> torch.Tensor:
             # csrc/aio/py_lib/deepspeed_pin_tensor_client.cpp: locked pages, not torch's pinned allocator
-            return ledger.mark_pinned(
-                torch.empty(count, dtype=example.dtype, device="cpu"), rounded=False
-            )
+            return ledger.mark_pinned(torch.empty(count, dtype=example.dtype, device="cpu"), rounded=False)
 
         def free_cpu_locked_tensor(self, _: torch.Tensor) -> bool:
             return True
@@ -135,8 +133,8 @@ def builder(name: str, ledger: Ledger) -> type:
         def load(self, *_: Any, **__: Any) -> Any:
             if name not in _KERNELS:
                 raise Unsupported(
-                    f"a phantom rehearsal has no stand-in for DeepSpeed's {name.removesuffix('Builder')} kernel; "
-                    "leave out the option that needs it, or use the arithmetic estimate"
+                    "a phantom rehearsal has no stand-in for DeepSpeed's kernel "
+                    f"{name.removesuffix('Builder')}; leave out the option that needs it, or use the estimate"
                 )
             return _KERNELS[name](ledger)
 

@@ -33,7 +33,10 @@ _COPIES = (aten._to_copy.default, aten.copy_.default)
 class Allocation:
     """One storage: its size, where it lives, who made it, and when it came and went."""
 
-    __slots__ = ("born", "died", "host", "label", "module", "operator", "phase", "pinned", "recomputed", "size", "stream")
+    __slots__ = (
+        *("size", "host", "pinned", "stream", "born", "died"),
+        *("phase", "module", "operator", "recomputed", "label"),
+    )
 
     def __init__(self, size: int, host: bool, born: int, phase: str) -> None:
         self.size, self.host, self.born, self.phase = size, host, born, phase
@@ -45,6 +48,8 @@ class Allocation:
 
 class _Storage(weakref.ref):  # type: ignore[type-arg]
     __slots__ = ("allocation", "key")
+    allocation: Allocation
+    key: int
 
 
 class Ledger(TorchDispatchMode):
@@ -329,9 +334,7 @@ class Ledger(TorchDispatchMode):
         name = func._schema.name.removeprefix("c10d::").strip("_")
         if self.recording and sizes:
             size = corners.group_size_of(group) if group is not None else 1
-            self._count(
-                self.collectives, "collective", (name, self.phase, max(sizes), size, self.stream)
-            )
+            self._count(self.collectives, "collective", (name, self.phase, max(sizes), size, self.stream))
         if "allgather" in name:
             for tensor in _tensors(given[0]):
                 self.label(tensor, "gathered_parameters")

@@ -11,7 +11,7 @@ import torch
 from trimtab.rehearse.ledger import Allocation, Ledger
 from trimtab.rehearse.request import Module, Part
 
-_MASTER = (  # fp32 copies: runtime/zero/stage_1_and_2.py:560, stage3.py:1170, bf16_optimizer.py:182, fp16/*.py
+_MASTER = (  # runtime/zero/stage_1_and_2.py:560, stage3.py:1170, bf16_optimizer.py:182, fp16/*.py
     "single_partition_of_fp32_groups",
     "fp32_partitioned_groups_flat",
     "fp32_groups_flat_partition",
@@ -86,10 +86,13 @@ def _tensors(value: Any, depth: int = 6) -> Iterable[torch.Tensor]:
     elif depth and isinstance(value, (list, tuple)):
         for item in value:
             yield from _tensors(item, depth - 1)
-    elif depth and type(value).__module__.startswith("deepspeed.runtime.zero") and hasattr(value, "__dict__"):
-        if not isinstance(value, torch.nn.Module):
-            for item in vars(value).values():
-                yield from _tensors(item, depth - 2 if depth > 1 else 0)
+    elif (
+        depth
+        and type(value).__module__.startswith("deepspeed.runtime.zero")
+        and not isinstance(value, torch.nn.Module)
+    ):
+        for item in getattr(value, "__dict__", {}).values():
+            yield from _tensors(item, max(0, depth - 2))
 
 
 class Sorter:

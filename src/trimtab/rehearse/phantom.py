@@ -1,7 +1,7 @@
 """Rehearse a configuration with no GPU and no memory: the real engine under fake tensors, in a child process.
 
 Request (standard input of ``python -m trimtab.rehearse.engine_run ANSWER``): the fields of
-`trimtab.rehearse.request.PhantomRequest` as one JSON object.  Answer (the file ANSWER): ``{"rehearsal": ...}``
+`trimtab.rehearse.request.PhantomRequest` as one JSON object.  The file ANSWER holds ``{"rehearsal": ...}``
 with the fields of `trimtab.rehearse.request.Rehearsal`, or ``{"error": {"kind": ..., "message": ...}}``.
 """
 

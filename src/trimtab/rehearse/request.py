@@ -28,7 +28,7 @@ class PhantomRequest:
     """One training job on one rank of a made-up world."""
 
     deepspeed: Mapping[str, Any]
-    """As it goes to ``deepspeed.initialize``; batch keys may be absent, ``micro_batch`` and ``accumulation`` rule."""
+    """As it goes to ``deepspeed.initialize``; its batch keys give way to the fields below."""
     hf: Mapping[str, Any]
     """A Hugging Face configuration (``model_type`` and what differs from its class's defaults)."""
     micro_batch: int
