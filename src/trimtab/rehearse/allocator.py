@@ -7,7 +7,7 @@ keeps freed ones.  The rules are those of ``c10/cuda/CUDACachingAllocator.cpp`` 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 UNIT = 512  # kMinBlockSize
@@ -142,6 +142,22 @@ class Reading:
     peak_allocated_bytes: int
     reserved_bytes: int
     peak_reserved_bytes: int
+
+
+def smallest_capacity(run: Callable[[int], object], low: int, high: int, *, step: int = 64 << 20) -> int:
+    """The least capacity at which ``run(capacity)`` raises no `CapacityError`, to ``step`` bytes.
+
+    ``high`` must be enough; ``low`` is where the search starts (what is allocated at the peak).
+    """
+    while high - low > step:
+        middle = (low + high) // 2
+        try:
+            run(middle)
+        except CapacityError:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def replay(

@@ -384,4 +384,4 @@ def uninitialized() -> Iterator[None]:
 def no_shared_memory_op() -> None:
     """Keep DeepSpeed from building its C++ shared-memory collective for ranks that do not exist."""
     # `import deepspeed.comm.torch as x` binds the real torch: the name is shadowed inside the package
-    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+    vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None

@@ -48,6 +48,7 @@ class Run:
         self.moments: list[tuple[str, int, int, int, int, int]] = []
         self.phase_peaks: dict[str, tuple[int, int, str]] = {}
         self.measured_from = 0
+        self.loss: Any = None
 
     def enter(self, phase: str) -> None:
         """Close the phase that runs, keeping its peak, and start another."""
@@ -144,7 +145,8 @@ class Run:
             last = measured and micro == request.accumulation - 1
             self.enter("forward")
             values = build.batch(request, vocabulary)
-            loss = engine(**values).loss
+            # as in a training loop, the last loss and what its graph still holds live until the next one
+            self.loss = loss = engine(**values).loss
             if last:
                 self.mark("after_forward")
             self.enter("backward")
@@ -210,8 +212,8 @@ class Run:
         """The workspace of one cuBLAS handle."""
         return CUBLAS_WORKSPACE_BYTES[self.request.compute_capability >= (9, 0)]
 
-    def _replay(self, ticks: list[int]) -> list[Any]:
-        from trimtab.rehearse.allocator import Request, replay
+    def _replay(self, ticks: list[int]) -> tuple[list[Any], int | None]:
+        from trimtab.rehearse.allocator import Request, replay, smallest_capacity
         from trimtab.rehearse.ledger import ALIVE
 
         requests = [
@@ -224,12 +226,22 @@ class Run:
             for phase, tick in self.ledger.first_product.items()
             if phase in ("forward", "backward")
         ]
-        return replay(
+        drops = [2 * tick + 1 for tick in self.ledger.cache_drops]
+        readings = replay(
             requests,
             [2 * tick + 1 for tick in ticks],
             reset_at=2 * self.measured_from + 1,
-            cache_drops=[2 * tick + 1 for tick in self.ledger.cache_drops],
+            cache_drops=drops,
         )
+        if not self.request.find_capacity:
+            return readings, None
+        end = [2 * ticks[-1] + 1]
+        capacity = smallest_capacity(
+            lambda size: replay(requests, end, cache_drops=drops, capacity_bytes=size),
+            max(reading.peak_allocated_bytes for reading in readings),
+            max(reading.peak_reserved_bytes for reading in readings),
+        )
+        return readings, capacity
 
     def _answer(self, *, head: set[str], **facts: Any) -> Rehearsal:
         from trimtab.rehearse.parts import Sorter, kept_by_module
@@ -237,7 +249,7 @@ class Run:
         ledger = self.ledger
         sorter = Sorter(head)
         ticks = [at for *_, at in self.moments]
-        readings = self._replay(ticks)
+        readings, capacity = self._replay(ticks)
         moments = tuple(
             Moment(
                 name=name,
@@ -264,6 +276,7 @@ class Run:
             step_peak_bytes=max(peak for peak, _, _ in self.phase_peaks.values()),
             host_peak_bytes=ledger.host_peak,
             host_pinned_peak_bytes=ledger.pinned_peak,
+            smallest_capacity_bytes=capacity,
             nvme_bytes=sum(ledger.files.values()),
             modules=kept_by_module(ledger, forward_end),
             operators=tuple(

@@ -274,9 +274,8 @@ class Ledger(TorchDispatchMode):
                 reference.allocation.label = part
 
     def reset_peaks(self) -> None:
-        """Start counting peaks from what is alive now."""
+        """Start counting the device's peak from what is alive now."""
         self.peak, self.peak_at = self.allocated, None
-        self.host_peak, self.pinned_peak = self.host, self.pinned
 
     def alive(self, at: int, *, host: bool = False) -> Iterable[Allocation]:
         """The allocations alive at tick ``at`` of the clock."""

@@ -51,6 +51,8 @@ class PhantomRequest:
     """What the engine believes is free at the start (it decides where ZeRO-1/2 flattens); None: plenty."""
     compute_capability: tuple[int, int] = (9, 0)
     record: Record = "counts"
+    find_capacity: bool = False
+    """Also look for the smallest capacity that the caching allocator can run in (some seconds more)."""
 
     @classmethod
     def of_config(
@@ -211,6 +213,7 @@ class Rehearsal:
     step_peak_bytes: int
     """Highest over forward, backward and step once optimizer states exist, without ``workspace_bytes``."""
     host_peak_bytes: int
+    """Highest on the host over the whole run of this rank, without the process itself."""
     host_pinned_peak_bytes: int
     nvme_bytes: int
     modules: tuple[Module, ...]
@@ -219,6 +222,8 @@ class Rehearsal:
     copies: tuple[Copy, ...]
     order: tuple[tuple[str, int], ...] = ()
     """The measured step in order: ``("operator" | "collective" | "copy" | "phase" | "wait", index)``."""
+    smallest_capacity_bytes: int | None = None
+    """The least that the allocator may reserve for the run to end, with fragmentation; None: not asked."""
     optimizer: str
     engine_optimizer: str
     assumptions: tuple[str, ...]
