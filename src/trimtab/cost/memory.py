@@ -103,7 +103,7 @@ def profile(config: Config, model: Model, world_size: int) -> Profile:
     engine.initialize()
     initialized, init_peak = meter.live, meter.peak
     table = {name.removeprefix(prefix): weight for name, weight in weights.items()}
-    machine = Machine(meter=meter, listener=engine, item=settings.item, modules=settings.stage == 3)
+    machine = Machine(meter=meter, listener=engine, item=settings.item, sharded=settings.stage == 3)
     net = Net(
         m=machine,
         model=model,

@@ -15,7 +15,7 @@ from trimtab.train.settings import Settings
 PACKAGES = ("asyncio", "collections", "concurrent", "email", "html", "http", "importlib", "json", "logging",
             "multiprocessing", "unittest", "urllib", "xml")  # fmt: skip
 """Packages of the standard library whose source is read beside the single modules."""
-STEPS = 150
+STEPS = 280
 VOCABULARY = 4096
 SEQUENCE_LENGTH = 128
 MODEL = {
@@ -30,13 +30,17 @@ PROMPT = "def read_text(path):\n"
 def demo_config(model: Path) -> dict[str, Any]:
     """The demo's configuration file, for the model config at ``model``."""
     return {
-        "train_micro_batch_size_per_gpu": 8,
+        "train_micro_batch_size_per_gpu": 4,
         "gradient_accumulation_steps": 1,
         "zero_optimization": {"stage": 2},
-        "optimizer": {"type": "AdamW", "params": {"lr": 2e-3, "betas": [0.9, 0.95], "weight_decay": 0.1}},
+        # torch's own AdamW: DeepSpeed's fused one must be compiled, which needs the CUDA toolkit
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0.1, "torch_adam": True},
+        },
         "scheduler": {
             "type": "WarmupCosineLR",
-            "params": {"total_num_steps": STEPS, "warmup_num_steps": 15, "warmup_type": "linear"},
+            "params": {"total_num_steps": STEPS, "warmup_num_steps": 30, "warmup_type": "linear"},
         },
         "gradient_clipping": 1.0,
         "trimtab": {"model": str(model), "task": "causal-lm", "sequence_length": SEQUENCE_LENGTH},

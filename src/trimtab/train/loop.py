@@ -48,6 +48,17 @@ class Outcome:
     checkpoint: str | None = None
 
 
+@dataclass(slots=True)
+class Position:
+    """Where a run stands."""
+
+    step: int = 0
+    samples: int = 0
+    """Global samples taken, over all epochs and ranks."""
+    tokens: int = 0
+    loss: float | None = None
+
+
 class ToldElsewhere(TrimtabError):
     """Rank 0 failed and says why; the other ranks only leave."""
 
@@ -66,52 +77,50 @@ def run(settings: Settings, *, prediction: Mapping[str, Any] | None = None) -> O
         setup, checkpoint = _prepare(settings, folder, ranks, stack)
         events = Events(folder.events if ranks.first else None)
         engine, parameters, zero3 = _build(setup, settings, ranks, deepspeed)
-        start, tokens = 0, 0
+        at = Position()
         if checkpoint is not None:
-            manifest = read_manifest(checkpoint)
-            check_resumable(
-                manifest, checkpoint, world=ranks.world, model=setup.model_digest,
-                data=setup.data_digest, seed=settings.seed,
-            )  # fmt: skip
-            saving.load(engine, checkpoint, ranks, frozen=setup.saves_frozen)
-            start, tokens = manifest.step, manifest.tokens
-            events.write("resume", step=start, checkpoint=str(checkpoint))
+            at = _restore(engine, checkpoint, setup, settings, ranks)
+            events.write("resume", step=at.step, checkpoint=str(checkpoint))
         events.write(
-            "start", settings=as_mapping(settings), world_size=ranks.world, steps=setup.steps, step=start,
+            "start", settings=as_mapping(settings), world_size=ranks.world, steps=setup.steps, step=at.step,
             notes=list(setup.notes), versions=_versions(), **parameters,
         )  # fmt: skip
 
         batches = micro_batches(
-            setup.training, seed=settings.seed, start=start * setup.batch.train, micro=setup.batch.micro,
+            setup.training, seed=settings.seed, start=at.samples, micro=setup.batch.micro,
             rank=ranks.rank, world=setup.batch.data_parallel, workers=settings.workers,
         )  # fmt: skip
-        progress = stack.enter_context(Progress(total=setup.steps, start=start, shown=ranks.first))
+        progress = stack.enter_context(Progress(total=setup.steps, start=at.step, shown=ranks.first))
         for note in setup.notes:
             progress.say(f"note: {note}")
         if checkpoint is not None:
-            progress.say(f"continuing from {checkpoint} at step {start}")
-        step, loss, saved, signal, bad = start, None, checkpoint, 0, 0
-        while step < setup.steps and not signal:
+            progress.say(f"continuing from {checkpoint} at step {at.step}")
+        saved, signal, bad = checkpoint, 0, 0
+        while at.step < setup.steps and not signal:
             row, signal = _step(engine, batches, setup, ranks, stop, folder)
-            step, tokens, loss = step + 1, tokens + row["tokens"], row["loss"]
-            row |= {"step": step, "tokens": tokens, "memory_peak_bytes": memory_peak_bytes(ranks.device)}
+            at = Position(at.step + 1, at.samples + setup.batch.train, at.tokens + row["tokens"], row["loss"])
+            row |= {
+                "step": at.step,
+                "tokens": at.tokens,
+                "memory_peak_bytes": memory_peak_bytes(ranks.device),
+            }
             events.write("step", **row)
             progress.step(row)
-            bad = 0 if math.isfinite(loss) else bad + 1
+            bad = 0 if math.isfinite(row["loss"]) else bad + 1
             if bad == NOT_FINITE_STEPS:
-                raise _not_finite(setup.config, step, saved)
-            last = step == setup.steps or signal
-            if settings.eval_every and step % settings.eval_every == 0 and not last:
-                _evaluate(engine, setup, settings, ranks, events, step)
-            if last or (settings.save_every and step % settings.save_every == 0):
-                saved = _save(engine, setup, settings, ranks, folder, step=step, tokens=tokens, loss=loss)
-                events.write("checkpoint", step=step, path=str(saved), seconds_since_start=None)
+                raise _not_finite(setup.config, at.step, saved)
+            last = at.step == setup.steps or signal
+            if settings.eval_every and at.step % settings.eval_every == 0 and not last:
+                _evaluate(engine, setup, settings, ranks, events, at.step)
+            if last or (settings.save_every and at.step % settings.save_every == 0):
+                saved = _save(engine, setup, settings, ranks, folder, at)
+                events.write("checkpoint", step=at.step, path=str(saved))
         if signal:
-            events.write("stop", step=step, signal=signal, checkpoint=str(saved) if saved else None)
+            events.write("stop", step=at.step, signal=signal, checkpoint=str(saved) if saved else None)
             leave(engine)
-            return Outcome(exit_code=128 + signal, step=step, checkpoint=str(saved) if saved else None)
+            return Outcome(exit_code=128 + signal, step=at.step, checkpoint=str(saved) if saved else None)
 
-        _evaluate(engine, setup, settings, ranks, events, step)
+        _evaluate(engine, setup, settings, ranks, events, at.step)
         facts: dict[str, Any] = {"world_size": ranks.world, "checkpoint": str(saved), **parameters}
         if setup.config.job.task == "causal-lm":
             facts["sample"] = _sample(engine, setup, settings)
@@ -122,10 +131,10 @@ def run(settings: Settings, *, prediction: Mapping[str, Any] | None = None) -> O
             )  # fmt: skip
             facts["model"] = str(folder.model)
         report = closing_report(folder, facts=facts, prediction=prediction) if ranks.first else None
-        events.write("end", step=step)
+        events.write("end", step=at.step)
         leave(engine)
         del zero3
-    return Outcome(exit_code=0, step=step, report=report, checkpoint=str(saved))
+    return Outcome(exit_code=0, step=at.step, report=report, checkpoint=str(saved))
 
 
 def _prepare(
@@ -244,15 +253,24 @@ def _evaluate(engine: Any, setup: Setup, settings: Settings, ranks: Ranks, event
     events.write("evaluation", step=step, loss=total / count / ranks.world, samples=count * micro * world)
 
 
+def _restore(engine: Any, checkpoint: Path, setup: Setup, settings: Settings, ranks: Ranks) -> Position:
+    manifest = read_manifest(checkpoint)
+    check_resumable(
+        manifest, checkpoint, world=ranks.world, model=setup.model_digest,
+        data=setup.data_digest, seed=settings.seed,
+    )  # fmt: skip
+    saving.load(engine, checkpoint, ranks, frozen=setup.saves_frozen)
+    return Position(manifest.step, manifest.samples, manifest.tokens)
+
+
 def _save(
-    engine: Any, setup: Setup, settings: Settings, ranks: Ranks, folder: RunFolder, *,
-    step: int, tokens: int, loss: float | None,
-) -> Path:  # fmt: skip
+    engine: Any, setup: Setup, settings: Settings, ranks: Ranks, folder: RunFolder, at: Position
+) -> Path:
     facts = {
-        "step": step,
-        "samples": step * setup.batch.train,
-        "tokens": tokens,
-        "loss": None if loss is None else loss.hex(),
+        "step": at.step,
+        "samples": at.samples,
+        "tokens": at.tokens,
+        "loss": None if at.loss is None else at.loss.hex(),
         "world_size": ranks.world,
         "stage": setup.config.stage,
         "seed": settings.seed,

@@ -12,6 +12,7 @@ from typing import Any
 from trimtab.errors import RunFailed, TrimtabError
 from trimtab.launch import Launch, choose_port, command, cores, environment, supervise
 from trimtab.train.checkpoint import find_checkpoint
+from trimtab.train.engine import choose_accelerator
 from trimtab.train.folder import RunFolder
 from trimtab.train.forms import check_gpu, check_world
 from trimtab.train.settings import Settings
@@ -68,6 +69,7 @@ def start(
     Raises:
         TrimtabError: whatever the user has to mend before ranks start, or what a rank said had gone wrong.
     """
+    choose_accelerator(settings.device)  # transformers imports DeepSpeed, which would look for one by itself
     count = settle_ranks(ranks, device=settings.device, launcher=launcher)
     launch = Launch(
         ranks=count,
