@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from trimtab.cli import job
+from trimtab.cli import job_flags as job
 from trimtab.estimate import estimate as answer_for
 from trimtab.estimate import to_json as document
 from trimtab.report.document import to_json
