@@ -23,8 +23,8 @@ from trimtab.units import GIB, MIB
 # cuBLAS keeps a workspace of 32 MiB per thread that computes, forward and backward
 # (aten/src/ATen/cuda/CublasHandlePool.cpp); 64 to 66 MiB over the counted tensors in every case of bench/data
 WORKSPACE_BYTES = 2 * 32 * MIB + 2 * MIB
-# device memory outside PyTorch's allocator: CUDA context and kernels (0.6 GiB before the first step, 0.82 with
-# DeepSpeed's kernels, one H200), and NCCL's buffers (0.95 GiB more at four real ranks)
+# device memory outside PyTorch's allocator: CUDA context and kernels (0.6 GiB before the first step, 0.82
+# with DeepSpeed's kernels, one H200), and NCCL's buffers (0.95 GiB more at four real ranks)
 CONTEXT_BYTES = int(0.82 * GIB)
 NCCL_BYTES = int(0.95 * GIB)
 # the process itself, Python and its libraries: 1.6 to 2.2 GiB resident in the measured cases without offload
@@ -112,8 +112,8 @@ def estimate(config: Config, cluster: Cluster, *, model: Model | None = None) ->
     if model is None:
         if config.job.model is None:
             raise UsageError(
-                f"{config.name}: no model is named. Give --model NAME (a catalogue name, a Hugging Face id or a "
-                'config.json), or a "trimtab" block with "model"'
+                f"{config.name}: no model is named. Give --model NAME (a catalogue name, a Hugging Face id or "
+                'a config.json), or a "trimtab" block with "model"'
             )
         model = find_model(config.job.model)
     _refuse_other_heads(config, model)
