@@ -112,7 +112,7 @@ def estimate(config: Config, cluster: Cluster, *, model: Model | None = None) ->
     if model is None:
         if config.job.model is None:
             raise UsageError(
-                f"{config.name}: no model is named. Give --model NAME (a catalogue name, a Hugging Face id or "
+                f"{config.name}: no model is named. Give --model NAME (a catalogue name, a Hub id or "
                 'a config.json), or a "trimtab" block with "model"'
             )
         model = find_model(config.job.model)
