@@ -38,7 +38,7 @@ def estimate(
       trimtab estimate llama_7b_single_node
       trimtab estimate ds_config.json --model ./my-model --gpu a100-40gb \\
         --gpus-per-node 8
-      trimtab estimate llama_13b_zero3_offload --gpu rtx4090 --micro-batch 1 --json
+      trimtab estimate llama_13b_zero3_offload --gpu rtx4090 --micro-batch 1
     """
     settled, cluster, notes = job.settle(
         config,
