@@ -200,6 +200,8 @@ def _assumptions(config: Config, cluster: Cluster, host: Range) -> tuple[str, ..
         "batches without padding masks",
         "memory counted tensor by tensor; step time by a closed form, coarse",
     ]
+    if config.precision == "bf16" and not cluster.gpu.bf16:
+        said.append(f"{cluster.gpu.name} has no bf16 arithmetic: the run needs fp16 instead")
     if host.expected > cluster.host_memory_bytes:
         said.append(
             f"host memory short: {host.expected / GIB:.0f} GiB wanted of "

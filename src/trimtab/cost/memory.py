@@ -106,7 +106,11 @@ def profile(config: Config, model: Model, world_size: int) -> Profile:
     built = meter.live
     engine.initialize()
     initialized, init_peak = meter.live, meter.peak
-    table = {name.removeprefix(prefix): weight for name, weight in weights.items()}
+    # peft trains a copy of what "modules_to_save" names, and the forward pass goes through it
+    table = {
+        name.removeprefix(prefix).replace(".modules_to_save.default", ""): weight
+        for name, weight in weights.items()
+    }
     machine = Machine(meter=meter, listener=engine, item=settings.item, sharded=settings.stage == 3)
     net = Net(
         m=machine,
