@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trimtab.cluster import Cluster, find_gpu
     from trimtab.config import Config
     from trimtab.errors import TrimtabError
+    from trimtab.estimate import Estimate, estimate
     from trimtab.job import Job
     from trimtab.model import Model, find_model
 
@@ -25,12 +26,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Cluster",
     "Config",
+    "Estimate",
     "Job",
     "Model",
     "TrimtabError",
     "__version__",
     "catalogue",
     "errors",
+    "estimate",
     "find_gpu",
     "find_model",
     "load_config",
@@ -40,9 +43,11 @@ _MODULES = ("catalogue", "errors")
 _HOMES = {
     "Cluster": "trimtab.cluster",
     "Config": "trimtab.config",
+    "Estimate": "trimtab.estimate",
     "Job": "trimtab.job",
     "Model": "trimtab.model",
     "TrimtabError": "trimtab.errors",
+    "estimate": "trimtab.estimate",
     "find_gpu": "trimtab.cluster",
     "find_model": "trimtab.model",
     "load_config": "trimtab.catalogue",

@@ -182,7 +182,9 @@ def _mul_by_rows(m: Machine, x: Tensor, factor: Tensor, item: int | None = None)
     keep = (*((x.storage,) if factor.edge else ()), *((factor.storage,) if x.edge else ()))
     item = x.item if item is None else item
     # the factor's gradient is a full product before it is summed over the columns
-    return m.op(x.numel, (x, factor), (x.numel * item, factor.bytes), item=item, keep=keep, scratch=x.numel * item)
+    return m.op(
+        x.numel, (x, factor), (x.numel * item, factor.bytes), item=item, keep=keep, scratch=x.numel * item
+    )
 
 
 def _weighted(m: Machine, x: Tensor, weight: Weight) -> Tensor:
@@ -206,9 +208,9 @@ def cross_entropy(m: Machine, logits: Tensor, *, fp32: bool) -> Tensor:
 def reduction_bytes(rows: int, columns: int, item: int, processors: int = 132) -> int:
     """Bytes that CUDA's sum over the rows of a matrix takes while it runs (a bias's or norm's gradient).
 
-    The launch arithmetic of ``aten/src/ATen/native/cuda/Reduce.cuh``: ``setReduceConfig`` splits a long sum over
-    thread blocks, and ``global_memory_size`` holds a partial sum of every thread of each.  ``processors`` is the
-    card's count of multiprocessors (132 on H100 and H200).
+    The launch arithmetic of ``aten/src/ATen/native/cuda/Reduce.cuh``: ``setReduceConfig`` splits a long sum
+    over blocks of threads, and ``global_memory_size`` holds a partial sum of every thread.  ``processors`` is
+    the card's count of multiprocessors (132 on H100 and H200).
     """
     vector = 4 if columns % 4 == 0 and item <= 4 else 1
     width_limit = 512 // vector
