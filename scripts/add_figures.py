@@ -2,8 +2,8 @@
 
     add_figures.py
 
-Reads bench/data/catalogue_proof.jsonl; writes src/trimtab/data/measured.jsonl and the table of docs/proof.md.  They
-hold what the proofs hold and nothing else; every row says how its figure was got and where.
+Reads bench/data/catalogue_proof.jsonl; writes src/trimtab/data/measured.jsonl and the table of docs/proof.md.
+They hold what the proofs hold and nothing else; every row says how its figure was got and where.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def of_proof(proof: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown, one line a run."""
+    """The rows as Markdown: one line for each way in which a configuration was run, the first run of each."""
     runs: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for row in rows:
         runs.setdefault((row["config"], row["how"], row["where"]), {}).setdefault(row["quantity"], row)
@@ -98,14 +98,16 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for (name, how, where), run in runs.items():
         memory, host = run["gpu_memory_bytes"], run["host_memory_bytes_per_rank"]
-        speed = next(f"{row['value']:,.4g}" if row["value"] < 1000 else f"{row['value']:,.0f}"
-                     for quantity, row in run.items() if quantity.endswith("_per_second_per_gpu"))  # fmt: skip
+        speed = next(
+            row["value"] for quantity, row in run.items() if quantity.endswith("_per_second_per_gpu")
+        )
+        said = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
         unit = "tokens/s" if "tokens_per_second_per_gpu" in run else "samples/s"
         cut = re.search(r"accumulation (\d+ of \d+)", run["step_seconds"].get("conditions", ""))
         rough = "~" if "rough" in run["step_seconds"].get("conditions", "") else ""
         lines.append(
             f"| `{name}` | {how} | {where} | {memory['value'] / GIB:.2f} GiB | {host['value'] / GIB:.1f} GiB "
-            f"| {rough}{run['step_seconds']['value']:.3g} s | {rough}{speed} {unit} "
+            f"| {rough}{run['step_seconds']['value']:.3g} s | {rough}{said} {unit} "
             f"| {cut[1] if cut else 'as in the file'} |"
         )
     return "\n".join(lines) + "\n"
