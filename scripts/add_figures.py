@@ -93,14 +93,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         runs.setdefault((row["config"], row["how"], row["where"]), {}).setdefault(row["quantity"], row)
     lines = [
-        "| configuration | how | where | GPU memory | host memory a rank | step | speed a GPU | accumulation |",
+        "| configuration | how | where | GPU memory | host, a rank | step | speed a GPU | accumulation |",
         "|---|---|---|---:|---:|---:|---:|---|",
     ]
     for (name, how, where), run in runs.items():
         memory, host = run["gpu_memory_bytes"], run["host_memory_bytes_per_rank"]
-        speed = next(
-            row["value"] for quantity, row in run.items() if quantity.endswith("_per_second_per_gpu")
-        )
+        speed = next(run[quantity]["value"] for quantity in run if quantity.endswith("per_second_per_gpu"))
         said = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
         unit = "tokens/s" if "tokens_per_second_per_gpu" in run else "samples/s"
         cut = re.search(r"accumulation (\d+ of \d+)", run["step_seconds"].get("conditions", ""))
