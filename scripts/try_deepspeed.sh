@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains, saves and resumes all thirteen configurations on the CPU with another release of DeepSpeed.
 #
-#     scripts/try_deepspeed.sh 0.18.9
+#     scripts/try_deepspeed.sh 0.19.7
 #
 # The release is unpacked beside the environment and laid over it through PYTHONPATH: torch, transformers and
 # all else stay as they are.  PYTHON names the environment's interpreter (default: .venv/bin/python), CACHE the
