@@ -171,7 +171,7 @@ class WideOptimizer(Engine):
         self.held.append(self.new(self.partition * s.ranks * s.gradient_item, "gradients"))
 
     def end_backward(self) -> None:
-        """Narrow gradients join the fp32 ones through wide copies, and stay; the boundary reduces (:503-523)."""
+        """Narrow gradients join the fp32 ones through wide copies, and stay (:503-523)."""
         for weight in self.trainable:
             self.new(weight.numel * self.settings.gradient_item, "temporaries")
         if self.boundary:
