@@ -116,15 +116,19 @@ def plain(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape, bias: Tenso
     item = v.item
     q, k, v = (ops.cast(m, x, ops.FLOAT) for x in (q, k, v))
     q = ops.scale(m, q)
-    scores = _product(m, q, ops.scale(m, k), shape.scores, flops=shape.flops, copies=(True, True))
-    del q, k
+    mask = m.tensor(shape.queries * shape.keys, ops.FLOAT) if shape.causal else None
+    shared = shape.kv_heads != shape.heads
+    if shared:  # pre_process_group_query_attention_input: contiguous copies
+        k, v = repeat_keys(m, k, shape), repeat_keys(m, v, shape)
+    scores = _product(m, q, ops.scale(m, k), shape.scores, flops=shape.flops, copies=(True, not shared))
     if bias is not None:  # added in place
         scores = m.op(scores.numel, (scores, bias), (PASS, scores.bytes), item=ops.FLOAT, view_of=scores)
     probabilities = ops.softmax(m, scores)
     del scores
     probabilities = ops.dropout(m, probabilities, shape.dropout)
     out = _product(m, probabilities, v, shape.batch * shape.heads * shape.queries * shape.head_dim,
-                   flops=shape.flops, copies=(False, True))  # fmt: skip
+                   flops=shape.flops, copies=(False, not shared))  # fmt: skip
+    del mask
     return ops.cast(m, out, item)
 
 

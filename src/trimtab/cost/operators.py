@@ -73,9 +73,13 @@ def dropout(m: Machine, x: Tensor, probability: float) -> Tensor:
 
 
 def softmax(m: Machine, x: Tensor, item: int | None = None) -> Tensor:
-    """Softmax in the precision of ``item`` bytes: keeps its output."""
+    """Softmax in the precision of ``item`` bytes: keeps its output.
+
+    On CUDA its backward pass first makes the product of gradient and output (native/cuda/SoftMax.cu,
+    ``softmax_backward_cuda_out``).
+    """
     item = x.item if item is None else item
-    return m.op(x.numel, (x,), (x.bytes,), item=item, keep_output=True)
+    return m.op(x.numel, (x,), (x.bytes,), item=item, keep_output=True, scratch=x.numel * item)
 
 
 def tanh(m: Machine, x: Tensor) -> Tensor:
