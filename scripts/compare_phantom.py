@@ -3,7 +3,7 @@
 usage: python scripts/compare_phantom.py [DATA.jsonl ...] [--out RESULT.jsonl] [--only TEXT] [--missing]
 
 Prints, at each moment of a case, what the phantom says and what the GPU's allocator showed (GiB), and writes
-one JSON line a case.  bench/data/h200_cases.jsonl and h200_memory.jsonl were measured on NVIDIA H200 GPUs with torch 2.11.0+cu130,
+one JSON line a case.  Both files of bench/data were measured on NVIDIA H200 GPUs with torch 2.11.0+cu130,
 deepspeed 0.19.8 and transformers 5.17.0 (random weights and tokens).
 """
 

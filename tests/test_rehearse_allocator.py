@@ -1,3 +1,5 @@
+"""The replay of the caching allocator."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Phantom rehearsals: the engine's own arithmetic, held exactly."""
+
 from __future__ import annotations
 
 import importlib.util

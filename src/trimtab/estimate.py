@@ -1,7 +1,7 @@
 """Whether a job fits, how fast it runs and what it costs, by arithmetic: no torch, well under a second.
 
-Memory is counted, not fitted: `trimtab.cost.memory` runs the model and the engine on tensors that have only a
-size.  What no tensor shows is added from measurements, each with its source beside it.
+Memory is counted, not fitted: `trimtab.cost.memory` runs the model and the engine on tensors that have only
+a size.  What no tensor shows is added from measurements, each with its source beside it.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from dataclasses import dataclass
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.memory import Profile, profile
+from trimtab.cost.speed import Speed, step_speed
 from trimtab.errors import NotFound, UnknownArchitecture, UsageError
 from trimtab.model import Model, find_model
 from trimtab.parameters import tasks_of
 from trimtab.prices import Price, price
-from trimtab.cost.speed import Speed, step_speed
 from trimtab.units import GIB, MIB
 
-# cuBLAS keeps a workspace of 32 MiB per thread that computes, forward and backward (measured: 64.5 MiB over the
-# counted tensors in every case of bench/data; aten/src/ATen/cuda/CublasHandlePool.cpp, Hopper's default)
+# cuBLAS keeps a workspace of 32 MiB per thread that computes, forward and backward
+# (aten/src/ATen/cuda/CublasHandlePool.cpp); 64 to 66 MiB over the counted tensors in every case of bench/data
 WORKSPACE_BYTES = 2 * 32 * MIB + 2 * MIB
-# device memory outside PyTorch's allocator: CUDA context and kernels (0.6 GiB before the first step, 0.82 with
-# DeepSpeed's kernels, single H200), and NCCL's buffers (0.95 GiB more at four real ranks)
+# device memory outside PyTorch's allocator: CUDA context and kernels (0.6 GiB before the first step, 0.82
+# with DeepSpeed's kernels, one H200), and NCCL's buffers (0.95 GiB more at four real ranks)
 CONTEXT_BYTES = int(0.82 * GIB)
 NCCL_BYTES = int(0.95 * GIB)
-# the process itself: Python, torch, DeepSpeed and their libraries (resident, without offload: 1.6 to 2.2 GiB)
+# the process itself, Python and its libraries: 1.6 to 2.2 GiB resident in the measured cases without offload
 PROCESS_BYTES = int(1.8 * GIB)
 PROCESS_SPREAD_BYTES = int(0.4 * GIB)
-# errors of the counted peak against 121 measured cases: 0.1 % at the median, 0.6 % at one standard deviation of
-# the well-behaved bulk, with a tail of small blocks that the caching allocator rounds up (up to 1 MiB each)
+# errors of the counted peak over the measured cases (docs/accuracy.md): 0.1 % at the median, a tail of a few
+# percent where many small blocks are rounded up by the caching allocator (up to 1 MiB each)
 PEAK_SIGMA = 0.012
 PEAK_LOW, PEAK_HIGH = 0.975, 1.04
-# the caching allocator cannot use every hole: a 7B job ran under a cap 34 % above its peak with room to spare and
-# 70.7 GiB ran under 77.5 GiB; expected need beside the peak, and the most that has been seen to be needed
+# the caching allocator cannot use every hole: 28.3 GiB ran in 38 and 70.7 GiB in 77.5 with room left, and a
+# need of 138.1 GiB failed in 138.1 free
 FRAGMENTATION_EXPECTED, FRAGMENTATION_HIGH = 0.02, 0.06
 
 
@@ -112,8 +112,8 @@ def estimate(config: Config, cluster: Cluster, *, model: Model | None = None) ->
     if model is None:
         if config.job.model is None:
             raise UsageError(
-                f"{config.name}: no model is named. Give --model NAME (a catalogue name, a Hugging Face id or a "
-                'config.json), or a "trimtab" block with "model"'
+                f"{config.name}: no model is named. Give --model NAME (a catalogue name, a Hub id or "
+                'a config.json), or a "trimtab" block with "model"'
             )
         model = find_model(config.job.model)
     _refuse_other_heads(config, model)
@@ -152,9 +152,10 @@ def estimate(config: Config, cluster: Cluster, *, model: Model | None = None) ->
     )
 
 
+_CLASSIFIERS = ("sequence-classification", "token-classification", "question-answering")
 _HEADS: Mapping[str, tuple[str, ...]] = {
-    "causal": ("causal-lm", "sequence-classification", "token-classification", "question-answering"),
-    "encoder": ("masked-lm", "sequence-classification", "token-classification", "question-answering"),
+    "causal": ("causal-lm", *_CLASSIFIERS),
+    "encoder": ("masked-lm", *_CLASSIFIERS),
     "encoder-decoder": ("seq2seq-lm", "span-corruption"),
 }
 
@@ -199,9 +200,12 @@ def _assumptions(config: Config, cluster: Cluster, host: Range) -> tuple[str, ..
         "batches without padding masks",
         "memory counted tensor by tensor; step time by a closed form, coarse",
     ]
+    if config.precision == "bf16" and not cluster.gpu.bf16:
+        said.append(f"{cluster.gpu.name} has no bf16 arithmetic: the run needs fp16 instead")
     if host.expected > cluster.host_memory_bytes:
         said.append(
-            f"host memory short: {host.expected / GIB:.0f} GiB wanted of {cluster.host_memory_bytes / GIB:.0f} GiB"
+            f"host memory short: {host.expected / GIB:.0f} GiB wanted of "
+            f"{cluster.host_memory_bytes / GIB:.0f} GiB"
         )
     return (*said, *(f"assumed: {text}" for text in cluster.assumptions))
 

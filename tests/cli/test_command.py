@@ -93,6 +93,7 @@ def test_every_command_file_is_in_the_table() -> None:
     assert {Path(commands._file(target)).stem for target in commands.available().values()} == files - {
         "__init__",
         "commands",
+        "job_flags",
         "main",
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from trimtab.cli import job
+from trimtab.cli import job_flags as job
 from trimtab.estimate import estimate as answer_for
 from trimtab.estimate import to_json as document
 from trimtab.report.document import to_json
@@ -36,8 +36,9 @@ def estimate(
     \b
     Examples:
       trimtab estimate llama_7b_single_node
-      trimtab estimate ds_config.json --model ./my-model --gpu a100-40gb --gpus-per-node 8
-      trimtab estimate llama_13b_zero3_offload --gpu rtx4090 --micro-batch 1 --json
+      trimtab estimate ds_config.json --model ./my-model --gpu a100-40gb \\
+        --gpus-per-node 8
+      trimtab estimate llama_13b_zero3_offload --gpu rtx4090 --micro-batch 1
     """
     settled, cluster, notes = job.settle(
         config,

@@ -101,10 +101,19 @@ def settle(
         if usual != config.job.task:
             changes["trimtab.task"] = usual
             notes = (f"no task is stated: {usual}, the usual one of this model",)
+    for section in ("bf16", "fp16"):
+        if _is_auto(config.raw.get(section)) and config.precision == "fp32":
+            changes[f"{section}.enabled"] = True
+            notes = (*notes, f'{section}.enabled is "auto": taken as true')
+            break
     config = _with_batch(config.with_values(changes), micro_batch, grad_accum)
     cluster = _cluster(name, config, gpu, gpus_per_node, nodes)
     config, moved = fit_world(config, cluster.world_size)
     return config, cluster, notes + moved
+
+
+def _is_auto(section: Any) -> bool:
+    return isinstance(section, dict) and section.get("enabled") == "auto"
 
 
 def _usual_task(model: str | None) -> str:

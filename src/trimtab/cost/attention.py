@@ -65,12 +65,20 @@ def flash(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
 
 
 def efficient(
-    m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape, bias: Tensor | None = None, *, strided: bool = False
+    m: Machine,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    shape: Shape,
+    bias: Tensor | None = None,
+    *,
+    strided: bool = False,
 ) -> Tensor:
     """``_efficient_attention_forward``: as flash, and the bias.
 
-    A bias whose rows are not aligned, or that is a permuted view (``strided``), is copied with its last dimension
-    padded to the next multiple of 8 (``pad_bias``); one that trains gets a gradient of the whole score matrix.
+    A bias whose rows are not aligned, or that is a permuted view (``strided``), is copied with its last
+    dimension padded to the next multiple of 8 (``pad_bias``); one that trains gets a gradient of the whole
+    score matrix.
     """
     rows = shape.batch * shape.heads * (-(-shape.queries // 32) * 32)
     inputs: tuple[Tensor | None, ...] = (q, k, v)
@@ -100,10 +108,10 @@ def efficient(
 
 
 def plain(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape, bias: Tensor | None = None) -> Tensor:
-    """``_scaled_dot_product_attention_math``: everything written out in fp32 (aten native/transformers/attention.cpp).
+    """``_scaled_dot_product_attention_math``: everything written out in fp32.
 
-    Taken where no fused kernel can: a bias whose last dimension is strided, as T5's (sdp_utils.cpp,
-    ``check_last_dim_stride_equals_1_dense``).
+    aten native/transformers/attention.cpp.  Taken where no fused kernel can: a bias whose last dimension is
+    strided, as T5's (sdp_utils.cpp, ``check_last_dim_stride_equals_1_dense``).
     """
     item = v.item
     q, k, v = (ops.cast(m, x, ops.FLOAT) for x in (q, k, v))
@@ -133,13 +141,12 @@ def eager(
     mask: bool = True,
     contiguous_output: bool = True,
 ) -> Tensor:
-    """Scores, softmax, dropout and product written out, as ``eager_attention_forward`` of the model's file."""
+    """Scores, softmax, dropout and product one by one, as ``eager_attention_forward`` of the model's file."""
     if shape.kv_heads != shape.heads:
         k, v = repeat_keys(m, k, shape), repeat_keys(m, v, shape)
     if score_item is not None:
         q, k = ops.cast(m, q, score_item), ops.cast(m, k, score_item)
-    half = shape.flops if not shape.causal else shape.flops
-    scores = _product(m, q, k, shape.scores, flops=half)
+    scores = _product(m, q, k, shape.scores, flops=shape.flops)
     scores = ops.scale(m, scores)
     if bias is not None:
         scores = m.op(scores.numel, (scores, bias), (PASS, bias.bytes), item=scores.item)
@@ -149,7 +156,7 @@ def eager(
     probabilities = ops.softmax(m, scores, softmax_item)
     del scores
     probabilities = ops.dropout(m, ops.cast(m, probabilities, item), shape.dropout)
-    out = _product(m, probabilities, v, q.numel, flops=half, item=item, copies=(False, True))
+    out = _product(m, probabilities, v, q.numel, flops=shape.flops, item=item, copies=(False, True))
     return ops.copy(m, out) if contiguous_output else out
 
 
@@ -168,7 +175,7 @@ def _product(
     item: int | None = None,
     copies: tuple[bool, bool] = (True, True),
 ) -> Tensor:
-    """``matmul`` of four dimensions: what is no view of three is copied, and the copies are kept (``bmm``)."""
+    """``matmul`` of four dimensions: what is no view of three is copied, and the copy is kept (``bmm``)."""
     if copies[0]:
         a = ops.copy(m, a)
     if copies[1]:

@@ -1,7 +1,7 @@
 """From hidden states to the loss: the heads and losses of transformers 5.17, by task.
 
-Causal models take their loss in fp32 (``ForCausalLMLoss``); BERT's and T5's heads in the model's own precision
-(``CrossEntropyLoss`` on the logits as they are: models/bert/modeling_bert.py:974, models/t5/modeling_t5.py:1051).
+Causal models take their loss in fp32 (``ForCausalLMLoss``); BERT's and T5's heads in the model's precision
+(``CrossEntropyLoss`` on the logits as they are: modeling_bert.py:974, modeling_t5.py:1051).
 """
 
 from __future__ import annotations
@@ -12,8 +12,19 @@ from trimtab.cost.machine import Tensor
 from trimtab.cost.net import Net
 from trimtab.errors import UnknownArchitecture
 
-_WORDS = {"gpt2": "transformer.wte", "gptj": "transformer.wte", "gpt_neo": "transformer.wte", "opt": "model.decoder.embed_tokens"}
-_PREFIX = {"bert": "bert.", "roberta": "roberta.", "xlm-roberta": "roberta.", "electra": "electra.", "distilbert": "distilbert."}
+_WORDS = {
+    "gpt2": "transformer.wte",
+    "gptj": "transformer.wte",
+    "gpt_neo": "transformer.wte",
+    "opt": "model.decoder.embed_tokens",
+}
+_PREFIX = {
+    "bert": "bert.",
+    "roberta": "roberta.",
+    "xlm-roberta": "roberta.",
+    "electra": "electra.",
+    "distilbert": "distilbert.",
+}
 
 
 def known(model_type: str) -> bool:
@@ -71,8 +82,8 @@ def _words(net: Net, hidden: Tensor) -> Tensor:
 def _fused_linear_cross_entropy(net: Net, hidden: Tensor) -> Tensor:
     """Liger's fused head: logits in chunks, gradients made in the forward pass.
 
-    liger_kernel/ops/fused_linear_cross_entropy.py: chunks of about hidden / vocabulary of the rows, their logits
-    in the model's precision, a gradient of the input, and one of the weight.
+    liger_kernel/ops/fused_linear_cross_entropy.py: chunks of about hidden / vocabulary of the rows, their
+    logits in the model's precision, a gradient of the input, and one of the weight.
     """
     m, model = net.m, net.model
     rows = hidden.numel // model.hidden_size
@@ -113,11 +124,21 @@ def _masked(net: Net, hidden: Tensor) -> Tensor:
     """The MLM heads: dense, activation, norm, and the tied word embedding with a bias of its own."""
     m = net.m
     names = {
-        "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"),
-        "electra": ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"),
+        "bert": (
+            "cls.predictions.transform.dense",
+            "cls.predictions.transform.LayerNorm",
+            "cls.predictions.bias",
+        ),
+        "electra": (
+            "generator_predictions.dense",
+            "generator_predictions.LayerNorm",
+            "generator_lm_head.bias",
+        ),
         "distilbert": ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
     }
-    dense, norm, bias = names.get(net.model.model_type, ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"))
+    dense, norm, bias = names.get(
+        net.model.model_type, ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
+    )
     x = net.norm(net.activation(net.linear(hidden, dense), "gelu"), norm)
     words = f"{_PREFIX[net.model.model_type]}embeddings.word_embeddings.weight"
     with m.counted_as("logits and loss"):
@@ -136,5 +157,7 @@ def _seq2seq(net: Net) -> Tensor:
         if "lm_head.weight" in net.weights:
             logits = net.linear(x, "lm_head")
         else:
-            logits = ops.linear(m, ops.scale(m, x) if model.tied_embeddings else x, net.weights["shared.weight"])
+            logits = ops.linear(
+                m, ops.scale(m, x) if model.tied_embeddings else x, net.weights["shared.weight"]
+            )
         return ops.cross_entropy(m, logits, fp32=False)

@@ -8,9 +8,9 @@ PARTIAL_SUM_BYTES = 4  # sums of 16- and 32-bit floats are kept in fp32 (Reduce.
 def reduction_bytes(rows: int, columns: int, item: int, processors: int = 132) -> int:
     """Bytes that CUDA's sum over the rows of a matrix takes while it runs (a bias's or norm's gradient).
 
-    The launch arithmetic of ``aten/src/ATen/native/cuda/Reduce.cuh``: ``setReduceConfig`` splits a long sum over
-    thread blocks, and ``global_memory_size`` holds a partial sum of every thread of each.  ``processors`` is the
-    card's count of multiprocessors (132 on H100 and H200).
+    The launch arithmetic of ``aten/src/ATen/native/cuda/Reduce.cuh``: ``setReduceConfig`` splits a long sum
+    over blocks of threads, and ``global_memory_size`` holds a partial sum of every thread.  ``processors`` is
+    the card's count of multiprocessors (132 on H100 and H200).
     """
     vector = 4 if columns % 4 == 0 and item <= 4 else 1
     width_limit = 512 // vector

@@ -1,9 +1,9 @@
 """How long an optimizer step takes, by a closed form over the counted work.
 
-GPU time is a roofline over every operator that the counting machine ran; the host's time is what Python and the
-engine's hooks need to issue them, and the step takes the longer of the two.  Collectives add what bandwidth and
-their number cost; offload adds copies and Adam on the host's cores.  Constants are measured on H200s with the
-cases named beside them; they are coarse, and `Speed` says within which bounds.
+GPU time is a roofline over every operator that the counting machine ran; the host's time is what Python and
+the engine's hooks need to issue them, and the step takes the longer of the two.  Collectives add what
+bandwidth and their number cost; offload adds copies and Adam on the host's cores.  Constants are measured on
+H200s with the cases named beside them; they are coarse, and `Speed` says within which bounds.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.memory import Profile
 
-# of the vendor's dense rate: an 8192-cube bf16 product ran at 793 of 989 TFLOP/s, a training step's products at
-# 0.77 of that (llama-7b-z2, llama-1b-z1, neox-20b-z3 as rank 0 of their worlds)
+# of the vendor's dense rate: an 8192-cube bf16 product ran at 793 of 989 TFLOP/s, a training step's products
+# at 0.77 of that (llama-7b-z2, llama-1b-z1, neox-20b-z3 as rank 0 of their worlds)
 MATRIX_EFFICIENCY = 0.80 * 0.77
 # of the vendor's bandwidth: a copy moved 4.3 of 4.8 TB/s, element-wise kernels about 0.85 of a copy
 MEMORY_EFFICIENCY = 0.90 * 0.85 * 0.77

@@ -11,7 +11,7 @@ from typing import Any
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
-from trimtab.errors import EngineMoved, NotFound, UnknownArchitecture, UsageError, Unsupported
+from trimtab.errors import EngineMoved, NotFound, UnknownArchitecture, Unsupported, UsageError
 from trimtab.estimate import (
     CONTEXT_BYTES,
     FRAGMENTATION_EXPECTED,
@@ -145,7 +145,10 @@ class Answer:
     def assumptions(self) -> tuple[str, ...]:
         """What the answer stands on."""
         if self.seen is None:
-            return (f"nothing was rehearsed, this is the arithmetic: {self.why_not}", *self._fallback.assumptions)
+            return (
+                f"nothing was rehearsed, this is the arithmetic: {self.why_not}",
+                *self._fallback.assumptions,
+            )
         said = (*self.seen.assumptions, *(f"assumed: {text}" for text in self.cluster.assumptions))
         if self.predicted is not None:
             return (*said, "step time is the arithmetic's closed form, coarse")
@@ -235,11 +238,15 @@ def _phantom(
     said = _said(config, found, rank)
     if batch.accumulation > ACCUMULATION_ENOUGH:
         request = dataclasses.replace(request, accumulation=ACCUMULATION_ENOUGH)
-        said += (f"{ACCUMULATION_ENOUGH} of {batch.accumulation} micro steps run: the others take no more memory",)
+        said += (
+            f"{ACCUMULATION_ENOUGH} of {batch.accumulation} micro steps run: the others take no more memory",
+        )
     if not known:
         said += (f"{cluster.gpu.name} ({cluster.gpu.compute_capability}) behaves as an NVIDIA card",)
     request = dataclasses.replace(request, find_capacity=True)
-    return seen_by_phantom(rehearse_phantom(request, timeout_seconds=timeout_seconds, use_cache=use_cache), said)
+    return seen_by_phantom(
+        rehearse_phantom(request, timeout_seconds=timeout_seconds, use_cache=use_cache), said
+    )
 
 
 def _said(config: Config, found: HfConfig, rank: int) -> tuple[str, ...]:
@@ -352,9 +359,7 @@ def to_json(answer: Answer) -> dict[str, Any]:
             "peak_allocated_bytes": _range(seen.peak),
             "needed_bytes": _range(answer.needed),
             "parts": [{"name": name, "bytes": size} for name, size in seen.parts.items() if size],
-            "phases": [
-                {"name": name, "peak_allocated_bytes": size} for name, size in seen.phases.items()
-            ],
+            "phases": [{"name": name, "peak_allocated_bytes": size} for name, size in seen.phases.items()],
         },
         "host": {
             "bytes_per_node": _range(answer.host_bytes_per_node),

@@ -1,7 +1,7 @@
 """The rehearsal on a GPU itself, in a process of its own: ``python -m trimtab.rehearse.gpu_run ANSWER``.
 
-Reads a `trimtab.rehearse.on_gpu.GpuRequest` as JSON from standard input and writes ``{"rehearsal": ...}`` with
-the fields of `GpuRehearsal`, or ``{"error": {"kind", "message"}}``, to the file ANSWER.
+Reads a `trimtab.rehearse.on_gpu.GpuRequest` as JSON from standard input and writes ``{"rehearsal": ...}``
+with the fields of `GpuRehearsal`, or ``{"error": {"kind", "message"}}``, to the file ANSWER.
 """
 
 from __future__ import annotations
@@ -138,9 +138,7 @@ def _open_world(request: GpuRequest) -> None:
         import torch.distributed as dist
         from torch.testing._internal.distributed.fake_pg import FakeStore
 
-        dist.init_process_group(
-            "fake", store=FakeStore(), rank=request.rank, world_size=request.world_size
-        )
+        dist.init_process_group("fake", store=FakeStore(), rank=request.rank, world_size=request.world_size)
 
 
 def _hold_memory(request: GpuRequest) -> str:

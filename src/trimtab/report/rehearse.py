@@ -57,7 +57,8 @@ def _comparison(answer: Answer, seen: Seen) -> RenderableType:
     for name in ("predicted", "rehearsed", "difference"):
         table.add_column(name, justify="right", min_width=10)
     predicted = answer.predicted
-    _rows(table, _predicted_parts(predicted), seen.parts)
+    # a part of a few blocks says nothing
+    _rows(table, _predicted_parts(predicted), seen.parts, least=seen.peak.expected * 1e-4)
     peak = predicted.peak_allocated.expected if predicted else None
     _row(table, "peak allocated", peak, seen.peak.expected, style="bold")
     needed = predicted.needed.expected if predicted else None
@@ -83,17 +84,15 @@ def _predicted_phases(predicted: Estimate | None) -> Mapping[str, int]:
     return {name: size + WORKSPACE_BYTES * (name != "init") for name, size in peaks.items()}
 
 
-def _rows(table: Table, predicted: Mapping[str, int], seen: Mapping[str, int]) -> None:
+def _rows(table: Table, predicted: Mapping[str, int], seen: Mapping[str, int], *, least: float = 0) -> None:
     for name in dict.fromkeys((*predicted, *seen)):
         ours, found = predicted.get(name), seen.get(name)
-        if ours or found:
+        if max(ours or 0, found or 0) > least:
             # a GPU cannot say what its bytes are for; a phantom that names no part has none of it
             _row(table, name, ours if predicted else None, found or 0 if seen else None)
 
 
-def _row(
-    table: Table, name: str, predicted: float | None, seen: float | None, *, style: str = ""
-) -> None:
+def _row(table: Table, name: str, predicted: float | None, seen: float | None, *, style: str = "") -> None:
     difference = "" if predicted is None or seen is None else _difference(predicted, seen)
     table.add_row(
         Text(name, style=style),
