@@ -303,8 +303,8 @@ class Run:
             assumptions=(
                 "matrix kernels' workspace is cuBLAS's default, "
                 f"{CUBLAS_HANDLES} handles of {self.workspace_bytes / 2**20:g} MiB",
-                "fused attention takes FlashAttention-2's buffers; on compute capability 9.0 torch may take "
-                "cuDNN's, not modelled (two measured BERT cases took 0.05 and 0.06 GiB more)",
+                "fused attention takes FlashAttention-2's buffers",
+                "sums over rows take the buffers of a card with 132 multiprocessors (H100, H200)",
             ),
             versions=corners.versions(),
             **facts,
