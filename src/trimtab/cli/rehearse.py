@@ -44,7 +44,7 @@ def rehearse(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Run again what was run before.")] = False,
     as_json: job.JsonOption = False,
 ) -> int:
-    """Run the real DeepSpeed engine as one rank, and hold what it takes against the estimate.
+    """Run the real engine as one rank, and hold it against the estimate.
 
     A phantom rehearsal needs no GPU and no memory: it builds any model that transformers knows.  Exit 1 if
     the job does not fit.
