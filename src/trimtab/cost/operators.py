@@ -83,6 +83,13 @@ def softmax(m: Machine, x: Tensor, item: int | None = None) -> Tensor:
     return m.op(x.numel, (x,), (x.bytes,), item=item, keep_output=True, scratch=x.numel * item)
 
 
+def safe_softmax(m: Machine, x: Tensor) -> Tensor:
+    """``_safe_softmax``: a softmax, and which of the scores are masked, while it runs (attention.cpp)."""
+    out = softmax(m, x)
+    m.tensor(x.numel, MASK)
+    return out
+
+
 def tanh(m: Machine, x: Tensor) -> Tensor:
     """``tanh``: keeps its output, as relu and sigmoid do."""
     return m.op(x.numel, (x,), (x.bytes,), item=x.item, keep_output=True)
