@@ -80,4 +80,10 @@ def _error(kind: str, message: str) -> TrimtabError:
             return known(message)
         except TypeError:
             return Unsupported(message)
-    return RefusedConfig(f"the DeepSpeed engine stopped: {message}")
+    first = message.strip().partition("\n")[0]
+    if "'phantom' backend" in message:  # torch's own words, at any length
+        operator = first.partition("Could not run '")[2].partition("'")[0] or "an operator"
+        return Unsupported(
+            f"a phantom rehearsal cannot follow this model: it calls {operator} where no fake tensor reaches; {CURE}"
+        )
+    return RefusedConfig(f"the DeepSpeed engine stopped: {first[:600]}")
