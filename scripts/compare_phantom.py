@@ -105,7 +105,7 @@ def main() -> int:
         print(f"{row['id']}  ({row['seconds']} s, host {row['host_gib']} of rss {row['host_rss_gib']})")
         for name, figures in row["moments"].items():
             texts = (
-                f"{key} {ours:.3f} / {gpu:.3f} ({ours / gpu - 1:+.2%})"
+                f"{key} {ours:.3f} / {gpu:.3f} ({ours / gpu - 1 if gpu else 0:+.2%})"
                 for key, (ours, gpu) in figures.items()
             )
             print(f"  {name:15s} {'   '.join(texts)}", flush=True)

@@ -44,16 +44,16 @@ def rehearse(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Run again what was run before.")] = False,
     as_json: job.JsonOption = False,
 ) -> int:
-    """Run the real engine as one rank, and hold it against the estimate.
+    """Run the real engine as one rank, without a GPU or on one.
 
-    A phantom rehearsal needs no GPU and no memory: it builds any model that transformers knows.  Exit 1 if
-    the job does not fit.
+    Shows what DeepSpeed itself takes beside what the estimate predicts.  A phantom rehearsal needs no GPU
+    and no memory, and builds any model that transformers knows.  Exit 1 if the job does not fit.
 
     \b
     Examples:
       trimtab rehearse llama_7b_single_node --phantom
       trimtab rehearse ds_config.json --model ./my-model --gpu a100-40gb --phantom
-      trimtab rehearse gpt_j_6b_zero3 --phantom --gpu l4 --modules 10 --json
+      trimtab rehearse gpt_neox_20b_zero3 --phantom --gpu l4 --modules 10 --json
     """
     if phantom is False and not gpu_is_here():
         raise Unsupported(

@@ -84,6 +84,7 @@ def _error(kind: str, message: str) -> TrimtabError:
     if "'phantom' backend" in message:  # torch's own words, at any length
         operator = first.partition("Could not run '")[2].partition("'")[0] or "an operator"
         return Unsupported(
-            f"a phantom rehearsal cannot follow this model: it calls {operator} where no fake tensor reaches; {CURE}"
+            f"a phantom rehearsal cannot follow this model: it calls {operator} where no fake tensor "
+            f"reaches; {CURE}"
         )
     return RefusedConfig(f"the DeepSpeed engine stopped: {first[:600]}")
