@@ -114,8 +114,13 @@ def check(
         deepspeed=deepspeed, loader=loader, gpus_per_node=gpus_per_node, nodes=nodes, select=select,
         ignore=ignore, settings=settings, model=model, gpu=gpu,
     )  # fmt: skip
-    sources = [read_source(item, written=written) for item in _files(items, settings)]
-    return check_sources(sources, options)
+    return check_sources(collect(items, settings, written=written), options)
+
+
+def collect(items: Iterable[Given], settings: Settings, *, written: Written | None = None) -> Iterator[Source]:
+    """The texts to judge: each item read, catalogue names and folders replaced by their files."""
+    for item in _files(items, settings):
+        yield read_source(item, written=written)
 
 
 def make_options(
@@ -275,6 +280,7 @@ def _subject(
         pointer=pointer,
         pointer_source=pointer_source,
         model=_known_model(name) if name else None,
+        model_name=name,
         cluster=_cluster(gpu, world) if gpu else None,
         readable=readable and isinstance(source.value, Mapping),
     )

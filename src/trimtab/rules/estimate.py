@@ -26,17 +26,24 @@ def need(subject: Subject, changes: dict[str, Any] | None = None) -> Need | None
     config, model, cluster = subject.typed, subject.model, subject.cluster
     if config is None or model is None or cluster is None or subject.world.size is None:
         return None
+    wanted = tuple(sorted(changes or {}))
+    if wanted not in subject.needs:
+        subject.needs[wanted] = _need(subject, changes or {}, subject.world.size)
+    return subject.needs[wanted]
+
+
+def _need(subject: Subject, changes: dict[str, Any], world_size: int) -> Need | None:
     from trimtab.cost.memory import profile
 
+    config, model, cluster = subject.typed, subject.model, subject.cluster
+    assert config is not None
+    assert model is not None
+    assert cluster is not None
     try:
         if changes:
-            config = _changed(config, changes)
-        found = profile(config, model, subject.world.size)
-    except (TrimtabError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, AssertionError):
+            made = config.with_values(changes)
+            config = Config(raw=made.raw, name=config.name, job=config.job)
+        found = profile(config, model, world_size)
+    except (TrimtabError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError):
         return None  # other rules say what is wrong with the configuration
     return Need(gpu_bytes=found.peak, host_bytes_per_node=found.host_bytes * cluster.gpus_per_node)
-
-
-def _changed(config: Config, changes: dict[str, Any]) -> Config:
-    made = config.with_values(changes)
-    return Config(raw=made.raw, name=config.name, job=config.job)

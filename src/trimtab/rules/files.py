@@ -124,11 +124,13 @@ def value_read_as_something_else(subject: Subject) -> Iterable[Hit]:
         With `--loader trainer` as YAML:
         deepspeed:
           train_micro_batch_size_per_gpu: 1
+          zero_optimization: {stage: 1}
           gradient_clipping: 1e0
     Use instead
         With `--loader trainer` as YAML:
         deepspeed:
           train_micro_batch_size_per_gpu: 1
+          zero_optimization: {stage: 1}
           gradient_clipping: 1.0
     Source
         https://yaml.org/type/float.html

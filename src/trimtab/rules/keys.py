@@ -215,11 +215,11 @@ def key_of_newer_release(subject: Subject) -> Iterable[Hit]:
     Why is this bad?
         In a typed section the run stops with a ValidationError; elsewhere the setting is silently ignored.
     Example
-        With `--deepspeed 0.17.0`:
-        {"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1}}}
+        With `--deepspeed 0.17.6`:
+        {"zero_optimization": {"stage": 2, "leaf_module": {"names": ["mlp"]}}}
     Use instead
-        With `--deepspeed 0.17.5`:
-        {"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1}}}
+        With `--deepspeed 0.18.0`:
+        {"zero_optimization": {"stage": 2, "leaf_module": {"names": ["mlp"]}}}
     Source
         trimtab's table of keys by release, made from DeepSpeed's own sources
     """

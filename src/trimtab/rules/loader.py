@@ -46,7 +46,7 @@ def auto_without_a_filler(subject: Subject) -> Iterable[Hit]:
         {"train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto"}
     Use instead
         With `--loader transformers`:
-        {"train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto"}
+        {"train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto", "zero_optimization": {"stage": 0}}
     Fix safety
         In a typed section the key is removed, which changes nothing: safe. Elsewhere a value is needed.
     Source
@@ -133,11 +133,11 @@ def text_that_strict_json_refuses(subject: Subject) -> Iterable[Hit]:
     Example
         With `--loader transformers`:
         {"train_micro_batch_size_per_gpu": "auto", // filled by the Trainer
-         "gradient_clipping": "auto"}
+         "zero_optimization": {"stage": 2}}
     Use instead
         With `--loader transformers`:
         {"train_micro_batch_size_per_gpu": "auto",
-         "gradient_clipping": "auto"}
+         "zero_optimization": {"stage": 2}}
     Source
         transformers/integrations/deepspeed.py:60; accelerate/utils/deepspeed.py (HfDeepSpeedConfig)
     """
@@ -227,8 +227,9 @@ def accelerate_fields_beside_a_file(subject: Subject) -> Iterable[Hit]:
     Use instead
         With `--loader accelerate` as YAML:
         distributed_type: DEEPSPEED
+        mixed_precision: bf16
         deepspeed_config:
-          deepspeed_config_file: ds_config.json
+          zero_stage: 3
     Fix safety
         There is no fix: the values belong into the other file.
     Source

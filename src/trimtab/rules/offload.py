@@ -242,7 +242,8 @@ def zenflow_interval_word(subject: Subject) -> Iterable[Hit]:
     Example
         {"zero_optimization": {"stage": 2, "zenflow": {"select_interval": "64"}}}
     Use instead
-        {"zero_optimization": {"stage": 2, "zenflow": {"select_strategy": "step", "select_interval": 64}}}
+        {"zero_optimization": {"stage": 2, "zenflow": {"select_strategy": "step", "select_interval": 64},
+         "offload_optimizer": {"device": "cpu"}}, "optimizer": {"type": "AdamW"}}
     Fix safety
         A text that says a count becomes the count: safe.
     Source

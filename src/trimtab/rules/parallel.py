@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from trimtab.rules.base import Hit, put, remove, rule, shown
 from trimtab.rules.subject import Subject
 
-STAGES = "trimtab.pipeline_stages"
+# names that published mixtures of experts go by, and those whose module is a leaf by default
+# (runtime/zero/leaf_module_config.py)
+EXPERTS = re.compile(r"mixtral|moe|deepseek-v[23]|deepseek-r1|dbrx|jamba|grok-1|arctic|switch-|gpt-oss")
+LEAVES = re.compile(r"mixtral|qwen[23]\S*moe|qwen3-\d+b-a\d+b")
 
 
 @rule("PL001", "pipeline-by-configuration", "warning")
@@ -160,23 +164,22 @@ def experts_with_hanging_gathers(subject: Subject) -> Iterable[Hit]:
         Ranks take different experts, gather different weights and wait for each other for ever. A leaf
         module is gathered whole. Since 0.18.0 Mixtral, Qwen2-MoE and Qwen3-MoE are leaves by default.
     Example
-        With `--deepspeed 0.17.6 --model mixtral-8x7b`:
-        {"zero_optimization": {"stage": 3}}
+        {"zero_optimization": {"stage": 3}, "trimtab": {"model": "deepseek-ai/DeepSeek-V2-Lite"}}
     Use instead
-        With `--deepspeed 0.17.6 --model mixtral-8x7b`:
-        {"zero_optimization": {"stage": 2}}
+        {"zero_optimization": {"stage": 3, "leaf_module": {"name_suffixes": ["mlp"]}},
+         "trimtab": {"model": "deepseek-ai/DeepSeek-V2-Lite"}}
     Source
         https://github.com/deepspeedai/DeepSpeed/issues/5066; deepspeed/runtime/zero/leaf_module_config.py
     """
-    hf = subject.model.hf if subject.model else {}
-    experts = [hf.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts")]
-    if subject.stage != 3 or not any(isinstance(count, int) and count > 1 for count in experts):
+    name = (subject.model_name or "").lower()
+    if subject.stage != 3 or not EXPERTS.search(name):
         return
-    default = subject.since("0.18.0") and hf.get("model_type") in ("mixtral", "qwen2_moe", "qwen3_moe")
+    default = subject.since("0.18.0") and LEAVES.search(name)
     if not default and not subject.block("zero_optimization.leaf_module"):
         place = subject.place("zero_optimization.stage") or ()
-        yield Hit(place, "experts at stage 3 hang unless their module is a leaf: set zero_optimization.leaf_module, "
-                  "or call deepspeed.utils.set_z3_leaf_modules.", at_value=True)  # fmt: skip
+        yield Hit(place, f"{subject.model_name} has experts, which hang at stage 3 unless their module is a leaf: "
+                  "set zero_optimization.leaf_module, or call deepspeed.utils.set_z3_leaf_modules.",
+                  at_value=True)  # fmt: skip
 
 
 @rule("PL008", "data-efficiency-without-its-parts", "error", refused="reading")

@@ -63,6 +63,8 @@ class Subject:
     pointer: Pointer | None = None
     pointer_source: Source | None = None
     model: Model | None = None
+    model_name: str | None = None
+    """What the model is called, whether or not the arithmetic knows it."""
     cluster: Cluster | None = None
     readable: bool = True
     """Whether ``raw`` is a whole configuration; where not, only rules over the text are run."""
@@ -250,6 +252,11 @@ class Subject:
         stages = self.job.pipeline_stages if self.job else 1
         tensor = self.integer("tensor_parallel.autotp_size") or 1
         return None if sequence is None or sequence < 1 or tensor < 1 else sequence * stages * tensor
+
+    @cached_property
+    def needs(self) -> dict[tuple[str, ...], Any]:
+        """Estimates already made, by the paths they change; `trimtab.rules.estimate` keeps them here."""
+        return {}
 
     @cached_property
     def typed(self) -> Config | None:

@@ -461,10 +461,10 @@ def no_16_bit_weights_on_save(subject: Subject) -> Iterable[Hit]:
         weights, only the checkpoint that `zero_to_fp32.py` must convert.
     Example
         With `--loader transformers`:
-        {"zero_optimization": {"stage": 3}}
+        {"train_micro_batch_size_per_gpu": "auto", "zero_optimization": {"stage": 3}}
     Use instead
         With `--loader transformers`:
-        {"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": true}}
+        {"train_micro_batch_size_per_gpu": "auto", "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": true}}
     Fix safety
         Saving then gathers the weights, which takes memory of one whole model in 16 bits: unsafe.
     Source
