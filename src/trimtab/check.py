@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab import catalogue, schema
 from trimtab.errors import NotFound, TrimtabError, UsageError
-from trimtab.findings import SEVERITIES, Finding, Fix, Severity
+from trimtab.findings import SEVERITIES, Finding, Fix, Refusal, Severity
 from trimtab.rules.base import Hit, Rule
 from trimtab.rules.registry import fits, rules, selected
 from trimtab.rules.subject import LOADERS, Loader, Subject, World
@@ -372,9 +372,16 @@ def _placed(rule: Rule, hit: Hit, subject: Subject) -> tuple[Finding, Source] | 
         end_column=end_column,
         key_path=path,
         fix=_shifted(hit.fix, subject.base) if hit.where == "config" else hit.fix,
-        refused=hit.refused or rule.refused if (hit.severity or rule.severity) == "error" else None,
+        refused=_refusal(rule, hit),
     )
     return finding, source
+
+
+def _refusal(rule: Rule, hit: Hit) -> Refusal | None:
+    """When DeepSpeed stops because of a hit; only errors stop it."""
+    if (hit.severity or rule.severity) != "error":
+        return None
+    return rule.refused if hit.refused == "as the rule" else hit.refused
 
 
 def _extent(source: Source, path: KeyPath, hit: Hit) -> tuple[int, int, int, int]:

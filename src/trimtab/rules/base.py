@@ -39,7 +39,7 @@ class Hit:
     _: KW_ONLY
     at_value: bool = False
     severity: Severity | None = None
-    refused: Refusal | None = None
+    refused: Refusal | Literal["as the rule"] | None = "as the rule"
     place: tuple[int, int] | None = None
     where: Literal["config", "file", "pointer"] = "config"
     """What ``path`` starts at: the configuration, the file it stands in, or the file that names it."""

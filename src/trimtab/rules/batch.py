@@ -84,7 +84,7 @@ def batch_not_a_count(subject: Subject) -> Iterable[Hit]:
         value = subject.raw.get(name)
         if value is None or _is_count(value) or value == AUTO:
             continue
-        later = isinstance(value, float) and value > 0
+        later = isinstance(value, float) and value > 0 and engine_passes(subject)
         mend = None
         if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and int(value):
             mend = put((name,), int(value), safety="safe")
@@ -95,6 +95,27 @@ def batch_not_a_count(subject: Subject) -> Iterable[Hit]:
             at_value=True,
             refused="running" if later else "reading",
         )
+
+
+def engine_passes(subject: Subject) -> bool:
+    """Whether the engine's own arithmetic passes the numbers as they stand, fractions included.
+
+    In a world of unknown size it is asked for one GPU (runtime/config.py:455-656).
+    """
+    train, micro, steps = (subject.raw.get(name) for name in KEYS)
+    numbers = [value for value in (train, micro, steps) if value is not None]
+    if not all(isinstance(value, (int, float)) and value > 0 for value in numbers):
+        return False
+    shared = subject.raw.get("sequence_parallel_size", 1)
+    if not isinstance(shared, (int, float)) or shared <= 0:
+        return False
+    ranks = (subject.world.size or 1) / shared / (subject.job.pipeline_stages if subject.job else 1)
+    if train is None:
+        return micro is not None
+    if micro is None:
+        micro = train // ranks // (steps or 1) if steps is not None else train // ranks
+    steps = steps if steps is not None else train // micro // ranks if subject.raw.get(MICRO) is not None else 1
+    return bool(micro > 0 and steps > 0 and train == micro * steps * ranks)
 
 
 @rule("BT003", "batch-that-does-not-multiply", "error", refused="reading")
@@ -114,7 +135,7 @@ def batch_that_does_not_multiply(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/config.py:602-656
     """
     counts = _counts(subject)
-    if counts is None or counts[0] is None or subject.scale_out is None:
+    if counts is None or counts[0] is None or subject.shares_a_batch is None:
         return
     train, micro, steps = counts
     ranks = _ranks(subject)
@@ -142,7 +163,7 @@ def batch_that_does_not_multiply(subject: Subject) -> Iterable[Hit]:
 
 
 def _ranks(subject: Subject) -> int | None:
-    size, shared = subject.world.size, subject.scale_out
+    size, shared = subject.world.size, subject.shares_a_batch
     if size is None or shared is None or size % shared:
         return None
     return size // shared
@@ -182,8 +203,11 @@ def world_that_does_not_divide(subject: Subject) -> Iterable[Hit]:
     Source
         deepspeed/runtime/config.py:468; deepspeed/utils/groups.py:171
     """
-    size, shared = subject.world.size, subject.scale_out
-    if size is None or shared is None or shared <= 1 or size % shared == 0:
+    size, shared = subject.world.size, subject.shares_a_batch
+    if size is None or shared is None:
+        return
+    shared *= max(1, subject.integer("tensor_parallel.autotp_size") or 1)
+    if shared == 1 or size % shared == 0:
         return
     for name in ("sequence_parallel_size", "tensor_parallel.autotp_size", "trimtab.pipeline_stages"):
         place = subject.place(name)
@@ -193,6 +217,6 @@ def world_that_does_not_divide(subject: Subject) -> Iterable[Hit]:
                 f"{size} GPUs cannot be split into groups of {shared}, which is what sequence, tensor and "
                 "pipeline parallelism ask for together.",
                 at_value=True,
-                refused="building",
+                refused="building" if engine_passes(subject) else "reading",
             )
             return

@@ -30,6 +30,8 @@ def coerced(key: Key, value: Any) -> Any:
         return None
     if value is None and key.path == "zero_optimization.leaf_module":
         return {}  # runtime/zero/leaf_module_config.py takes null for the defaults
+    if isinstance(value, str) and key.path.startswith("zero_optimization.leaf_module."):
+        return [value]
     for name in key.types:
         if name != "null":
             try:
@@ -110,12 +112,15 @@ _CHOICES_LATER = frozenset(("tensor_parallel.preset_model",))
 def _hold_to_choices(key: Key, value: Any) -> None:
     if key.path in _NEVER_FROM_TEXT:
         raise Misfit
-    if key.choices and key.path not in _CHOICES_LATER and value not in key.choices:
-        raise Misfit
+    if not key.choices or key.path in _CHOICES_LATER or value in key.choices:
+        return
+    if key.any_case and isinstance(value, str) and value.lower() in [str(choice).lower() for choice in key.choices]:
+        return
+    raise Misfit
 
 
-def out_of_bounds(key: Key, value: Any) -> str | None:
-    """The bound that ``value`` breaks, in words; None when it keeps them all (and for what is no number)."""
+def out_of_bounds(key: Key, value: Any) -> tuple[str, str] | None:
+    """The bound that ``value`` breaks, and in words; None when it keeps them all (and for what is no number)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     checks = {
@@ -126,5 +131,5 @@ def out_of_bounds(key: Key, value: Any) -> str | None:
     }
     for bound, (holds, words) in checks.items():
         if bound in key.bounds and not holds:
-            return f"{words} {key.bounds[bound]:g}"
+            return bound, f"{words} {key.bounds[bound]:g}"
     return None

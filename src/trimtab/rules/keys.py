@@ -28,6 +28,8 @@ def _unknown_below(
     schema = subject.schema
     for name, value in block.items():
         place = (*above, name)
+        if name == "bfloat16" and not above and block.get("bf16") is not None:
+            continue  # KY007: the engine does not look at it
         dotted = schema.canonical(".".join(map(str, place)))
         if dotted == BLOCK or name.startswith(COMMENTS) or dotted.startswith("trimtab."):
             continue
@@ -154,7 +156,8 @@ def removed_key(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/config.py:81-141
     """
     for place, dotted in _standing(subject):
-        if subject.schema.behaviour(dotted) == "refused" and _lifetime(subject, dotted, "refused_since"):
+        gone = _lifetime(subject, dotted, "refused_since") or _lifetime(subject, dotted, "removed")
+        if subject.schema.key(dotted) is None and subject.schema.behaviour(dotted) == "refused" and gone:
             if _inside_reported(subject, dotted) or dotted.startswith("optimizer."):
                 continue
             key = subject.schema.any_version(dotted)
@@ -164,8 +167,8 @@ def removed_key(subject: Subject) -> Iterable[Hit]:
             safety = "safe" if idle else "unsafe"
             yield Hit(
                 place,
-                f"{dotted} stops DeepSpeed {subject.schema.version.name}, even switched off: "
-                f"the feature was removed in {key.removed or key.refused_since}.{_successor(dotted)}",
+                f"{dotted} stops DeepSpeed {subject.schema.version.name}, whatever its value: "
+                f"it was removed in {key.removed or key.refused_since}.{_successor(dotted)}",
                 remove(place, safety=safety),  # type: ignore[arg-type]
             )
 
@@ -289,23 +292,19 @@ def one_key_by_two_names(subject: Subject) -> Iterable[Hit]:
         {"zero_optimization": {"stage": 3, "prefetch_bucket_size": 1, "stage3_prefetch_bucket_size": 2}}
     Use instead
         {"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": 2}}
+    Fix safety
+        A `bfloat16` block beside `bf16` is removed, which changes nothing: safe. The deprecated of two names
+        is removed: unsafe.
     Source
         deepspeed/runtime/config_utils.py:84-86; deepspeed/runtime/precision_config.py:28-34
     """
+    if "bfloat16" in subject.raw and subject.raw.get("bf16") is not None:
+        message = "bf16 and bfloat16 are two names of one block: bfloat16 is ignored."
+        yield Hit(("bfloat16",), message, remove(("bfloat16",)), severity="warning")
     for dotted, places in subject.doubles():
-        if subject.schema.key(dotted) is None:
-            continue
-        names = " and ".join(str(place[-1]) for place in places)
-        ignored = dotted == "bf16" or dotted.startswith("bf16.")
-        if dotted.startswith("bf16."):
-            continue
-        yield Hit(
-            places[-1],
-            f"{names} are two names of one key: "
-            + ("the second is ignored." if ignored else "DeepSpeed refuses them together."),
-            severity="warning" if ignored else "error",
-            refused=None if ignored else "reading",
-        )
+        if subject.schema.key(dotted) is not None and not dotted.startswith("bf16"):
+            names = " and ".join(str(place[-1]) for place in places)
+            yield Hit(places[-1], f"{names} are two names of one key: DeepSpeed refuses them together.")
     for place, dotted in _standing(subject):
         key = subject.schema.key(dotted)
         if key is None or not key.deprecated or not key.replacement:
@@ -394,9 +393,7 @@ def _taken(component: Component) -> str:
 
 def _standing(subject: Subject) -> Iterator[tuple[KeyPath, str]]:
     """Every key of the file with the schema's name of it, the trimtab block and parameters left out."""
-    from trimtab.rules.subject import walk
-
-    for place, _ in walk(subject.raw):
+    for place, _ in subject.entries():
         dotted = subject.schema.canonical(".".join(map(str, place)))
         if place[0] != BLOCK and not any(dotted.startswith(f"{block}.") for block in PARAMETERS):
             yield place, dotted

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from trimtab.rules.base import Hit, put, remove, rule, shown
+from trimtab.rules.batch import engine_passes
 from trimtab.rules.subject import Subject
 
 # names that published mixtures of experts go by, and those whose module is a leaf by default
@@ -241,12 +242,14 @@ def sequence_parallel_size(subject: Subject) -> Iterable[Hit]:
     if "sequence_parallel_size" not in subject.raw:
         return
     value, place = subject.raw["sequence_parallel_size"], ("sequence_parallel_size",)
+    if value is True:
+        return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 1 or not float(value).is_integer():
         yield Hit(place, f"sequence_parallel_size is {shown(value)}, but must be a whole number above 0.",
-                  at_value=True)  # fmt: skip
+                  at_value=True, refused="building" if engine_passes(subject) else "reading")  # fmt: skip
     elif subject.world.size is not None and value > subject.world.size:
         message = f"sequence_parallel_size {value} is more than the {subject.world.size} GPUs there are."
-        yield Hit(place, message, at_value=True)
+        yield Hit(place, message, at_value=True, refused="building")
 
 
 @rule("PL011", "mesh-that-does-not-multiply", "error", refused="building")

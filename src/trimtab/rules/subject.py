@@ -189,9 +189,19 @@ class Subject:
     def _places(self) -> dict[str, list[KeyPath]]:
         """Every key that stands in the file, under the schema's name of it."""
         found: dict[str, list[KeyPath]] = {}
-        for place, _ in walk(self.raw):
+        for place, _ in self.entries():
             found.setdefault(self.schema.canonical(".".join(map(str, place))), []).append(place)
         return found
+
+    def entries(self) -> Iterator[tuple[KeyPath, Any]]:
+        """Every key of the file with its value, without a ``bfloat16`` block that ``bf16`` makes the engine skip.
+
+        Keys with a dot in them are left out: they are no path, and never a key of DeepSpeed.
+        """
+        skipped = "bfloat16" if self.raw.get("bf16") is not None else None
+        for place, value in walk(self.raw):
+            if place[0] != skipped and not any("." in str(part) for part in place):
+                yield place, value
 
     def doubles(self) -> Iterator[tuple[str, list[KeyPath]]]:
         """Keys that stand under more than one of their names."""
@@ -246,12 +256,15 @@ class Subject:
         return name if isinstance(name, str) else None
 
     @property
-    def scale_out(self) -> int | None:
-        """Ranks that share one replica: sequence and tensor parallelism, pipeline stages; None if unclear."""
+    def shares_a_batch(self) -> int | None:
+        """Ranks that share one micro batch by the batch identity; None if unclear.
+
+        Sequence parallelism and pipelines count; of `tensor_parallel.autotp_size` the identity knows nothing
+        (runtime/config.py:455-475 asks the whole world).
+        """
         sequence = self.integer("sequence_parallel_size") if self.has("sequence_parallel_size") else 1
         stages = self.job.pipeline_stages if self.job else 1
-        tensor = self.integer("tensor_parallel.autotp_size") or 1
-        return None if sequence is None or sequence < 1 or tensor < 1 else sequence * stages * tensor
+        return None if sequence is None or sequence < 1 else sequence * stages
 
     @cached_property
     def needs(self) -> dict[tuple[str, ...], Any]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from trimtab.config import AUTO, BLOCK
 from trimtab.errors import nearest
-from trimtab.findings import Fix
+from trimtab.findings import Fix, Refusal
 from trimtab.rules.base import Hit, put, remove, rule, shown
 from trimtab.rules.coercion import FALSE, Misfit, coerced, number, out_of_bounds, true_or_false, whole
-from trimtab.rules.subject import Subject, walk
+from trimtab.rules.subject import Subject
 from trimtab.schema import Key
 from trimtab.source.tree import KeyPath
 
@@ -25,12 +25,12 @@ _ELSEWHERE = frozenset(("optimizer.type", "scheduler.type", "optimizer.params", 
 
 def _keys(subject: Subject) -> Iterator[tuple[KeyPath, Key, Any]]:
     """Every known key that stands in the file, with its value; ``"auto"`` has its own rules."""
-    for place, value in walk(subject.raw):
+    for place, value in subject.entries():
         dotted = subject.schema.canonical(".".join(map(str, place)))
         if place[0] == BLOCK or value == AUTO or dotted.startswith(tuple(f"{name}." for name in PARAMETERS)):
             continue
         key = subject.schema.key(dotted)
-        if key is not None and dotted not in BATCH and not any("." in str(part) for part in place):
+        if key is not None and dotted not in BATCH:
             yield place, key, value
 
 
@@ -104,18 +104,18 @@ def out_of_range(subject: Subject) -> Iterable[Hit]:
             continue
         broken = out_of_bounds(key, coerced(key, value))
         if broken is not None:
-            refused = key.validated and key.path not in _LATE_BOUNDS
+            sign, words = broken
+            at_reading = key.validated and (sign not in key.by_hand or key.path.startswith("zero_optimization.zenflow"))
             yield Hit(
                 place,
-                f"{key.path} is {shown(value)}, but must be {broken}.",
+                f"{key.path} is {shown(value)}, but must be {words}.",
                 at_value=True,
-                refused="reading" if refused else None,
+                refused="reading" if at_reading else "running",
             )
 
 
 # the engine reads these without holding them to their bounds; SC and PL speak of them
 _LOOSE_BOUNDS = frozenset(("sequence_parallel_size",))
-_LATE_BOUNDS = frozenset(("zero_optimization.offload_optimizer.cpuadam_cores_perc",))
 
 
 @rule("TY003", "unknown-choice", "error", refused="reading")
@@ -134,17 +134,40 @@ def unknown_choice(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/zero/config.py:83-90; deepspeed/runtime/config.py:218-230
     """
     for place, key, value in _keys(subject):
-        if not key.choices or (value is None and "null" in key.types) or _is_choice(key, value):
+        null = value is None and "null" in key.types and key.path != "torch_autocast.dtype"  # runtime/config.py:187
+        if not key.choices or null or _is_choice(key, value):
             continue
         if key.path == "log_level":
             continue  # CM speaks of it
+        if key.path == "tensor_parallel.dtype":
+            message = "tensor_parallel.dtype must be a torch.dtype, which no file can hold: DeepSpeed refuses any text."
+            yield Hit(place, message, remove(place, safety="unsafe"))
+            continue
         yield Hit(
             place,
             f"{key.path} is {shown(value)}, but must be {_wanted(key)}.",
             _near_choice(place, key, value),
             at_value=True,
-            refused="building" if key.path.startswith("data_types.") else "reading",
+            refused="reading" if key.validated and not isinstance(value, str) else _when_chosen(key),
         )
+
+
+# untyped keys whose words the engine holds to its list as it reads the file: runtime/config.py:161, 218, 241,
+# 373; runtime/model_checkpointing/config.py:29
+_CHOSEN_AT_READING = frozenset((
+    "communication_data_type", "seq_parallel_communication_data_type", "gradient_allreduce_op",
+    "torch_autocast.dtype", "checkpoint.tag_validation", "checkpoint.writer.type", "checkpoint.writer.data_parallel",
+))  # fmt: skip
+
+
+_ZENFLOW = "zero_optimization.zenflow"
+
+
+def _when_chosen(key: Key) -> Refusal:
+    words = "choices" in key.by_hand and key.path not in ("tensor_parallel.dtype", f"{_ZENFLOW}.select_strategy")
+    if (key.validated and not words) or key.path in _CHOSEN_AT_READING:
+        return "reading"
+    return "running" if key.path.startswith(("data_efficiency.", "autotuning.")) else "building"
 
 
 def _is_choice(key: Key, value: Any) -> bool:
@@ -152,7 +175,9 @@ def _is_choice(key: Key, value: Any) -> bool:
         return False
     if key.any_case and isinstance(value, str):
         return value.lower() in [str(choice).lower() for choice in key.choices]
-    if key.path in ("tensor_parallel.dtype", "tensor_parallel.preset_model") or not key.validated:
+    if key.path == "tensor_parallel.dtype":
+        return False  # a torch.dtype, which no file can hold
+    if key.path == "tensor_parallel.preset_model" or not key.validated:
         return value in key.choices and isinstance(value, str)
     return not _wrong(key, value)
 
@@ -177,12 +202,12 @@ def unchecked_type(subject: Subject) -> Iterable[Hit]:
     for place, key, value in _keys(subject):
         if key.validated or key.choices or "object" in key.types or "any" in key.types or key.path in _ELSEWHERE:
             continue
-        if value is None and ("null" in key.types or key.has_default is False):
-            continue
-        if _exactly_typed(key, value):
-            continue
         refuses = _CHOKES.get(key.path)
         at_reading = refuses is not None and refuses(value)
+        if not at_reading and value is None and ("null" in key.types or key.has_default is False):
+            continue
+        if not at_reading and _exactly_typed(key, value):
+            continue
         switch = key.types == ("boolean",)
         means_off = isinstance(value, str) and value.lower() in FALSE
         fatal = at_reading or (not switch and "string" not in key.types) or means_off
@@ -229,8 +254,12 @@ def _not_integral(value: Any) -> bool:
     return not isinstance(value, int)
 
 
-def _not_text(value: Any) -> bool:
-    return not isinstance(value, str)
+def _no_int(value: Any) -> bool:
+    try:
+        int(value)
+    except (TypeError, ValueError):
+        return True
+    return False
 
 
 # where reading the file already fails on a wrong type: runtime/config.py:520 (|), 580-588, 718 (%), 178-205
@@ -245,6 +274,8 @@ _CHOKES: Mapping[str, Callable[[Any], bool]] = {
     "data_types.keep_in_fp32_modules": lambda value: not (
         isinstance(value, list) and all(isinstance(x, str) for x in value)
     ),
+    "data_efficiency.data_sampling.dynamic_batching.min_batch_size": _no_int,
+    "data_efficiency.data_sampling.dynamic_batching.max_batch_size": _no_int,
     "autotuning.results_dir": lambda value: not value,
     "autotuning.exps_dir": lambda value: not value,
 }
@@ -281,8 +312,21 @@ def not_a_block(subject: Subject) -> Iterable[Hit]:
             f"{key.path} is {shown(value)}, but must be an object {{ }}.",
             _as_block(subject, place, key, value),
             at_value=True,
+            refused=None if key.path in _OPAQUE or _only_searched(key, value) else "reading",
         )
     yield from _auto_blocks(subject)
+
+
+# blocks that are handed on unseen: autotuning/config.py:62, runtime/data_pipeline/config.py:54-160
+_OPAQUE = frozenset((
+    "autotuning.arg_mappings", "data_efficiency.data_routing.random_ltd.layer_token_lr_schedule",
+    "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics", "datastates_ckpt",
+))  # fmt: skip
+
+
+def _only_searched(key: Key, value: Any) -> bool:
+    """The engine looks for a key in it, which a text and a list let it do (utils/config.py:27)."""
+    return key.path == "timers" and isinstance(value, (str, list))
 
 
 def _leaf(key: Key) -> bool:
@@ -301,12 +345,13 @@ def _as_block(subject: Subject, place: KeyPath, key: Key, value: Any) -> Fix | N
 def _auto_blocks(subject: Subject) -> Iterator[Hit]:
     """``"auto"`` for a whole block at the top: only values can be filled."""
     monitors = ("tensorboard", "wandb", "csv_monitor", "comet")
-    for name, value in subject.raw.items():
-        key = subject.schema.key(name)
-        if value == AUTO and key is not None and "object" in key.types and key.path not in monitors:
-            if key.path == "datastates_ckpt":
-                continue
-            yield Hit((name,), f'{name} is "auto", but nobody fills a whole block.', remove((name,)), at_value=True)
+    for place, value in subject.entries():
+        key = subject.schema.key(".".join(map(str, place)))
+        if value != AUTO or key is None or "object" not in key.types or key.path in monitors:
+            continue
+        if key.validated or key.path in (*_OPAQUE, *PARAMETERS, "timers"):
+            continue  # typed sections drop it (runtime/config_utils.py:54), others never look
+        yield Hit(place, f'{key.path} is "auto", but nobody fills a whole block.', remove(place), at_value=True)
 
 
 @rule("TY006", "wrong-element-type", "error", refused="reading")
