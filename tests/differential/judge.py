@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import os
 from typing import Any
@@ -34,8 +35,12 @@ class Engine:
         import deepspeed.runtime.config as module
 
         logging.getLogger("DeepSpeed").setLevel(logging.CRITICAL)
-        self.module, self.dist = module, FakeDist()
+        self.module, self.dist, self.real = module, FakeDist(), module.dist
         module.dist = self.dist
+
+    def close(self) -> None:
+        """Gives the module its own communication back."""
+        self.module.dist = self.real
 
     def refusal(self, config: dict[str, Any], world: int) -> str | None:
         """The error with which DeepSpeed refuses ``config``; None where it takes it."""
@@ -49,8 +54,6 @@ class Engine:
 
 def refusing(config: dict[str, Any], world: int, options: Options) -> tuple[Finding, ...]:
     """The errors of the check that say that DeepSpeed refuses ``config`` as it reads it."""
-    import dataclasses
-
     here = dataclasses.replace(options, world=World(gpus_per_node=world, nodes=1))
     findings = check_sources([read_dict(config)], here).findings
     return tuple(finding for finding in findings if finding.severity == "error" and finding.refused == "reading")

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from trimtab.config import AUTO
 from trimtab.rules.base import Hit, put, remove, rule
 from trimtab.rules.subject import Subject
 
 MASTER = {"bf16": "bf16.bf16_master_weights_and_grads", "fp16": "fp16.fp16_master_weights_and_grads"}
+# the words of runtime/config.py:146-152 (DtypeEnum); the engine takes any of them in data_types
+DTYPES: Mapping[str, str] = {
+    word: name
+    for name, words in {
+        "fp16": ("fp16", "float16", "half", "torch.float16"),
+        "fp32": ("fp32", "float32", "float", "torch.float32"),
+        "bf16": ("bf16", "bfloat16", "torch.bfloat16"),
+        "int8": ("int8", "torch.int8"),
+    }.items()
+    for word in words
+}
 # model types whose published weights were trained in bf16: their range does not fit fp16
 # (the Llama 2 paper, section 2.2; T5's and Qwen's model cards; huggingface/transformers#10956 for T5)
 BF16_FAMILIES = frozenset(("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "t5", "mt5"))
+
+
+def _dtype(subject: Subject, dotted: str) -> str | None:
+    """The format that a word of ``data_types`` stands for."""
+    word = subject.written(dotted)
+    return DTYPES.get(word) if isinstance(word, str) else None
 
 
 @rule("PR001", "fp16-and-bf16", "error", refused="reading")
@@ -131,8 +148,8 @@ def parameter_type_against_mode(subject: Subject) -> Iterable[Hit]:
     Source
         deepspeed/runtime/engine.py:1827
     """
-    place, dtype = subject.place("data_types.param_dtype"), subject.text("data_types.param_dtype")
-    if place and dtype in ("fp16", "bf16", "fp32") and subject.precision and dtype != subject.precision:
+    place, dtype = subject.place("data_types.param_dtype"), _dtype(subject, "data_types.param_dtype")
+    if place and dtype and subject.precision and dtype != subject.precision:
         yield Hit(place, f"param_dtype is {dtype}, but the model is {subject.precision}.",
                   remove(place, safety="unsafe"), at_value=True)  # fmt: skip
 
@@ -153,8 +170,8 @@ def gradient_type_without_zero(subject: Subject) -> Iterable[Hit]:
     Source
         deepspeed/runtime/engine.py:2323
     """
-    place, dtype = subject.place("data_types.grad_accum_dtype"), subject.text("data_types.grad_accum_dtype")
-    if place is None or dtype not in ("fp16", "bf16", "fp32") or subject.stage != 0 or subject.optimizer is None:
+    place, dtype = subject.place("data_types.grad_accum_dtype"), _dtype(subject, "data_types.grad_accum_dtype")
+    if place is None or dtype is None or subject.stage != 0 or subject.optimizer is None:
         return
     if subject.precision and dtype != subject.precision:
         yield Hit(
@@ -183,7 +200,7 @@ def unsharded_gradients_in_fp32(subject: Subject) -> Iterable[Hit]:
     """
     if subject.stage != 1 or subject.precision != "bf16":
         return
-    if subject.text("data_types.grad_accum_dtype") != "fp32" or subject.offload("optimizer") == "cpu":
+    if _dtype(subject, "data_types.grad_accum_dtype") != "fp32" or subject.offload("optimizer") == "cpu":
         return
     place = subject.place("data_types.grad_accum_dtype") or ()
     nvme = subject.offload("optimizer") == "nvme"

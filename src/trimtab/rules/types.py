@@ -10,6 +10,7 @@ from trimtab.errors import nearest
 from trimtab.findings import Fix, Refusal
 from trimtab.rules.base import Hit, put, remove, rule, shown
 from trimtab.rules.coercion import FALSE, Misfit, coerced, number, out_of_bounds, true_or_false, whole
+from trimtab.rules.precision import DTYPES
 from trimtab.rules.subject import Subject
 from trimtab.schema import Key
 from trimtab.source.tree import KeyPath
@@ -177,6 +178,8 @@ def _is_choice(key: Key, value: Any) -> bool:
         return value.lower() in [str(choice).lower() for choice in key.choices]
     if key.path == "tensor_parallel.dtype":
         return False  # a torch.dtype, which no file can hold
+    if key.path.startswith("data_types.") and isinstance(value, str):
+        return value in DTYPES
     if key.path == "tensor_parallel.preset_model" or not key.validated:
         return value in key.choices and isinstance(value, str)
     return not _wrong(key, value)

@@ -119,7 +119,7 @@ def retired_stage_1(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/engine.py:2650
     """
     place = subject.place(_z("legacy_stage1"))
-    if place is not None and subject.on(_z("legacy_stage1")) and subject.stage in (1, 2):
+    if place is not None and subject.on(_z("legacy_stage1")) and subject.stage in (1, 2, 3):
         yield Hit(place, "legacy_stage1 is true, which DeepSpeed no longer has.", remove(place))
 
 
