@@ -14,19 +14,37 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trimtab import catalogue, errors
     from trimtab.catalogue import load_config
+    from trimtab.cluster import Cluster, find_gpu
     from trimtab.config import Config
     from trimtab.errors import TrimtabError
     from trimtab.job import Job
+    from trimtab.model import Model, find_model
 
 __version__ = "0.1.0"
 
-__all__ = ["Config", "Job", "TrimtabError", "__version__", "catalogue", "errors", "load_config"]
+__all__ = [
+    "Cluster",
+    "Config",
+    "Job",
+    "Model",
+    "TrimtabError",
+    "__version__",
+    "catalogue",
+    "errors",
+    "find_gpu",
+    "find_model",
+    "load_config",
+]
 
 _MODULES = ("catalogue", "errors")
 _HOMES = {
+    "Cluster": "trimtab.cluster",
     "Config": "trimtab.config",
     "Job": "trimtab.job",
+    "Model": "trimtab.model",
     "TrimtabError": "trimtab.errors",
+    "find_gpu": "trimtab.cluster",
+    "find_model": "trimtab.model",
     "load_config": "trimtab.catalogue",
 }
 

@@ -49,6 +49,7 @@ class Claim:
     high: float | None = None
     truth: str | None = None
     holds: bool | None = None
+    """None where nothing proves it either way."""
     source: str | None = None
 
 

@@ -207,7 +207,7 @@ class Config:
 
     @staticmethod
     def _batch_cure(train: int, micro: int, ranks: int) -> str:
-        step = micro * ranks
+        step = max(micro, 1) * ranks
         below, above = train // step * step, -(-train // step) * step
         sizes = " or ".join(str(size) for size in dict.fromkeys((below, above)) if size)
         cure = f"Set train_batch_size to {sizes}"

@@ -92,7 +92,7 @@ def format_seconds(seconds: float) -> str:
     """
     if not math.isfinite(seconds):
         return "unknown"
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{seconds * 1000:.3g} ms"
     if seconds < 100:
         return f"{seconds:.3g} s"

@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 SECTIONS: Mapping[str, Mapping[str, str]] = {
     "Find a configuration": {
@@ -84,3 +84,18 @@ def summary(name: str) -> str:
         if isinstance(node, ast.FunctionDef) and node.name == function:
             return (ast.get_docstring(node) or "").partition("\n")[0].rstrip(".")
     return ""
+
+
+_PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+
+
+def placeholder(command: Callable[..., Any], parameter: str | None) -> str | None:
+    """What stands for a parameter's value in the help, such as ``--steps N``; None for flags and choices."""
+    kinds = _plain_types(get_type_hints(command).get(parameter or ""))
+    return next((_PLACEHOLDERS[kind] for kind in kinds if kind in _PLACEHOLDERS), None)
+
+
+def _plain_types(annotation: Any) -> list[Any]:
+    """The types inside an annotation: ``str`` of ``list[str] | None``."""
+    inner = get_args(annotation)
+    return [kind for part in inner for kind in _plain_types(part)] if inner else [annotation]

@@ -36,9 +36,9 @@ def init(
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("w" if force else "x", encoding="utf-8") as stream:
             stream.write(text)
-    except FileExistsError:
-        raise UsageError(f"{target} is there already; --force overwrites it.") from None
     except OSError as error:
-        raise UnreadableFile(f"{target}: cannot be written: {error.strerror}") from None
+        if isinstance(error, FileExistsError) and target.exists():
+            raise UsageError(f"{target} is there already; --force overwrites it.") from None
+        raise UnreadableFile(f"{target}: cannot be written: {error.strerror}.") from None
     typer.echo(f"wrote {target}", err=True)
     typer.echo(f"Next: edit it, then `trimtab train {target}`", err=True)

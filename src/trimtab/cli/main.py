@@ -7,14 +7,17 @@ stdout.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from trimtab import __version__
 from trimtab.cli import commands
-from trimtab.errors import NotFound, TrimtabError, UsageError, nearest
+from trimtab.errors import NotFound, TrimtabError, Unsupported, UsageError, nearest
 
 USAGE = "Usage: trimtab COMMAND [ARGUMENTS]..."
 INTERRUPTED = 130
@@ -23,6 +26,9 @@ FAILED = 2
 
 def run() -> None:
     """The console script: the process's arguments in, its exit code out."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without × is no reason to fail
     sys.exit(main(sys.argv[1:]))
 
 
@@ -39,6 +45,10 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if _reader_is_gone() else _unexpected(error, arguments)
     except TrimtabError as error:
         return _refuse(error, arguments)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            return _unexpected(error, arguments)
+        return _refuse(Unsupported(f"{error.filename or 'the output'}: the disk is full."), arguments)
     except Exception as error:  # noqa: BLE001 - the last net: whatever falls here is our mistake
         return _unexpected(error, arguments)
 
@@ -70,12 +80,16 @@ def _invoke(name: str, arguments: list[str]) -> int:
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         app.command(name, context_settings={"help_option_names": ["-h", "--help"]})(target)
     command = typer.main.get_command(app)
+    if target is not app:
+        for parameter in command.params:
+            parameter.metavar = parameter.metavar or commands.placeholder(target, parameter.name)
     flags = ["--help"]
     flags += [flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)]
     try:
-        code = command.main(
-            args=_with_dashes(arguments, flags), prog_name=f"trimtab {name}", standalone_mode=False
-        )
+        with command.make_context(f"trimtab {name}", _with_dashes(arguments, flags)) as context:
+            code = command.invoke(context)
+    except typer.Exit as leave:
+        return leave.exit_code
     except typer.Abort:
         raise KeyboardInterrupt from None
     except Exception as error:
@@ -162,8 +176,12 @@ def _print(text: str) -> None:
 def _reader_is_gone() -> bool:
     """Whether stdout's reader has closed the pipe; stdout is then led away so that exit stays silent."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        stdout = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return False
+    pipe = select.poll()
+    pipe.register(stdout, 0)
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in pipe.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return gone

@@ -7,6 +7,9 @@ from typing import Annotated
 import typer
 
 from trimtab import catalogue
+from trimtab.config import Config
+from trimtab.model import find_model
+from trimtab.parameters import parameters
 from trimtab.report.document import to_json
 
 
@@ -26,10 +29,19 @@ def show(
     """
     from trimtab.report.card import card_document, card_text
 
-    card, config, path = catalogue.card(name), catalogue.load_config(name), catalogue.path(name)
+    card, config = catalogue.card(name), catalogue.load_config(name)
+    counts = _parameters(config)
     if as_json:
-        typer.echo(to_json(card_document(card, config, path)))
+        typer.echo(to_json(card_document(card, config, catalogue.path(name), parameters=counts)))
     else:
         from trimtab.report import console
 
-        console.show(card_text(card, config))
+        console.show(card_text(card, config, parameters=counts))
+
+
+def _parameters(config: Config) -> dict[str, int]:
+    """Elements in all and of those that train, of a configuration that names its model."""
+    assert config.job.model is not None
+    tensors = parameters(find_model(config.job.model), config.job.task, config.job.lora)
+    trainable = sum(tensor.numel for tensor in tensors if tensor.trainable)
+    return {"total": sum(tensor.numel for tensor in tensors), "trainable": trainable}

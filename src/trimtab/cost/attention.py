@@ -28,6 +28,8 @@ class Shape:
     head_dim: int
     dropout: float = 0.0
     causal: bool = True
+    by_head: bool = False
+    """Whether queries lie head by head in memory, so that the output does too and is copied back."""
 
     @property
     def scores(self) -> int:
@@ -112,7 +114,6 @@ def plain(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape, bias: Tenso
         scores = m.op(scores.numel, (scores, bias), (PASS, scores.bytes), item=ops.FLOAT, view_of=scores)
     probabilities = ops.softmax(m, scores)
     del scores
-    probabilities = m.op(probabilities.numel, (probabilities,), (probabilities.bytes,), item=ops.FLOAT)  # _safe_softmax
     probabilities = ops.dropout(m, probabilities, shape.dropout)
     out = _product(m, probabilities, v, shape.batch * shape.heads * shape.queries * shape.head_dim,
                    flops=shape.flops, copies=(False, True))  # fmt: skip

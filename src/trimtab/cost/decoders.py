@@ -16,16 +16,19 @@ from trimtab.cost.net import Net
 
 def body(net: Net) -> Tensor:
     """The hidden states after the last norm, for any known causal family; elements batch x sequence x width."""
-    forward = {"gpt2": _gpt2, "gptj": _gptj, "gpt_neox": _neox, "phi": _phi, "opt": _opt, "gpt_neo": _gpt_neo}
-    return forward.get(net.model.model_type, _llama)(net)
+    families = {"gpt2": _gpt2, "gptj": _gptj, "gpt_neox": _neox, "phi": _phi, "opt": _opt, "gpt_neo": _gpt_neo}
+    forward = families.get(net.model.model_type, _llama)
+    net.m.enter()
+    return net.m.leave(forward(net))
 
 
 KNOWN = frozenset(
-    "llama mistral qwen2 qwen3 gemma gemma2 phi3 starcoder2 stablelm olmo olmo2 gpt2 gptj gpt_neox phi opt gpt_neo".split()
+    ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "starcoder2", "stablelm", "olmo", "olmo2", "gpt2", "gptj", "gpt_neox", "phi", "opt", "gpt_neo"]
 )
 
 
-def _shape(net: Net, **more: float) -> att.Shape:
+def _shape(net: Net) -> att.Shape:
+    """Sizes of the self-attention; a rotary embedding of part of each head ends in a concatenation by head."""
     model, length = net.model, net.job.sequence_length
     return att.Shape(
         batch=net.batch,
@@ -35,6 +38,7 @@ def _shape(net: Net, **more: float) -> att.Shape:
         keys=length,
         head_dim=model.head_dim,
         dropout=model.attention_dropout,
+        by_head=0 < model.rotary_dim < model.head_dim or model.model_type == "gpt_neox",
     )
 
 
@@ -161,16 +165,29 @@ def _gpt2_layer(net: Net, path: str, x: Tensor) -> Tensor:
     m, model = net.m, net.model
     residual = x
     x = net.norm(x, f"{path}.ln_1")
-    q, k, v = split(net, net.linear(x, f"{path}.attn.c_attn"), *[_tokens(net) * model.hidden_size] * 3)
-    out = net.attend(q, k, v, _shape(net))
-    del q, k, v
-    out = net.dropout(net.linear(out, f"{path}.attn.c_proj"), model.residual_dropout)
+    out = net.module(partial(_gpt2_attention, net, path), x)
     x = ops.add(m, out, residual)
     del out
     residual = x
     x = net.norm(x, f"{path}.ln_2")
-    x = net.linear(net.activation(net.linear(x, f"{path}.mlp.c_fc")), f"{path}.mlp.c_proj")
-    return ops.add(m, residual, net.dropout(x, model.residual_dropout))
+    return ops.add(m, residual, net.module(partial(_gpt2_mlp, net, path), x))
+
+
+def _gpt2_attention(net: Net, path: str, x: Tensor) -> Tensor:
+    model = net.model
+    q, k, v = split(net, net.linear(x, f"{path}.attn.c_attn"), *[_tokens(net) * model.hidden_size] * 3)
+    out = net.attend(q, k, v, _shape(net))
+    return net.dropout(net.linear(out, f"{path}.attn.c_proj"), model.residual_dropout)
+
+
+def _gpt2_mlp(net: Net, path: str, x: Tensor) -> Tensor:
+    x = _two_layers(net, f"{path}.mlp.c_fc", f"{path}.mlp.c_proj", x)
+    return net.dropout(x, net.model.residual_dropout)
+
+
+def _two_layers(net: Net, first: str, second: str, x: Tensor) -> Tensor:
+    """A feed-forward block: two linear layers with the activation between them."""
+    return net.linear(net.activation(net.linear(x, first)), second)
 
 
 def _gpt_neo(net: Net) -> Tensor:
@@ -197,8 +214,7 @@ def _gpt_neo_layer(net: Net, path: str, x: Tensor) -> Tensor:
     del out
     residual = x
     x = net.norm(x, f"{path}.ln_2")
-    x = net.linear(net.activation(net.linear(x, f"{path}.mlp.c_fc")), f"{path}.mlp.c_proj")
-    return ops.add(m, residual, net.dropout(x, model.residual_dropout))
+    return ops.add(m, residual, net.module(partial(_gpt2_mlp, net, path), x))
 
 
 # -- GPT-J: models/gptj ---------------------------------------------------------------------------------------
@@ -216,16 +232,20 @@ def _gptj_layer(net: Net, path: str, x: Tensor) -> Tensor:
     m, model = net.m, net.model
     residual = x
     x = net.norm(x, f"{path}.ln_1")
+    attention = net.module(partial(_gptj_attention, net, path), x)
+    forward = net.module(partial(_two_layers, net, f"{path}.mlp.fc_in", f"{path}.mlp.fc_out"), x)
+    forward = net.dropout(forward, model.residual_dropout)
+    return ops.add(m, ops.add(m, attention, forward), residual)
+
+
+def _gptj_attention(net: Net, path: str, x: Tensor) -> Tensor:
+    m, model = net.m, net.model
     q, k, v = (net.linear(x, f"{path}.attn.{name}_proj") for name in "qkv")
     share = model.rotary_dim / model.head_dim
     k, q = net.rotary(k, share), net.rotary(q, share)
     out = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
     del q, k, v
-    attention = net.dropout(net.linear(out, f"{path}.attn.out_proj"), model.residual_dropout)
-    del out
-    forward = net.linear(net.activation(net.linear(x, f"{path}.mlp.fc_in")), f"{path}.mlp.fc_out")
-    forward = net.dropout(forward, model.residual_dropout)
-    return ops.add(m, ops.add(m, attention, forward), residual)
+    return net.dropout(net.linear(out, f"{path}.attn.out_proj"), model.residual_dropout)
 
 
 # -- GPT-NeoX and Pythia: models/gpt_neox -----------------------------------------------------------------------
@@ -241,14 +261,15 @@ def _neox(net: Net) -> Tensor:
 
 def _neox_layer(net: Net, path: str, x: Tensor) -> Tensor:
     m, model = net.m, net.model
-    attention = _neox_attention(net, path, net.norm(x, f"{path}.input_layernorm"))
+    normed = net.norm(x, f"{path}.input_layernorm")
+    attention = net.module(partial(_neox_attention, net, path), normed)
+    del normed
     attention = net.dropout(attention, model.residual_dropout)
     if not model.parallel_residual:
         attention = ops.add(m, attention, x)
         x = attention
     forward = net.norm(x, f"{path}.post_attention_layernorm")
-    forward = net.activation(net.linear(forward, f"{path}.mlp.dense_h_to_4h"))
-    forward = net.linear(forward, f"{path}.mlp.dense_4h_to_h")
+    forward = net.module(partial(_two_layers, net, f"{path}.mlp.dense_h_to_4h", f"{path}.mlp.dense_4h_to_h"), forward)
     forward = net.dropout(forward, model.residual_dropout)
     out = ops.add(m, forward, attention)
     return ops.add(m, out, x) if model.parallel_residual else out
@@ -279,16 +300,19 @@ def _phi_layer(net: Net, path: str, x: Tensor) -> Tensor:
     m, model = net.m, net.model
     residual = x
     x = net.norm(x, f"{path}.input_layernorm")
+    attention = net.module(partial(_phi_attention, net, path), x)
+    attention = net.dropout(attention, model.residual_dropout)
+    forward = net.module(partial(_two_layers, net, f"{path}.mlp.fc1", f"{path}.mlp.fc2"), x)
+    forward = net.dropout(forward, model.residual_dropout)
+    return ops.add(m, ops.add(m, attention, forward), residual)
+
+
+def _phi_attention(net: Net, path: str, x: Tensor) -> Tensor:
+    model = net.model
     q, k, v = (net.linear(x, f"{path}.self_attn.{name}_proj") for name in "qkv")
     share = model.rotary_dim / model.head_dim
     q, k = net.rotary(q, share), net.rotary(k, share)
-    out = net.linear(net.attend(q, k, v, _shape(net)), f"{path}.self_attn.dense")
-    del q, k, v
-    attention = net.dropout(out, model.residual_dropout)
-    del out
-    forward = net.linear(net.activation(net.linear(x, f"{path}.mlp.fc1")), f"{path}.mlp.fc2")
-    forward = net.dropout(forward, model.residual_dropout)
-    return ops.add(m, ops.add(m, attention, forward), residual)
+    return net.linear(net.attend(q, k, v, _shape(net)), f"{path}.self_attn.dense")
 
 
 def _opt(net: Net) -> Tensor:
@@ -314,17 +338,20 @@ def _opt_layer(net: Net, path: str, x: Tensor) -> Tensor:
     residual = x
     if before:
         x = net.norm(x, f"{path}.self_attn_layer_norm")
-    q = ops.scale(m, net.linear(x, f"{path}.self_attn.q_proj"))
-    k, v = (net.linear(x, f"{path}.self_attn.{name}_proj") for name in "kv")
-    out = net.linear(net.attend(q, k, v, _shape(net)), f"{path}.self_attn.out_proj")
-    del q, k, v
-    x = ops.add(m, residual, net.dropout(out, model.residual_dropout))
+    out = net.module(partial(_opt_attention, net, path), x)
+    x = ops.add(m, residual, ops.dropout(m, out, model.residual_dropout))
     del out
     if not before:
         x = net.norm(x, f"{path}.self_attn_layer_norm")
     residual = x
     if before:
         x = net.norm(x, f"{path}.final_layer_norm")
-    x = net.linear(net.activation(net.linear(x, f"{path}.fc1")), f"{path}.fc2")
-    x = ops.add(m, residual, net.dropout(x, model.residual_dropout))
+    x = _two_layers(net, f"{path}.fc1", f"{path}.fc2", x)
+    x = ops.add(m, residual, ops.dropout(m, x, model.residual_dropout))
     return x if before else net.norm(x, f"{path}.final_layer_norm")
+
+
+def _opt_attention(net: Net, path: str, x: Tensor) -> Tensor:
+    q = ops.scale(net.m, net.linear(x, f"{path}.self_attn.q_proj"))
+    k, v = (net.linear(x, f"{path}.self_attn.{name}_proj") for name in "kv")
+    return net.linear(net.attend(q, k, v, _shape(net)), f"{path}.self_attn.out_proj")

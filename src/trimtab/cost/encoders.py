@@ -95,21 +95,24 @@ class _Stack:
 
     def run(self) -> Tensor:
         net, model = self.net, self.net.model
+        net.m.enter()
         x = net.dropout(net.embedding("shared", net.batch * self.queries), model.residual_dropout)
         layers = model.layers if self.encoded is None else model.decoder_layers
         x = net.start(x)
         for index in range(layers):
             x = net.layer(partial(self._block, index), x)
         x = net.norm(x, f"{self.name}.final_layer_norm")
-        return net.dropout(x, model.residual_dropout)
+        return net.m.leave(net.dropout(x, model.residual_dropout))
 
     def _block(self, index: int, x: Tensor) -> Tensor:
         path = f"{self.name}.block.{index}"
-        x = self._clamp(self._attention(f"{path}.layer.0", "SelfAttention", x, None, index))
+        module = self.net.module
+        x = self._clamp(module(partial(self._attention, f"{path}.layer.0", "SelfAttention", None, index), x))
         if self.encoded is not None:
-            x = self._clamp(self._attention(f"{path}.layer.1", "EncDecAttention", x, self.encoded, index))
+            cross = partial(self._attention, f"{path}.layer.1", "EncDecAttention", self.encoded, index)
+            x = self._clamp(module(cross, x))
         last = 1 if self.encoded is None else 2
-        return self._clamp(self._feed_forward(f"{path}.layer.{last}", x))
+        return self._clamp(module(partial(self._feed_forward, f"{path}.layer.{last}"), x))
 
     def _clamp(self, x: Tensor) -> Tensor:
         if not self.net.fp16:
@@ -118,9 +121,15 @@ class _Stack:
         m.tensor(x.numel, 1)  # isinf
         return m.op(x.numel, (x,), (x.bytes,), item=x.item, keep=(x.storage,))
 
-    def _attention(self, path: str, name: str, x: Tensor, other: Tensor | None, index: int) -> Tensor:
-        net, m, model = self.net, self.net.m, self.net.model
+    def _attention(self, path: str, name: str, other: Tensor | None, index: int, x: Tensor) -> Tensor:
+        net = self.net
         normed = net.norm(x, f"{path}.layer_norm")
+        out = net.module(partial(self._inner, path, name, other, index), normed)
+        del normed
+        return ops.add(net.m, x, net.dropout(out, net.model.residual_dropout))
+
+    def _inner(self, path: str, name: str, other: Tensor | None, index: int, normed: Tensor) -> Tensor:
+        net, model = self.net, self.net.model
         q = net.linear(normed, f"{path}.{name}.q")
         source = normed if other is None else other
         k, v = net.linear(source, f"{path}.{name}.k"), net.linear(source, f"{path}.{name}.v")
@@ -136,9 +145,8 @@ class _Stack:
             causal=False,
         )
         out = self._attend(q, k, v, shape, cross=other is not None, index=index, path=path)
-        del q, k, v, normed
-        out = net.dropout(net.linear(out, f"{path}.{name}.o"), model.residual_dropout)
-        return ops.add(m, x, out)
+        del q, k, v
+        return net.linear(out, f"{path}.{name}.o")
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, cross: bool, index: int, path: str
@@ -174,13 +182,15 @@ class _Stack:
 
     def _feed_forward(self, path: str, x: Tensor) -> Tensor:
         net, m, model = self.net, self.net.m, self.net.model
-        inner = net.norm(x, f"{path}.layer_norm")
-        dense = f"{path}.DenseReluDense"
-        if model.gated_mlp:
-            inner = net.gated(inner, f"{dense}.wi_0", f"{dense}.wi_1")
-        else:
-            inner = net.activation(net.linear(inner, f"{dense}.wi"))
-        out = net.linear(net.dropout(inner, model.mlp_dropout), f"{dense}.wo")
+        out = net.module(partial(self._dense, f"{path}.DenseReluDense"), net.norm(x, f"{path}.layer_norm"))
         return ops.add(m, x, net.dropout(out, model.residual_dropout))
+
+    def _dense(self, path: str, x: Tensor) -> Tensor:
+        net, model = self.net, self.net.model
+        if model.gated_mlp:
+            inner = net.gated(x, f"{path}.wi_0", f"{path}.wi_1")
+        else:
+            inner = net.activation(net.linear(x, f"{path}.wi"))
+        return net.linear(net.dropout(inner, model.mlp_dropout), f"{path}.wo")
 
 

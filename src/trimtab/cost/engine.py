@@ -302,7 +302,7 @@ class ShardedOptimizer(Engine):
             self.accumulated = None
             return
         largest = max((weight.numel for weight in self.own), default=0)
-        self.new(largest * NORM_ITEM, "temporaries")
+        self.new(min(largest, self.partition) * NORM_ITEM, "temporaries")
         if s.gradient_item == MASTER_ITEM and s.stage == 2 and s.item != MASTER_ITEM:
             wide = self.accumulated  # already flat and fp32
         else:
@@ -389,6 +389,9 @@ class ShardedParameters(Engine):
         if s.offload_optimizer == "none":
             self.held.append(self.new(self.partition * s.gradient_item, "gradients"))
         self._initialize_host()
+        self.secondary: dict[str, Storage] = {}
+        for weight in self.weights:
+            self._keep_secondary(weight)
         self.persistent = self._persistent()
         self.gathered: dict[str, Storage] = {}
         self.in_flight: dict[str, list[Storage]] = {}
@@ -420,6 +423,12 @@ class ShardedParameters(Engine):
                 host.add("parameters", shards, pinned=True)
             else:
                 self.nvme_bytes += shards
+
+    def _keep_secondary(self, weight: Weight) -> None:
+        """hpZ's copy within the node, made when a parameter is partitioned (partition_parameters.py:1900)."""
+        s = self.settings
+        if 1 < s.hpz < s.ranks and weight.name not in self.secondary:
+            self.secondary[weight.name] = self.new(-(-weight.numel // s.hpz) * s.item, "parameters")
 
     def _persistent(self) -> set[str]:
         """``mark_persistent_parameters`` (parameter_offload.py:317)."""
@@ -526,6 +535,7 @@ class ShardedParameters(Engine):
                 continue
             del self.gathered[name]
             self.available -= weight.numel
+            self._keep_secondary(weight)
 
     def _kept_for_reuse(self) -> set[str]:
         if not self.trace.complete:
@@ -580,6 +590,7 @@ class ShardedParameters(Engine):
         s = self.settings
         self.gathered.clear()
         self.in_flight.clear()
+        self.secondary.clear()
         if s.offload_optimizer == "none":
             largest = max((self.shards[weight.name] for weight in self.trainable), default=0)
             self.new(largest * NORM_ITEM, "temporaries")
@@ -624,7 +635,7 @@ def _owned(weights: Sequence[Weight], partition: int) -> list[Weight]:
 
 
 def _spans_ranks(waiting: Sequence[Weight], owned: set[str], ranks: int) -> bool:
-    return ranks > 1 and len(waiting) > 1 or ranks > 1 and not owned.issuperset(w.name for w in waiting)
+    return (ranks > 1 and len(waiting) > 1) or (ranks > 1 and not owned.issuperset(w.name for w in waiting))
 
 
 def _chunks(weights: Sequence[Weight], limit: int) -> list[int]:

@@ -27,6 +27,11 @@ def loss(net: Net) -> Tensor:
     Raises:
         UnknownArchitecture: the model type is not written here.
     """
+    net.m.enter()
+    return net.m.leave(_loss(net))
+
+
+def _loss(net: Net) -> Tensor:
     model = net.model
     if not known(model.model_type):
         raise UnknownArchitecture(

@@ -112,7 +112,8 @@ class Node:
     """One operator in the autograd graph: what it kept, and what its backward pass allocates."""
 
     __slots__ = (
-        "flops", "gradients", "inputs", "module", "moved", "part", "region", "saved", "saves", "scratch", "slot", "weights",
+        "flops", "gradients", "inputs", "module", "moved", "part", "region", "saved", "saves", "scratch", "slot", "tail",
+        "weights",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -120,7 +121,7 @@ class Node:
         self.weights: tuple[Weight, ...] = ()
         self.gradients: tuple[int, ...] = ()
         self.saved: tuple[Storage, ...] = ()
-        self.scratch = self.flops = self.moved = self.slot = self.part = self.saves = 0
+        self.scratch = self.flops = self.moved = self.slot = self.part = self.saves = self.tail = 0
         self.region: Region | None = None
         self.module = False
         """Whether it stands for the end of a module without parameters of its own."""
@@ -163,6 +164,10 @@ class Listener(Protocol):
         """The gradient of ``weight`` for this micro step is complete."""
 
 
+def _nothing(*_: Tensor) -> Tensor:
+    raise AssertionError("a finished region runs no more")
+
+
 class _Stop(Exception):
     """Recomputation has made the last tensor that the backward pass needs."""
 
@@ -176,6 +181,10 @@ class Region:
     nodes: int = 0
     saves: int = 0
     recomputed: list[tuple[Storage, ...]] | None = None
+
+    def finish(self) -> None:
+        """Let go of everything: its backward pass is done."""
+        self.run, self.arguments, self.recomputed = _nothing, (), None
 
 
 @dataclass(slots=True)
@@ -191,8 +200,8 @@ class Machine:
     tape: list[Node] = field(default_factory=list)
     part: int = PART["activations"]
     phase: str = "forward"
-    modules: bool = False
-    """Whether the listener wants to know of modules without parameters too (stage 3 counts them)."""
+    sharded: bool = False
+    """Stage 3: the engine counts modules without parameters too, and has a linear function of its own."""
     _region: Region | None = None
     _replaying: Region | None = None
     _replayed: list[tuple[Storage, ...]] = field(default_factory=list)
@@ -225,6 +234,7 @@ class Machine:
         keep_output: bool = False,
         extra: tuple[int, ...] = (),
         scratch: int = 0,
+        tail: int = 0,
         flops: int = 0,
         view_of: Tensor | None = None,
     ) -> Tensor:
@@ -238,6 +248,7 @@ class Machine:
             keep_output: whether it keeps the output too.
             extra: bytes of further tensors that it makes and keeps (dropout masks, log-sum-exps).
             scratch: bytes that its backward pass needs while it runs.
+            tail: bytes that summing a broadcast gradient needs, after what it kept is gone.
             flops: floating-point operations of the forward pass.
             view_of: the tensor that the output only looks at; nothing is allocated then.
         """
@@ -262,7 +273,7 @@ class Machine:
         if weights:
             self.listener.after_use(weights, backward=self._replaying is not None)
         if recorded:
-            self._record(out, edges, weights, gradients, keep, saves, scratch, flops)
+            self._record(out, edges, weights, gradients, keep, saves, (scratch, tail), flops)
         return out
 
     def _save(self, storages: tuple[Storage, ...]) -> tuple[Storage, ...]:
@@ -284,7 +295,7 @@ class Machine:
         gradients: tuple[int, ...],
         kept: tuple[Storage, ...],
         saves: int,
-        scratch: int,
+        scratch: tuple[int, int],
         flops: int,
     ) -> None:
         if self._replaying is not None:
@@ -292,7 +303,8 @@ class Machine:
             out.edge = _REPLAYED
             return
         node = Node()
-        node.inputs, node.gradients, node.saved, node.scratch = edges, gradients, kept, scratch
+        node.inputs, node.gradients, node.saved = edges, gradients, kept
+        node.scratch, node.tail = scratch
         node.weights, node.part, node.region, node.flops = weights, self.part, self._region, flops
         node.saves = saves
         node.moved = out.bytes + sum(storage.bytes for storage in kept)
@@ -307,12 +319,12 @@ class Machine:
 
     def enter(self) -> None:
         """A module without parameters of its own begins."""
-        if self.modules:
+        if self.sharded:
             self.listener.before_use((), backward=self._replaying is not None)
 
     def leave(self, out: Tensor) -> Tensor:
         """It ends with ``out``; its backward pass will begin there."""
-        if not self.modules or out.edge is None:
+        if not self.sharded or out.edge is None:
             return out
         marked = self.op(out.numel, (out,), (PASS,), item=out.item, view_of=out)
         if isinstance(marked.edge, Node) and marked.edge is not _REPLAYED:
@@ -363,6 +375,8 @@ class Machine:
             node = tape.pop()
             if node in gradients:
                 self._step_back(node, gradients)
+            if node.region is not None and node.slot == 0:
+                node.region.finish()
         self.phase = "forward"
 
     def _step_back(self, node: Node, gradients: dict[Node, Storage]) -> None:
@@ -385,7 +399,10 @@ class Machine:
             self.work["backward", node.flops * len(made), moved] += 1
         self.part = part
         node.saved = ()
-        del saved, scratch, incoming
+        del saved, scratch
+        if node.tail:
+            self.new(node.tail)
+        del incoming
         made.reverse()
         while made:
             edge, gradient = made.pop()

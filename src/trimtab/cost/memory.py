@@ -31,6 +31,9 @@ class Profile:
 
     parameters: int
     trainable: int
+    tensors: int
+    """Parameter tensors, and how many of them train."""
+    trainable_tensors: int
     built: int
     """After the model is built."""
     initialized: int
@@ -103,7 +106,7 @@ def profile(config: Config, model: Model, world_size: int) -> Profile:
     engine.initialize()
     initialized, init_peak = meter.live, meter.peak
     table = {name.removeprefix(prefix): weight for name, weight in weights.items()}
-    machine = Machine(meter=meter, listener=engine, item=settings.item, modules=settings.stage == 3)
+    machine = Machine(meter=meter, listener=engine, item=settings.item, sharded=settings.stage == 3)
     net = Net(
         m=machine,
         model=model,
@@ -130,6 +133,8 @@ def profile(config: Config, model: Model, world_size: int) -> Profile:
     return Profile(
         parameters=sum(one.numel for one in listing),
         trainable=sum(one.numel for one in listing if one.trainable),
+        tensors=len(listing),
+        trainable_tensors=sum(one.trainable for one in listing),
         built=built,
         initialized=initialized,
         live=live,

@@ -106,11 +106,13 @@ class Net:
         if self.job.attention == "eager" or self.model.attention_softcap:
             wide = None if self.model.model_type == "gpt2" or self.model.kind == "encoder" else ops.FLOAT
             return att.eager(m, q, k, v, shape, softmax_item=wide, mask=masked)
+        if self.item == ops.FLOAT and shape.kv_heads != shape.heads:
+            return att.plain(m, q, k, v, shape)  # no fused kernel shares keys in fp32
         if self.item == ops.FLOAT or shape.head_dim > att.FLASH_HEAD_LIMIT:
-            if shape.kv_heads != shape.heads:
-                k, v = att.repeat_keys(m, k, shape), att.repeat_keys(m, v, shape)
-            return att.efficient(m, q, k, v, shape)
-        return att.flash(m, q, k, v, shape)
+            out = att.efficient(m, q, k, v, shape)
+        else:
+            out = att.flash(m, q, k, v, shape)
+        return ops.copy(m, out) if shape.by_head else out
 
     def layer(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """One transformer layer, recomputed in the backward pass if the job says so."""

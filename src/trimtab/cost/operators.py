@@ -17,13 +17,14 @@ def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) ->
     """``x @ weight.T + bias``; keeps x if the weight trains (``mm``, ``addmm``)."""
     rows = x.numel // weight.columns
     columns = weight.numel // weight.columns
-    keep = (x.storage,) if weight.trainable else ()
+    keep = (x.storage,) if weight.trainable or m.sharded else ()  # stage 3's own linear keeps it always
     return m.op(
         rows * columns,
         (x, weight, bias),
         (x.bytes, weight.bytes, bias.bytes if bias else 0),
         keep=keep,
         item=x.item,
+        tail=reduction_bytes(rows, columns, x.item) if bias is not None and bias.trainable else 0,
         flops=2 * rows * weight.numel,
     )
 
@@ -187,7 +188,10 @@ def _mul_by_rows(m: Machine, x: Tensor, factor: Tensor, item: int | None = None)
 def _weighted(m: Machine, x: Tensor, weight: Weight) -> Tensor:
     keep = (x.storage,) if weight.trainable else ()
     scratch = x.bytes if weight.trainable else 0
-    return m.op(x.numel, (weight, x), (weight.bytes, x.bytes), item=x.item, keep=keep, scratch=scratch)
+    tail = x.bytes + reduction_bytes(x.numel // weight.numel, weight.numel, x.item) if weight.trainable else 0
+    return m.op(
+        x.numel, (weight, x), (weight.bytes, x.bytes), item=x.item, keep=keep, scratch=scratch, tail=tail
+    )
 
 
 def cross_entropy(m: Machine, logits: Tensor, *, fp32: bool) -> Tensor:
@@ -197,3 +201,32 @@ def cross_entropy(m: Machine, logits: Tensor, *, fp32: bool) -> Tensor:
         log_probabilities = m.op(wide.numel, (wide,), (wide.bytes,), item=wide.item, keep_output=True)
         del wide
         return m.op(1, (log_probabilities,), (log_probabilities.bytes,), item=FLOAT)
+
+
+def reduction_bytes(rows: int, columns: int, item: int, processors: int = 132) -> int:
+    """Bytes that CUDA's sum over the rows of a matrix takes while it runs (a bias's or norm's gradient).
+
+    The launch arithmetic of ``aten/src/ATen/native/cuda/Reduce.cuh``: ``setReduceConfig`` splits a long sum over
+    thread blocks, and ``global_memory_size`` holds a partial sum of every thread of each.  ``processors`` is the
+    card's count of multiprocessors (132 on H100 and H200).
+    """
+    vector = 4 if columns % 4 == 0 and item <= 4 else 1
+    width_limit = 512 // vector
+    across = columns // vector
+    width = min(_power_below(across, width_limit), 32)
+    height = min(_power_below(rows, width_limit), width_limit // width)
+    width = min(_power_below(across, width_limit), width_limit // height)
+    values = rows
+    if values < min(height * 16, 256):
+        return 0
+    values = -(-values // height)
+    grid = -(-across // width)
+    target = processors * (2048 // (width * height))
+    if values < 256 or grid > target:
+        return 0
+    blocks = max(min(-(-target // grid), -(-values // 16)), -(-values // 256))
+    return FLOAT * columns * blocks * width * vector if blocks > 1 else 0
+
+
+def _power_below(count: int, limit: int) -> int:
+    return limit if count >= limit else 1 << (count.bit_length() - 1)

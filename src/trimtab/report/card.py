@@ -31,7 +31,7 @@ QUANTITIES = {
 }
 
 
-def card_text(card: Card, config: Config, *, parameters: Parameters | None = None) -> RenderableType:
+def card_text(card: Card, config: Config, *, parameters: Parameters) -> RenderableType:
     """The card for a reader: what it is for, what was measured, what the guide said, what was changed."""
     title = Text(card.title, style="bold")
     title.append(f"  {card.name}", style="cyan")
@@ -54,13 +54,11 @@ def card_text(card: Card, config: Config, *, parameters: Parameters | None = Non
     return Group(*parts)
 
 
-def card_document(
-    card: Card, config: Config, path: Path, *, parameters: Parameters | None = None
-) -> dict[str, Any]:
+def card_document(card: Card, config: Config, path: Path, *, parameters: Parameters) -> dict[str, Any]:
     """The card as JSON: the summary that ``list`` gives, the configuration itself, and all its facts."""
     return {
         **summary(card, config, path),
-        "parameters": None if parameters is None else dict(parameters),
+        "parameters": dict(parameters),
         "config": dict(config.raw),
         "figures": [asdict(figure) for figure in card.figures],
         "claims": [asdict(claim) for claim in card.claims],
@@ -69,7 +67,7 @@ def card_document(
     }
 
 
-def _facts(card: Card, config: Config, parameters: Parameters | None) -> RenderableType:
+def _facts(card: Card, config: Config, parameters: Parameters) -> RenderableType:
     rows = {
         "Hardware": _machines(card.hardware),
         "Model": _model(config, parameters),
@@ -93,12 +91,10 @@ def _machines(machines: Hardware) -> str:
     return f"{gpus}, {machines.host_memory_bytes / GB:.0f} GB of host memory a node"
 
 
-def _model(config: Config, parameters: Parameters | None) -> str:
-    text = config.job.model or "any"
-    if parameters is not None:
-        text += f", {format_count(parameters['total'])} parameters"
-        if parameters["trainable"] != parameters["total"]:
-            text += f", {format_count(parameters['trainable'])} of them trained"
+def _model(config: Config, parameters: Parameters) -> str:
+    text = f"{config.job.model}, {format_count(parameters['total'])} parameters"
+    if parameters["trainable"] != parameters["total"]:
+        text += f", {format_count(parameters['trainable'])} of them trained"
     return text
 
 

@@ -97,7 +97,7 @@ def insert_key(source: Source, parent_path: KeyPath, key: str, value: Any) -> st
     return apply_edits(source, [SetValue(key_path=(*parent_path, key), value=value)])
 
 
-# -- on values -----------------------------------------------------------------------------------------------
+# -- on values ---------------------------------------------------------------------------------------------
 
 
 def _changed(value: Any, edit: Edit, file: str) -> Any:
@@ -150,7 +150,7 @@ def _same(left: Any, right: Any) -> bool:
     return isinstance(left, bool) == isinstance(right, bool) and bool(left == right)
 
 
-# -- on texts ------------------------------------------------------------------------------------------------
+# -- on texts ----------------------------------------------------------------------------------------------
 
 
 def _edited(source: Source, edit: Edit) -> str:

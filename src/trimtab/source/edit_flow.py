@@ -77,14 +77,14 @@ class FlowEditor:
         text = self.layout.spliced(*cuts)
         return self.collapsed(text, node) if count == 1 else text
 
-    # -- insertion -----------------------------------------------------------------------------------------
+    # -- insertion ------------------------------------------------------------------------------------------
 
     def first(self, node: Node, key: str, value: Any) -> str:
         """The first member of an object that has brackets but nothing in them, except comments."""
         opening = self.text.index("{", node.start)
         inner = self.text[opening + 1 : node.end - 1]
         indent, newline = self.layout.indent(node.start), self.layout.newline
-        deeper = indent + self.unit(node)
+        deeper = indent + self.unit()
         member = self.member(key, value, deeper, plain=False, inline=False)
         if not inner.strip():
             one_line = self.yaml or newline not in self.text.strip()
@@ -109,9 +109,7 @@ class FlowEditor:
         )
         one_a_line = many_lines and not self.strict and (len(entries) > 1 or not braces)
         without_commas = one_a_line and comma is None and all(place is None for place in separators)
-        cuts = []
-        if comma is None and not to_line_end and not without_commas:
-            cuts.append((last.node.end, last.node.end, ","))
+        added_comma = "," if comma is None and not to_line_end and not without_commas else ""
         point = last.node.end if comma is None else comma + 1
         if many_lines or to_line_end:
             line_end = self.layout.end_if_only_comment(point)
@@ -124,9 +122,8 @@ class FlowEditor:
         plain = not self.yaml and not any(self.is_quoted(entry) for entry in entries)
         member = self.member(key, value, indent, plain=plain, inline=not (many_lines or to_line_end))
         tail = "," if comma is not None and (many_lines or to_line_end) else ""
-        if cuts and cuts[0][0] == point:
-            return self.layout.spliced((point, point, f",{gap}{member}{tail}"))
-        return self.layout.spliced(*cuts, (point, point, f"{gap}{member}{tail}"))
+        end, text = last.node.end, self.text
+        return f"{text[:end]}{added_comma}{text[end:point]}{gap}{member}{tail}{text[point:]}"
 
     def collapsed(self, text: str, node: Node) -> str:
         """``text``, from which the only member of ``node`` went, with its brackets closed up."""
@@ -137,7 +134,7 @@ class FlowEditor:
         inner = re.compile(r"[ \t\r\n]*(?=[}\]])").match(text, start)
         return text[:start] + text[inner.end() :] if inner else text
 
-    # -- pieces --------------------------------------------------------------------------------------------
+    # -- pieces ---------------------------------------------------------------------------------------------
 
     def member(self, key: str, value: Any, indent: str, *, plain: bool, inline: bool) -> str:
         return f"{self.rendered_key(key, plain=plain)}: {self.rendered(value, indent, inline=inline)}"
@@ -147,7 +144,7 @@ class FlowEditor:
             return flow_text(value)
         if inline:
             return render_inline_json(value)
-        return render_json(value, indent=indent, unit=self.unit(None), newline=self.layout.newline)
+        return render_json(value, indent=indent, unit=self.unit(), newline=self.layout.newline)
 
     def rendered_key(self, name: str, *, plain: bool) -> str:
         if self.yaml:
@@ -170,7 +167,7 @@ class FlowEditor:
             return True
         return bool(node.entries) and not re.search(r"[\r\n]", self.text[node.start : node.end])
 
-    def unit(self, node: Node | None) -> str:
+    def unit(self) -> str:
         """One step of indentation, as the first indented line of the text has it."""
         found = re.search(r"(?:\r\n|\r|\n)([ \t]+)[^ \t\r\n]", self.text)
         return found[1] if found and len(found[1]) <= 8 else "  "

@@ -16,10 +16,11 @@ from json.decoder import scanstring  # type: ignore[attr-defined]  # in typeshed
 from trimtab.source.tree import INT64, MAX_DEPTH, Entry, Node, Notes, Stop
 
 _BLANK = re.compile(r"[ \t\n\r]*")
-_LINE_END = re.compile(r"[\r\n]|\Z")
+_LINE_END = re.compile(r"[\r\n]")
 _UNQUOTED_KEY = re.compile(r"[^:{}\[\],]*")
 _KEY_WITH_SPACE = re.compile(r"[^ \t\n\r]*[ \t\n\r]+[^ \t\n\r]")
-_WORD_END = re.compile(r"[\r\n,}\]#]|//|/\*|\Z")
+# a slash only where a comment begins; written so that searching stays a scan for one set of characters
+_WORD_END = re.compile(r"[\r\n,}\]#/](?:(?<!/)|(?=[/*]))")
 _NUMBER = re.compile(r"(-?(?:0|[1-9]\d*))(\.\d+)?([eE][-+]?\d+)?[\t ]*")
 _PLAIN_TEXT = re.compile(r"[^'\"\\\x00-\x1f]*")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
@@ -123,7 +124,7 @@ class _Parser:
         while True:
             at = self.at = _end(_BLANK, text, self.at)
             if text.startswith(("#", "//"), at):
-                end = _LINE_END.search(text, at).start()  # type: ignore[union-attr]  # matches the end of the text
+                end = _found(_LINE_END, text, at)
             elif text.startswith("/*", at):
                 end = text.find("*/", at + 2) + 2
                 if end == 1:
@@ -139,7 +140,7 @@ class _Parser:
         match = _SHOWN.match(self.text, self.at)
         return f"'{match[0]}'" if match else "the end of the text"
 
-    # -- objects and arrays --------------------------------------------------------------------------------
+    # -- objects and arrays ---------------------------------------------------------------------------------
 
     def fill(self, node: Node, depth: int) -> None:
         """Reads the value that begins here into ``node``."""
@@ -257,7 +258,7 @@ class _Parser:
         self.at = start
         return self.seen()
 
-    # -- texts -----------------------------------------------------------------------------------------------
+    # -- texts ----------------------------------------------------------------------------------------------
 
     def quoted(self) -> str:
         """A text in double or single quotes; reading goes on after it."""
@@ -342,13 +343,11 @@ class _Parser:
         self.at = node.end
         self.notes.non_strict("multiline-text", "a text in '''", start)
 
-    # -- numbers, literals and texts without quotes ----------------------------------------------------------
+    # -- numbers, literals and texts without quotes ---------------------------------------------------------
 
     def bare(self, node: Node) -> None:
         text, start = self.text, self.at
-        found = _WORD_END.search(text, start)
-        assert found is not None
-        end = found.start()
+        end = _found(_WORD_END, text, start)
         word = text[start:end].strip()
         number = _NUMBER.match(text, start)
         if word in _LITERALS and text.startswith(word, start):
@@ -385,7 +384,7 @@ class _Parser:
     def unquoted(self, node: Node) -> None:
         """A text without quotes: it runs to the end of the line, commas and comments included."""
         text, start = self.text, self.at
-        end = _LINE_END.search(text, start).start()  # type: ignore[union-attr]  # matches the end of the text
+        end = _found(_LINE_END, text, start)
         line = text[start:end]
         value = line.strip()
         node.start = start + len(line) - len(line.lstrip())
@@ -432,3 +431,9 @@ def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
     """Where a match of ``pattern``, which may be empty, ends."""
     match = pattern.match(text, at)
     return at if match is None else match.end()
+
+
+def _found(pattern: re.Pattern[str], text: str, at: int) -> int:
+    """Where ``pattern`` is next found; the end of the text if it is not."""
+    match = pattern.search(text, at)
+    return len(text) if match is None else match.start()

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from trimtab.source.tree import KeyPath, Source, Span
 
-# accelerate/utils/dataclasses.py:1284-1293 of 1.x (plugin_to_config_mapping), under "deepspeed_config"
+# accelerate/utils/dataclasses.py:1280-1289 of 1.15.0 (plugin_to_config_mapping), under "deepspeed_config"
 _ACCELERATE_PLUGIN: Mapping[str, tuple[str, ...]] = {
     "gradient_accumulation_steps": ("gradient_accumulation_steps",),
     "gradient_clipping": ("gradient_clipping",),
@@ -32,7 +32,7 @@ _ACCELERATE_TOP: Mapping[str, tuple[str, ...]] = {
     "num_machines": (),
     "num_processes": (),
 }
-# transformers/integrations/deepspeed.py:131-250 of 5.17 (trainer_config_process and _finalize); beside them
+# transformers/integrations/deepspeed.py:133-252 of 5.17 (trainer_config_process and _finalize); beside them
 # axolotl's own name for the micro batch
 _TRAINER: Mapping[str, tuple[str, ...]] = {
     "per_device_train_batch_size": ("train_micro_batch_size_per_gpu",),

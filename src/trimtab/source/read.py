@@ -23,6 +23,7 @@ from trimtab.source.tree import (
     MAX_BYTES,
     MAX_LINES,
     MAX_YAML_BYTES,
+    STOPPING,
     Format,
     KeyPath,
     Lines,
@@ -157,6 +158,8 @@ def _too_large(limit: str, file: str, written: Written | None, notes: Notes) -> 
 
 def _source(file: str, text: str, how: Written, root: Node | None, notes: Notes) -> Source:
     lines = Lines(text)
+    if root is not None and root.style == "missing":  # reading stopped at the very first value
+        root = None
     value = settle(root, notes) if root is not None else {}
     if notes.complete and (root is None or (value is None and root.start == root.end)):
         notes.add("empty", "nothing stands here: DeepSpeed would start from an empty configuration", 0)
@@ -194,7 +197,7 @@ def _problem(
     lines: Lines, root: Node | None, kind: ProblemKind, message: str, offset: int, related: int | None = None
 ) -> Problem:
     line, column = lines.place(offset)
-    path: KeyPath = path_at(root, offset)
+    path: KeyPath = path_at(root, max(offset - 1, 0) if kind in STOPPING else offset)
     other = lines.place(related) if related is not None else None
     if kind == "duplicate-key" and other:
         message = f"{message}: here and at line {other[0]}; DeepSpeed refuses the file, others take this one"

@@ -20,7 +20,7 @@ Format: TypeAlias = Literal["json", "hjson", "yaml", "dict"]
 
 ProblemKind: TypeAlias = Literal[
     # the text is not read to its end (`Source.complete` is false)
-    "syntax", "too-large", "too-deep", "too-many-nodes", "self-reference",
+    "syntax", "tab-indent", "too-large", "too-deep", "too-many-nodes", "self-reference",
     # read to the end, but not a configuration
     "empty", "not-an-object", "many-documents",
     # one value or key that a reader refuses, or takes for something else
@@ -28,16 +28,21 @@ ProblemKind: TypeAlias = Literal[
     "text-not-number", "text-not-literal", "comment-in-text", "comma-in-text",
     "yaml-word", "yaml-number", "yaml-date",
     # the file as bytes
-    "encoding", "bom", "nul-byte", "tab-indent",
+    "encoding", "bom", "nul-byte",
     # only in `Source.first_non_strict`: DeepSpeed takes it, a strict JSON reader does not
     "comment", "trailing-comma", "missing-comma", "unquoted-key", "unquoted-text", "single-quotes",
     "multiline-text", "no-braces", "escape", "number-form",
 ]  # fmt: skip
 
+STOPPING: frozenset[ProblemKind] = frozenset(
+    ("syntax", "too-large", "too-deep", "too-many-nodes", "self-reference", "tab-indent")
+)
+"""Kinds after which nothing more is read: what they name stands behind what was read."""
+
 MAX_BYTES = 10_000_000
 """Largest file read; the thirteen configurations are about 1 kB each."""
 MAX_YAML_BYTES = 64_000
-"""Largest YAML read: PyYAML's scanner takes about a second for it in its worst measured case, a long flow list."""
+"""Largest YAML read: PyYAML takes about a second for that in its worst measured case, a long flow list."""
 MAX_LINES = 100_000
 """Most lines read."""
 MAX_DEPTH = 64
@@ -253,8 +258,8 @@ class Source:
         return node is not None and node.style == "number" and bool(re.search("[.eE]", self.raw(path)))
 
 
-class Stop(Exception):  # noqa: N818  a parser's way out; never leaves this package
-    """Reading ends here: ``kind``, ``message`` and the offset of the place."""
+class Stop(Exception):
+    """A parser's way out, never seen outside: ``kind``, ``message`` and the offset of the place."""
 
     def __init__(self, kind: ProblemKind, message: str, offset: int, related: int | None = None) -> None:
         super().__init__(message)
@@ -264,13 +269,14 @@ class Stop(Exception):  # noqa: N818  a parser's way out; never leaves this pack
 class Notes:
     """Problems as a parser meets them, by offset; key paths and lines are added at the end."""
 
-    __slots__ = ("complete", "first_non_strict", "found", "node_count", "seen")
+    __slots__ = ("complete", "first_non_strict", "found", "node_count", "seen", "stopped_at")
 
     def __init__(self) -> None:
         self.found: list[tuple[int, ProblemKind, str, int | None]] = []
         self.seen: Counter[ProblemKind] = Counter()
         self.first_non_strict: tuple[int, ProblemKind, str] | None = None
         self.node_count = 0
+        self.stopped_at = -1
         self.complete = True
 
     def add(self, kind: ProblemKind, message: str, offset: int, related: int | None = None) -> None:
@@ -295,6 +301,7 @@ class Notes:
     def stop(self, reason: Stop) -> None:
         """Notes the problem that ended reading."""
         self.complete = False
+        self.stopped_at = reason.offset
         self.add(reason.kind, reason.message, reason.offset, reason.related)
 
     def count(self, offset: int, nodes: int = 1) -> None:
@@ -319,7 +326,7 @@ def settle(node: Node, notes: Notes | None) -> Any:
     if isinstance(node.value, list):
         node.value = [settle(entry.node, notes) for entry in node.entries]
         node.by_key = {entry.key: entry for entry in node.entries}
-        _close(node)
+        _close(node, notes)
         return node.value
     value: dict[str, Any] = {}
     node.by_key = {}
@@ -335,15 +342,14 @@ def settle(node: Node, notes: Notes | None) -> Any:
         node.by_key[entry.key] = entry
         value[entry.key] = settle(entry.node, None if entry.merged else notes)
     node.value = value
-    _close(node)
+    _close(node, notes)
     return value
 
 
-def _close(node: Node) -> None:
-    """Ends a container in which reading stopped with its last value."""
+def _close(node: Node, notes: Notes | None) -> None:
+    """Ends a container in which reading stopped where that was."""
     if node.end < 0:
-        own = [entry.node.end for entry in node.entries or () if not entry.merged]
-        node.end = own[-1] if own else node.start + 1
+        node.end = max(node.start + 1, notes.stopped_at if notes else 0)
 
 
 def path_at(root: Node | None, offset: int) -> KeyPath:

@@ -19,7 +19,7 @@ from trimtab.source.hjson_text import whole_number
 from trimtab.source.tree import MAX_DEPTH, Entry, Node, Notes, Stop
 
 _TAG = "tag:yaml.org,2002:"
-_WORD_LIKE_NUMBER = re.compile(r"[-+]?(?:\.\d+|\d[\d_]*\.?\d*)[eE][-+]?\d+$")
+_WORD_LIKE_NUMBER = re.compile(r"[-+]?(?:\.\d+|\d[\d_]*(?:\.\d*)?)[eE][-+]?\d+$")
 _NUMBER = re.compile(r"[-+]?(?:\d|\.\d)")
 _JSON_WORDS = ("true", "false", "True", "False", "TRUE", "FALSE")
 _DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9]*)$")
@@ -29,39 +29,39 @@ _TAB = "character '\\t'"
 
 def parse_yaml(text: str, notes: Notes) -> Node | None:
     """The tree of the first document of ``text``, cut short where reading had to stop; None without one."""
-    skipped = 1 if text.startswith("\ufeff") else 0
-    builder = _Builder(text[skipped:], notes, skipped)
+    builder = _Builder(text, notes)
     try:
         builder.document()
     except Stop as reason:
         notes.stop(reason)
     except yaml.MarkedYAMLError as error:
-        notes.stop(_explained(error, skipped, len(text)))
+        notes.stop(_explained(error, len(text)))
     except yaml.reader.ReaderError as error:
         character = chr(error.character) if isinstance(error.character, int) else "�"
         message = f"the character {character!r} is not allowed in YAML"
-        notes.stop(Stop("syntax", message, int(error.position) + skipped))
+        notes.stop(Stop("syntax", message, int(error.position)))
     except (ValueError, OverflowError) as error:  # PyYAML on escapes and directives with absurd numbers
-        notes.stop(Stop("syntax", f"a number in an escape or a directive is out of range ({error})", skipped))
+        notes.stop(Stop("syntax", f"a number in an escape or a directive is out of range ({error})", 0))
     return builder.root
 
 
-def _explained(error: yaml.MarkedYAMLError, skipped: int, length: int) -> Stop:
+def _explained(error: yaml.MarkedYAMLError, length: int) -> Stop:
     mark = error.problem_mark or error.context_mark
-    offset = min(mark.index + skipped, length) if mark else 0
+    offset = min(mark.index, length) if mark else 0
     told = (error.problem or "not YAML").replace("<", "").replace(">", "")
     if _TAB in told:
         return Stop("tab-indent", "a tab indents this line: YAML indents with blanks only", offset)
     context = f" {error.context}" if error.context else ""
-    related = error.context_mark.index + skipped if error.context_mark else None
+    related = error.context_mark.index if error.context_mark else None
     return Stop("syntax", f"{told}{context}", offset, related if related != offset else None)
 
 
 class _Builder:
-    def __init__(self, text: str, notes: Notes, skipped: int) -> None:
-        self.notes, self.skipped, self.text = notes, skipped, text
+    def __init__(self, text: str, notes: Notes) -> None:
+        self.notes, self.text = notes, text
         self.events: Iterator[Any] = yaml.parse(text, Loader=yaml.SafeLoader)
-        self.resolver, self.constructor = Resolver(), SafeConstructor()
+        self.resolver: Any = Resolver()
+        self.constructor: Any = SafeConstructor()
         self.anchors: dict[str, Node | None] = {}
         self.root: Node | None = None
 
@@ -79,7 +79,7 @@ class _Builder:
                 self.fill(self.root, first, 1)
 
     def offset(self, mark: Any) -> int:
-        return int(mark.index) + self.skipped
+        return int(mark.index)
 
     def fill(self, node: Node, event: Any, depth: int) -> None:
         """Reads the value that begins with ``event`` into ``node``."""
@@ -89,6 +89,8 @@ class _Builder:
             self.alias(node, event)
             return
         if event.anchor is not None:
+            if event.anchor in self.anchors:
+                raise Stop("syntax", f"the anchor &{event.anchor} stands twice", node.start)
             self.anchors[event.anchor] = None
         if isinstance(event, yaml.ScalarEvent):
             self.scalar(node, event)
@@ -156,11 +158,13 @@ class _Builder:
         if merges:
             key.value, key.end = "<<", self.offset(event.end_mark)
             return key, True
+        before = self.notes.mark()
         self.fill(key, event, depth + 1)
         if key.entries is not None:
             raise Stop("key-not-text", "a list or a mapping cannot be a key here", key.start)
         if not isinstance(key.value, str):
-            written = self.text[key.start - self.skipped : key.end - self.skipped]
+            self.notes.back_to(before)  # that it is no text says it all
+            written = self.text[key.start : key.end]
             kind = "nothing" if key.value is None else type(key.value).__name__
             message = f"the key {written or '(empty)'} is not read as a text ({kind}): put quotes around it"
             self.notes.add("key-not-text", message, key.start)
@@ -179,13 +183,13 @@ class _Builder:
             for member in _once(source)
         ]
 
-    # -- scalars -------------------------------------------------------------------------------------------
+    # -- scalars --------------------------------------------------------------------------------------------
 
     def scalar(self, node: Node, event: Any) -> None:
         node.end = self.offset(event.end_mark)
         node.style = "quoted" if event.style in ("'", '"') else "block-text" if event.style else "unquoted"
         if node.style == "block-text":
-            node.end -= len(written := self.text[: node.end - self.skipped]) - len(written.rstrip("\r\n "))
+            node.end -= len(written := self.text[: node.end]) - len(written.rstrip("\r\n "))
         tag = event.tag
         if tag is None or tag == "!":
             tag = self.resolver.resolve(

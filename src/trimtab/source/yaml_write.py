@@ -68,7 +68,8 @@ def _stays_text(word: str) -> bool:
     import yaml  # 15 ms, and few files are YAML
     from yaml.resolver import Resolver
 
-    return str(Resolver().resolve(yaml.ScalarNode, word, (True, False))).endswith(":str")
+    resolver: Any = Resolver()
+    return str(resolver.resolve(yaml.ScalarNode, word, (True, False))).endswith(":str")
 
 
 def _escaped(character: str) -> str:

@@ -1,0 +1,359 @@
+"""Run every catalogue configuration at full size on a GPU and write down what it took.
+
+    prove_on_gpu.py --fake --output proof.jsonl              one GPU as rank 0 of each config's own world
+    prove_on_gpu.py --real --gpus 4 --output proof.jsonl     that many GPUs through NCCL
+    prove_on_gpu.py --fake --device cpu --tiny               the same path with tiny models, no GPU
+
+Each configuration runs in a process of its own: real engine, random weights and tokens, four optimizer steps.
+One JSON line a case: memory at each moment, seconds a step, the host's resident memory.  Stops after three
+failures in a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+CONFIGS = ROOT / "src" / "trimtab" / "data" / "configs"
+ARCH = {
+    "causal-lm": "causal",
+    "masked-lm": "mlm",
+    "sequence-classification": "cls",
+    "seq2seq-lm": "seq2seq",
+    "span-corruption": "seq2seq",
+}
+GIB = 2**30
+STEPS, MEASURED_STEP = 4, 2
+
+
+def main() -> int:
+    options = parse()
+    if options.child:
+        return child(options)
+    paths = {path.stem: path for path in sorted(CONFIGS.glob("*/*.json"))}
+    names = options.only.split(",") if options.only else list(paths)
+    unknown = [name for name in names if name not in paths and not Path(name).is_file()]
+    if unknown:
+        print(f"unknown: {', '.join(unknown)}; known: {', '.join(paths)}", file=sys.stderr)
+        return 2
+    failures = 0
+    for name in names:
+        started = time.time()
+        row = run_child(name, paths.get(name, Path(name)), options)
+        with open(options.output, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        end = row["gib"].get("end", {})
+        print(
+            f"{name:28} {'ok' if row['ok'] else 'FAILED'}  peak allocated {end.get('peak_alloc')} GiB  "
+            f"step {row['step_seconds']} s  host {row['host_rss_gib']} GiB  took "
+            f"{time.time() - started:.0f} s" + ("" if row["ok"] else f"\n    {row['error']}"),
+            flush=True,
+        )
+        failures = 0 if row["ok"] else failures + 1
+        if failures == 3:
+            print("three failures in a row: stopped", flush=True)
+            return 1
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--fake", action="store_true", help="one process as rank 0 of the config's own world")
+    mode.add_argument("--real", action="store_true", help="--gpus processes, every one a real rank")
+    parser.add_argument("--gpus", type=int, default=1, help="ranks of --real")
+    parser.add_argument("--only", help="names or paths, comma-separated")
+    parser.add_argument("--output", default="proof.jsonl")
+    parser.add_argument("--world", type=int, help="world size of --fake (default: the config's own)")
+    parser.add_argument(
+        "--max-accumulation", type=int, default=2, help="accumulation steps at most: more only cost time"
+    )
+    parser.add_argument("--timeout", type=float, default=240, help="seconds for one case")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument(
+        "--tiny", action="store_true", help="shrink the model: tries the path, measures nothing"
+    )
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def run_child(name: str, path: Path, options: argparse.Namespace) -> dict:
+    arguments = [
+        str(Path(__file__).resolve()),
+        "--child",
+        str(path),
+        "--real" if options.real else "--fake",
+        "--gpus",
+        str(options.gpus),
+        "--device",
+        options.device,
+        "--max-accumulation",
+        str(options.max_accumulation),
+    ]
+    arguments += ["--tiny"] * options.tiny + (["--world", str(options.world)] if options.world else [])
+    command = [sys.executable, *arguments]
+    if options.real and options.gpus > 1:
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nnodes",
+            "1",
+            "--nproc_per_node",
+            str(options.gpus),
+            "--master_addr",
+            "127.0.0.1",
+            "--master_port",
+            str(free_port()),
+            *arguments,
+        ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        output, _ = process.communicate(timeout=options.timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        output += f"\nno answer in {options.timeout:.0f} s"
+    for line in output.splitlines():
+        if line.startswith("RESULT "):
+            return json.loads(line.removeprefix("RESULT "))
+    return {
+        "id": name,
+        "ok": False,
+        "error": output[-3000:],
+        "gib": {},
+        "step_seconds": None,
+        "host_rss_gib": None,
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def child(options: argparse.Namespace) -> int:
+    row: dict = {
+        "id": Path(options.child).stem,
+        "ok": False,
+        "error": None,
+        "gib": {},
+        "step_seconds": None,
+        "host_rss_gib": None,
+    }
+    try:
+        measure(options, row)
+        row["ok"] = True
+    except Exception as error:  # noqa: BLE001  whatever it was belongs in the row
+        row["error"] = f"{type(error).__name__}: {str(error)[:600]}"
+        row["trace"] = traceback.format_exc()[-2500:]
+        try:
+            remember(row, "fail", options.device)
+        except Exception as second:  # noqa: BLE001  a dead CUDA context cannot be asked
+            row["error"] += f" (and memory could not be read: {second})"
+    if int(os.environ.get("RANK", "0")) == 0:
+        print("RESULT " + json.dumps(row), flush=True)
+    sys.stdout.flush()
+    os._exit(0)  # a made-up process group cannot be taken down in order
+
+
+def measure(options: argparse.Namespace, row: dict) -> None:
+    raw = json.loads(Path(options.child).read_text(encoding="utf-8"))
+    world = options.gpus if options.real else options.world or own_world(row["id"], raw)
+    start_world(options, world)
+
+    import psutil
+    import torch
+    import transformers
+
+    from trimtab.config import Config
+    from trimtab.train.engine import import_deepspeed
+    from trimtab.train.model import Build, build_model, prepare_config, read_model_config
+    from trimtab.train.samples import random_batch
+    from trimtab.train.shrink import shrink
+
+    deepspeed = import_deepspeed(options.device)
+    if options.real or world == 1:
+        deepspeed.init_distributed(dist_backend="nccl" if options.device == "cuda" else "gloo", verbose=False)
+    transformers.utils.logging.set_verbosity_error()
+    config, changed = measured_form(Config.from_mapping(raw, name=row["id"]), world, options)
+    batch = config.batch(world)
+    hf = read_model_config(config.job.model)
+    if options.tiny:
+        hf = shrink(hf)
+        config = config.with_values({"trimtab.sequence_length": 32, "train_micro_batch_size_per_gpu": 2})
+        batch = config.batch(world)
+    notes = prepare_config(hf, config.job)
+    job = config.job
+    row.update(
+        gpu=torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+        world=world,
+        group=("nccl" if options.device == "cuda" else "gloo")
+        if options.real and world > 1
+        else "single"
+        if world == 1
+        else "fake",
+        hf=hf.to_diff_dict() | {"model_type": hf.model_type},
+        arch=ARCH.get(job.task, job.task),
+        seq=job.sequence_length,
+        tgt=job.target_length,
+        mbs=batch.micro,
+        gas=batch.accumulation,
+        checkpointing=job.checkpoint_activations,
+        attention=hf._attn_implementation,
+        lora=raw["trimtab"].get("lora"),
+        allocator_cap_gib=None,
+        deepspeed_config=config.deepspeed(),
+        changed=changed + list(notes),
+        torch=torch.__version__,
+        deepspeed=deepspeed.__version__,
+        transformers=transformers.__version__,
+    )
+
+    started = time.time()
+    built = build_model(config, hf, Build(initialize=False), device=options.device)
+    row.update(parameters=built.parameters, trainable=built.trainable, model_seconds=time.time() - started)
+    remember(row, "model", options.device)
+    started = time.time()
+    engine, optimizer, _, _ = deepspeed.initialize(
+        model=built.module,
+        model_parameters=[p for p in built.module.parameters() if p.requires_grad],
+        config=config.deepspeed(),
+        dist_init_required=False,
+    )
+    row.update(
+        optimizer=type(optimizer).__name__,
+        engine_seconds=time.time() - started,
+        basic_optimizer=type(getattr(optimizer, "optimizer", optimizer)).__name__,
+    )
+    remember(row, "engine", options.device)
+
+    seconds: list[float] = []
+    losses: list[float] = []
+    for step in range(STEPS):
+        if step == 1 and options.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        synchronize(options.device)
+        started = time.time()
+        for micro in range(batch.accumulation):
+            last = step == MEASURED_STEP and micro == batch.accumulation - 1
+            loss = engine(**random_batch(job, hf, samples=batch.micro, device=engine.device)).loss
+            if last:
+                remember(row, "after_forward", options.device)
+            engine.backward(loss)
+            if last:
+                remember(row, "after_backward", options.device)
+            engine.step()
+        synchronize(options.device)
+        losses.append(float(loss))
+        if step >= MEASURED_STEP:
+            seconds.append(time.time() - started)
+    remember(row, "end", options.device)
+    row.update(
+        step_seconds=round(statistics.median(seconds), 4),
+        loss=losses,
+        host_rss_gib=round(psutil.Process().memory_info().rss / GIB, 3),
+    )
+
+
+def start_world(options: argparse.Namespace, world: int) -> None:
+    """This process as rank 0 of a made-up group of ``world``, or as the rank that the launcher says."""
+    from trimtab.train.engine import choose_accelerator
+
+    choose_accelerator(options.device)
+    if "RANK" not in os.environ:
+        os.environ.update(
+            RANK="0",
+            WORLD_SIZE=str(world),
+            LOCAL_RANK="0",
+            LOCAL_WORLD_SIZE=str(min(world, 8)),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(free_port()),
+        )
+    import torch
+
+    if options.device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if options.fake and world > 1:
+        import torch.distributed as dist
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
+
+
+def own_world(name: str, raw: dict) -> int:
+    from trimtab import catalogue
+
+    if name in catalogue.names():
+        return catalogue.card(name).hardware.world_size
+    micro, accumulation = raw["train_micro_batch_size_per_gpu"], raw.get("gradient_accumulation_steps", 1)
+    return raw["train_batch_size"] // micro // accumulation
+
+
+def measured_form(config, world: int, options: argparse.Namespace):
+    """``config`` as measured: micro batch kept, accumulation shortened, no quantized collectives if fake."""
+    real = config.raw.get("train_batch_size")
+    micro = config.raw["train_micro_batch_size_per_gpu"]
+    accumulation = config.raw.get("gradient_accumulation_steps") or max(1, (real or micro) // micro // world)
+    changes = {
+        "train_batch_size": None,
+        "gradient_accumulation_steps": min(accumulation, options.max_accumulation),
+        "steps_per_print": 10**9,
+    }
+    if config.raw.get("bf16", {}).get("enabled") and options.tiny and options.device == "cpu":
+        changes["optimizer.params.torch_adam"] = True
+    elif options.device == "cpu":
+        changes.update({"fp16": None, "optimizer.params.torch_adam": True})
+    changed = [f"accumulation {accumulation} measured as {changes['gradient_accumulation_steps']}"]
+    for key in ("zero_quantized_weights", "zero_quantized_gradients"):
+        if options.fake and config.zero(key):
+            changes[f"zero_optimization.{key}"] = None
+            changed.append(f"{key} left out: torch's fake group cannot gather the scales")
+    return config.with_values(changes), changed
+
+
+def remember(row: dict, moment: str, device: str) -> None:
+    if device != "cuda":
+        row["gib"][moment] = {}
+        return
+    import torch
+
+    torch.cuda.synchronize()
+    stats = torch.cuda.memory_stats()
+    free, total = torch.cuda.mem_get_info()
+    numbers = {
+        "alloc": stats["allocated_bytes.all.current"],
+        "peak_alloc": stats["allocated_bytes.all.peak"],
+        "reserved": stats["reserved_bytes.all.current"],
+        "peak_reserved": stats["reserved_bytes.all.peak"],
+        "device_used": total - free,
+    }
+    row["gib"][moment] = {key: round(value / GIB, 3) for key, value in numbers.items()}
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
