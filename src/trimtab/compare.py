@@ -160,7 +160,11 @@ class _Effect:
     def _component(self, path: str) -> schema.Component | None:
         kind, _, rest = path.partition(".")
         name = self.subject.written(f"{kind}.type")
-        if kind not in ("optimizer", "scheduler") or not rest.startswith("params.") or not isinstance(name, str):
+        if (
+            kind not in ("optimizer", "scheduler")
+            or not rest.startswith("params.")
+            or not isinstance(name, str)
+        ):
             return None
         return self.keys.component(kind, name)  # type: ignore[arg-type]
 

@@ -9,7 +9,7 @@ from trimtab.source.edit import Edit
 from trimtab.source.tree import KeyPath
 
 Severity = Literal["error", "warning", "info"]
-"""``error``: DeepSpeed refuses, or the result is wrong; ``warning``: it will hurt; ``info``: worth knowing."""
+"""``error``: DeepSpeed refuses, or the result is wrong; ``warning``: it will hurt; ``info``: good to know."""
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 Safety = Literal["safe", "unsafe", "shown"]

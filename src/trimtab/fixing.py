@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, replace
 
-from trimtab.check import Options, check_sources
+from trimtab.check import check_sources
 from trimtab.errors import TrimtabError
 from trimtab.findings import SEVERITIES, Finding, Safety
+from trimtab.judging import Options
 from trimtab.source import Source, apply_edits, read_text
 
 MOST_FIXES = 200  # of one file; beyond it something goes in circles

@@ -28,7 +28,9 @@ NETWORK_EFFICIENCY = 0.70  # assumed: no network was measured
 COLLECTIVE_SECONDS = 250e-6  # llama-7b-z3 on four H200s against one as rank 0 of four
 HOST_LINK_EFFICIENCY = 0.6  # pinned copies ran at 38 and 32 GB/s over PCIe 5
 HOST_ADAM_CORE_SECONDS = 17e-9  # llama-13b-z3-offload: 1.63e9 elements on 16 cores
-STEP_BYTES_PER_PARAMETER = 44  # fp32 copies and FusedAdam: gradient 2+4+4, master 8, moments 16, weights 2, norms 8
+STEP_BYTES_PER_PARAMETER = (
+    44  # fp32 copies and FusedAdam: gradient 2+4+4, master 8, moments 16, weights 2, norms 8
+)
 NVME_STATE_BYTES = 24  # master and two moments in and out
 SPREAD = (0.70, 1.45)
 """Bounds of the closed form about its expected value: every measured H200 case lies inside."""
@@ -58,9 +60,7 @@ def step_speed(config: Config, profile: Profile, cluster: Cluster) -> Speed:
     offload = _offload(config, profile, cluster, batch.accumulation)
     total = compute + communication + offload
     job = config.job
-    flops = sum(
-        flops * count for (phase, flops, _), count in profile.work.items() if phase != "recompute"
-    )
+    flops = sum(flops * count for (phase, flops, _), count in profile.work.items() if phase != "recompute")
     return Speed(
         step_seconds=total,
         low_seconds=total * SPREAD[0],

@@ -14,7 +14,9 @@ from trimtab.rules.base import Rule
 from trimtab.rules.registry import fits
 from trimtab.source import Source
 
-_COMMENT = re.compile(r"(?P<before>.*?)(?://|#|/\*)\s*trimtab:\s*ignore(?:\[(?P<codes>[\w\s,-]*)\])?", re.IGNORECASE)
+_COMMENT = re.compile(
+    r"(?P<before>.*?)(?://|#|/\*)\s*trimtab:\s*ignore(?:\[(?P<codes>[\w\s,-]*)\])?", re.IGNORECASE
+)
 
 
 def suppressed(finding: Finding, source: Source, rule: Rule) -> bool:

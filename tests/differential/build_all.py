@@ -7,7 +7,8 @@ import sys
 
 from engines import WORLD, Builder, configurations
 
-from trimtab.check import check_sources, make_options
+from trimtab.check import check_sources
+from trimtab.judging import make_options
 from trimtab.settings import Settings
 from trimtab.source import read_dict
 

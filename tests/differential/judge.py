@@ -8,8 +8,9 @@ import logging
 import os
 from typing import Any
 
-from trimtab.check import Options, check_sources
+from trimtab.check import check_sources
 from trimtab.findings import Finding
+from trimtab.judging import Options
 from trimtab.rules.subject import World
 from trimtab.source import read_dict
 
@@ -47,7 +48,7 @@ class Engine:
         self.dist.world = world
         try:
             self.module.DeepSpeedConfig(copy.deepcopy(config))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever the engine raises is its verdict
             return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return None
 
@@ -56,4 +57,6 @@ def refusing(config: dict[str, Any], world: int, options: Options) -> tuple[Find
     """The errors of the check that say that DeepSpeed refuses ``config`` as it reads it."""
     here = dataclasses.replace(options, world=World(gpus_per_node=world, nodes=1))
     findings = check_sources([read_dict(config)], here).findings
-    return tuple(finding for finding in findings if finding.severity == "error" and finding.refused == "reading")
+    return tuple(
+        finding for finding in findings if finding.severity == "error" and finding.refused == "reading"
+    )

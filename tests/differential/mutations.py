@@ -1,4 +1,4 @@
-"""Configurations made from the catalogue's by the schema: values of every type, misspelt, moved and gone keys."""
+"""Configurations made from the catalogue's by the schema: values of every type, misspelt and moved keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from trimtab.schema import Key, Schema
 
 Config = dict[str, Any]
 NONSENSE: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 7, 0.0, 0.5, 1.0, 2.0, 1e9, 2**62, "", "auto", "true", "off", "1", "2.0", "x",
+    None, True, False, 0, 1, -1, 7, 0.0, 0.5, 1.0, 2.0, 1e9, 2**62, "", "auto", "true", "off", "1", "2.0",
+    "x",
     [], [1], ["a"], {}, {"enabled": True}, {"a": 1},
 )  # fmt: skip
 WORLDS = (1, 2, 3, 8, 16, 32)
@@ -95,7 +96,9 @@ def set_nonsense(chance: random.Random, known: Schema, config: Config) -> None:
 
 
 def set_a_batch_key(chance: random.Random, known: Schema, config: Config) -> None:
-    name = chance.choice(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"))
+    name = chance.choice(
+        ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    )
     config[name] = chance.choice((1, 2, 4, 8, 12, 16, 64, 128, 256, 512, 1024, 100, *NONSENSE))
 
 
@@ -158,7 +161,8 @@ def set_a_combination(chance: random.Random, known: Schema, config: Config) -> N
         ("zero_optimization", (True, False, None, {})),
         ("sequence_parallel_size", (1, 2, 3, 0, "2", 1.5)),
         ("expert_parallel", ({"load_balance_coeff": 0.1}, {"load_balance_coeff": None}, {}, None)),
-        ("data_efficiency.data_sampling.curriculum_learning", ({"enabled": True}, {"curriculum_metrics": {}})),
+        ("data_efficiency.data_sampling.curriculum_learning", ({"enabled": True},
+        {"curriculum_metrics": {}})),
         ("data_efficiency.data_sampling.dynamic_batching", ({"enabled": True}, {"max_tokens": 5})),
         ("data_efficiency.data_routing.random_ltd", ({"enabled": True}, {})),
         ("fp16.loss_scale_window", (0, 1000, "0", 0.5)),
@@ -168,6 +172,7 @@ def set_a_combination(chance: random.Random, known: Schema, config: Config) -> N
 
 Mutation = Callable[[random.Random, Schema, Config], None]
 MUTATIONS: tuple[Mutation, ...] = (
-    set_a_key, set_a_key, set_a_key, set_nonsense, set_a_batch_key, set_a_stage, set_precision, misspell, move,
+    set_a_key, set_a_key, set_a_key, set_nonsense, set_a_batch_key, set_a_stage, set_precision, misspell,
+    move,
     remove, spoil_a_value, bring_back, set_a_combination,
 )  # fmt: skip

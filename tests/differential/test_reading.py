@@ -16,7 +16,7 @@ from judge import Engine, refusing
 from mutations import mutants
 
 from trimtab import schema
-from trimtab.check import make_options
+from trimtab.judging import make_options
 from trimtab.settings import Settings
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
@@ -52,7 +52,9 @@ def compare(engine: Engine, version: str, count: int, seed: int) -> None:
             missed.append((refusal, world, config))
         if errors and not refusal:
             false_errors.append(([finding.code for finding in errors], world, config))
-    print(f"{count} configurations, {refused} refused, {len(missed)} missed, {len(false_errors)} false errors")
+    print(
+        f"{count} configurations, {refused} refused, {len(missed)} missed, {len(false_errors)} false errors"
+    )
     assert 0.2 * count < refused < 0.8 * count  # both verdicts are well represented
     assert missed == []
     known = EXCEPTIONS["reading"]["false_errors"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from trimtab.check import Options, Report, check_sources, make_options
+from trimtab.check import Report, check_sources
+from trimtab.judging import Options, make_options
 from trimtab.rules.base import Rule, Sample
 from trimtab.settings import Settings
 from trimtab.source import Source, read_text

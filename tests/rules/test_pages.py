@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-
 from rule_samples import checked, options_of, source_of
+
 from trimtab.fixing import fixed
 from trimtab.report.findings_text import full
 from trimtab.rules.base import CODE, NAME, Rule

@@ -54,7 +54,8 @@ def check(
         str | None, typer.Option(metavar="X.Y.Z", help="Release to judge by. Default: the installed one.")
     ] = None,
     loader: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Who reads the file: deepspeed, transformers, accelerate.")
+        str | None,
+        typer.Option(metavar="NAME", help="Who reads the file: deepspeed, transformers, accelerate."),
     ] = None,
     gpus_per_node: Annotated[int | None, typer.Option(metavar="N", help="GPUs in each node.")] = None,
     nodes: Annotated[int | None, typer.Option(metavar="N", help="Nodes.")] = None,
@@ -70,13 +71,17 @@ def check(
     unsafe_fixes: Annotated[
         bool, typer.Option("--unsafe-fixes", help="Apply fixes that change what the run does too.")
     ] = False,
-    diff: Annotated[bool, typer.Option("--diff", help="Show what fixing would change, and change nothing.")] = False,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Show what fixing would change, and change nothing.")
+    ] = False,
     output_format: Annotated[OutputFormat, typer.Option(help="How to print.")] = OutputFormat.full,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     output_file: Annotated[
         Path | None, typer.Option("--output-file", "-o", metavar="FILE", help="Write there, not to stdout.")
     ] = None,
-    fail_on: Annotated[FailOn, typer.Option(help="Least severity that makes the exit code 1.")] = FailOn.warning,
+    fail_on: Annotated[
+        FailOn, typer.Option(help="Least severity that makes the exit code 1.")
+    ] = FailOn.warning,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings. Default: trimtab.toml or pyproject.toml.")
     ] = None,
@@ -94,7 +99,8 @@ def check(
       trimtab check configs/ --fix --diff
       trimtab explain ZR003
     """
-    from trimtab.check import check_sources, collect, make_options
+    from trimtab.check import check_sources, collect
+    from trimtab.judging import make_options
     from trimtab.settings import Settings, find_settings, read_settings
 
     if config is not None and isolated:
@@ -118,7 +124,10 @@ def check(
         sources = [_keep(result) for result in results]
     report = check_sources(sources, options)
     if not any(source.file == "<stdin>" for source in sources) or not (fix or unsafe_fixes):
-        _write(_rendered(report, OutputFormat.json if as_json else output_format, output_file is None), output_file)
+        _write(
+            _rendered(report, OutputFormat.json if as_json else output_format, output_file is None),
+            output_file,
+        )
     least: Severity | None = None if fail_on is FailOn.never else fail_on.value
     return int(least is not None and bool(report.at_least(least)))
 

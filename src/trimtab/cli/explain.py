@@ -12,7 +12,9 @@ from trimtab.errors import NotFound
 def explain(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="CODE|KEY", help="A rule's code or name, a key's path, or an optimizer's name."),
+        typer.Argument(
+            metavar="CODE|KEY", help="A rule's code or name, a key's path, or an optimizer's name."
+        ),
     ] = None,
     deepspeed: Annotated[
         str | None, typer.Option(metavar="X.Y.Z", help="Release to speak of. Default: the newest known.")
@@ -40,10 +42,14 @@ def explain(
         return
     rule = find_rule(name)
     if rule is not None:
-        typer.echo(to_json({"rule": rule_pages.document(rule)}) if as_json else rule_pages.text(rule), nl=as_json)
+        typer.echo(
+            to_json({"rule": rule_pages.document(rule)}) if as_json else rule_pages.text(rule), nl=as_json
+        )
         return
     if name.upper() in FAMILIES:
-        answer = {"rules": [rule_pages.document(one) for one in rules().values() if one.family == name.upper()]}
+        answer = {
+            "rules": [rule_pages.document(one) for one in rules().values() if one.family == name.upper()]
+        }
         typer.echo(to_json(answer) if as_json else rule_pages.listing(name.upper()))
         return
     keys = schema.load(deepspeed)

@@ -19,7 +19,8 @@ def fix(
         str | None, typer.Option(metavar="X.Y.Z", help="Release to judge by. Default: the installed one.")
     ] = None,
     loader: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Who reads the file: deepspeed, transformers, accelerate.")
+        str | None,
+        typer.Option(metavar="NAME", help="Who reads the file: deepspeed, transformers, accelerate."),
     ] = None,
     gpus_per_node: Annotated[int | None, typer.Option(metavar="N", help="GPUs in each node.")] = None,
     nodes: Annotated[int | None, typer.Option(metavar="N", help="Nodes.")] = None,

@@ -65,7 +65,14 @@ def flash(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
 
 
 def efficient(
-    m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape, bias: Tensor | None = None, *, strided: bool = False
+    m: Machine,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    shape: Shape,
+    bias: Tensor | None = None,
+    *,
+    strided: bool = False,
 ) -> Tensor:
     """``_efficient_attention_forward``: as flash, and the bias.
 

@@ -16,14 +16,39 @@ from trimtab.cost.net import Net
 
 def body(net: Net) -> Tensor:
     """The hidden states after the last norm, for any known causal family; elements batch x sequence x width."""
-    families = {"gpt2": _gpt2, "gptj": _gptj, "gpt_neox": _neox, "phi": _phi, "opt": _opt, "gpt_neo": _gpt_neo}
+    families = {
+        "gpt2": _gpt2,
+        "gptj": _gptj,
+        "gpt_neox": _neox,
+        "phi": _phi,
+        "opt": _opt,
+        "gpt_neo": _gpt_neo,
+    }
     forward = families.get(net.model.model_type, _llama)
     net.m.enter()
     return net.m.leave(forward(net))
 
 
 KNOWN = frozenset(
-    ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "starcoder2", "stablelm", "olmo", "olmo2", "gpt2", "gptj", "gpt_neox", "phi", "opt", "gpt_neo"]
+    [
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "gemma2",
+        "phi3",
+        "starcoder2",
+        "stablelm",
+        "olmo",
+        "olmo2",
+        "gpt2",
+        "gptj",
+        "gpt_neox",
+        "phi",
+        "opt",
+        "gpt_neo",
+    ]
 )
 
 
@@ -269,7 +294,9 @@ def _neox_layer(net: Net, path: str, x: Tensor) -> Tensor:
         attention = ops.add(m, attention, x)
         x = attention
     forward = net.norm(x, f"{path}.post_attention_layernorm")
-    forward = net.module(partial(_two_layers, net, f"{path}.mlp.dense_h_to_4h", f"{path}.mlp.dense_4h_to_h"), forward)
+    forward = net.module(
+        partial(_two_layers, net, f"{path}.mlp.dense_h_to_4h", f"{path}.mlp.dense_4h_to_h"), forward
+    )
     forward = net.dropout(forward, model.residual_dropout)
     out = ops.add(m, forward, attention)
     return ops.add(m, out, x) if model.parallel_residual else out

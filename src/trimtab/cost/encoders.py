@@ -158,7 +158,9 @@ class _Stack:
             return att.eager(m, q, k, v, shape, bias=bias, mask=causal)
         if cross:  # zeros, contiguous
             return att.efficient(m, q, k, v, shape, bias)
-        if causal:  # create_position_bias_mask: torch.where(causal, bias, minimum), with the strides of the bias
+        if (
+            causal
+        ):  # create_position_bias_mask: torch.where(causal, bias, minimum), with the strides of the bias
             bias = m.op(bias.numel, (bias,), (bias.bytes,), item=bias.item)
         return att.plain(m, q, k, v, shape, bias)
 
@@ -192,5 +194,3 @@ class _Stack:
         else:
             inner = net.activation(net.linear(x, f"{path}.wi"))
         return net.linear(net.dropout(inner, model.mlp_dropout), f"{path}.wo")
-
-

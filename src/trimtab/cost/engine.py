@@ -307,7 +307,11 @@ class ShardedOptimizer(Engine):
             wide = self.accumulated  # already flat and fp32
         else:
             flat = self.new(self.partition * s.gradient_item, "gradients")
-            wide = flat if s.gradient_item == MASTER_ITEM else self.new(self.partition * MASTER_ITEM, "gradients")
+            wide = (
+                flat
+                if s.gradient_item == MASTER_ITEM
+                else self.new(self.partition * MASTER_ITEM, "gradients")
+            )
             del flat
         self.accumulated = None
         if not self.states:
@@ -660,5 +664,3 @@ def _sub_groups(sizes: Sequence[int], limit: int) -> list[int]:
             groups.append(current)
             current = 0
     return [*groups, current] if current else groups
-
-

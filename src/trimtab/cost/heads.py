@@ -12,8 +12,19 @@ from trimtab.cost.machine import Tensor
 from trimtab.cost.net import Net
 from trimtab.errors import UnknownArchitecture
 
-_WORDS = {"gpt2": "transformer.wte", "gptj": "transformer.wte", "gpt_neo": "transformer.wte", "opt": "model.decoder.embed_tokens"}
-_PREFIX = {"bert": "bert.", "roberta": "roberta.", "xlm-roberta": "roberta.", "electra": "electra.", "distilbert": "distilbert."}
+_WORDS = {
+    "gpt2": "transformer.wte",
+    "gptj": "transformer.wte",
+    "gpt_neo": "transformer.wte",
+    "opt": "model.decoder.embed_tokens",
+}
+_PREFIX = {
+    "bert": "bert.",
+    "roberta": "roberta.",
+    "xlm-roberta": "roberta.",
+    "electra": "electra.",
+    "distilbert": "distilbert.",
+}
 
 
 def known(model_type: str) -> bool:
@@ -113,11 +124,21 @@ def _masked(net: Net, hidden: Tensor) -> Tensor:
     """The MLM heads: dense, activation, norm, and the tied word embedding with a bias of its own."""
     m = net.m
     names = {
-        "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"),
-        "electra": ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"),
+        "bert": (
+            "cls.predictions.transform.dense",
+            "cls.predictions.transform.LayerNorm",
+            "cls.predictions.bias",
+        ),
+        "electra": (
+            "generator_predictions.dense",
+            "generator_predictions.LayerNorm",
+            "generator_lm_head.bias",
+        ),
         "distilbert": ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
     }
-    dense, norm, bias = names.get(net.model.model_type, ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"))
+    dense, norm, bias = names.get(
+        net.model.model_type, ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
+    )
     x = net.norm(net.activation(net.linear(hidden, dense), "gelu"), norm)
     words = f"{_PREFIX[net.model.model_type]}embeddings.word_embeddings.weight"
     with m.counted_as("logits and loss"):
@@ -136,5 +157,7 @@ def _seq2seq(net: Net) -> Tensor:
         if "lm_head.weight" in net.weights:
             logits = net.linear(x, "lm_head")
         else:
-            logits = ops.linear(m, ops.scale(m, x) if model.tied_embeddings else x, net.weights["shared.weight"])
+            logits = ops.linear(
+                m, ops.scale(m, x) if model.tied_embeddings else x, net.weights["shared.weight"]
+            )
         return ops.cross_entropy(m, logits, fp32=False)

@@ -148,7 +148,9 @@ def profile(config: Config, model: Model, world_size: int) -> Profile:
     )
 
 
-def _micro_step(net: Net, engine: Engine, live: dict[str, int], peaks: dict[str, int], parts: list[int]) -> None:
+def _micro_step(
+    net: Net, engine: Engine, live: dict[str, int], peaks: dict[str, int], parts: list[int]
+) -> None:
     meter = net.m.meter
     tokens = net.batch * (net.job.sequence_length + 2 * (net.job.target_length or net.job.sequence_length))
     inputs = net.m.tensor(tokens, 8)

@@ -136,9 +136,7 @@ class Net:
         return x
 
 
-def weights_of(
-    parameters: Iterable[Parameter], item: int, *, conv1d: bool
-) -> dict[str, Weight]:
+def weights_of(parameters: Iterable[Parameter], item: int, *, conv1d: bool) -> dict[str, Weight]:
     """The machine's weights for ``parameters``, by name."""
     table = {}
     for one in parameters:

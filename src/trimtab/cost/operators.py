@@ -182,7 +182,9 @@ def _mul_by_rows(m: Machine, x: Tensor, factor: Tensor, item: int | None = None)
     keep = (*((x.storage,) if factor.edge else ()), *((factor.storage,) if x.edge else ()))
     item = x.item if item is None else item
     # the factor's gradient is a full product before it is summed over the columns
-    return m.op(x.numel, (x, factor), (x.numel * item, factor.bytes), item=item, keep=keep, scratch=x.numel * item)
+    return m.op(
+        x.numel, (x, factor), (x.numel * item, factor.bytes), item=item, keep=keep, scratch=x.numel * item
+    )
 
 
 def _weighted(m: Machine, x: Tensor, weight: Weight) -> Tensor:

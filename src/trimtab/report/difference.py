@@ -31,5 +31,7 @@ def _values(change: Change) -> str:
 def _value(value: Any, written: bool) -> str:
     if value is ABSENT:
         return ABSENT
-    shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else json.dumps(value)
+    shown = json.dumps(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        shown = f"{value:,}"
     return shown if written else f"{shown} (default)"

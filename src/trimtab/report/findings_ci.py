@@ -61,11 +61,15 @@ def _fingerprint(finding: Finding, seen: dict[str, int]) -> str:
 def junit(report: Report) -> str:
     """A test suite in JUnit's XML: one case a file, one failure a finding."""
     failures = sum(finding.severity != "info" for finding in report.findings)
-    lines = ['<?xml version="1.0" encoding="utf-8"?>', "<testsuites>",
-             f'  <testsuite name="trimtab" tests="{len(report.files)}" failures="{failures}" errors="0">']  # fmt: skip
+    counts = f'tests="{len(report.files)}" failures="{failures}" errors="0"'
+    lines = [
+        '<?xml version="1.0" encoding="utf-8"?>',
+        "<testsuites>",
+        f'  <testsuite name="trimtab" {counts}>',
+    ]
     for file in report.files:
         found = [finding for finding in report.findings if finding.file == file]
-        lines.append(f"    <testcase classname=\"trimtab\" name={_attribute(file)}>")
+        lines.append(f'    <testcase classname="trimtab" name={_attribute(file)}>')
         for finding in found:
             tag = "system-out" if finding.severity == "info" else "failure"
             place = f"line {finding.line}, column {finding.column}"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def document(report: Report) -> dict[str, Any]:
     """The report's object, without the frame that `trimtab.report.document` adds."""
-    counts = {severity: 0 for severity in ("error", "warning", "info")}
+    counts = dict.fromkeys(("error", "warning", "info"), 0)
     for finding in report.findings:
         counts[finding.severity] += 1
     return {

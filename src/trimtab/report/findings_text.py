@@ -57,7 +57,9 @@ def _block(finding: Finding, source: Source | None, paint: _Paint) -> str:
     number = str(finding.line)
     margin = " " * len(number)
     arrow = paint("-->", "frame")
-    where = f"{finding.file}:{finding.line}:{finding.column}" if source is None or source.text else finding.file
+    where = (
+        f"{finding.file}:{finding.line}:{finding.column}" if source is None or source.text else finding.file
+    )
     lines.append(f"{margin}{arrow} {where}" + (f"  {finding.dotted}" if finding.key_path else ""))
     text = _line(source, finding.line)
     if text is not None:

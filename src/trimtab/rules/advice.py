@@ -13,7 +13,8 @@ COMFORTABLE = 0.8  # of a card: what allocator, context and fragments leave of i
 TIGHT = 0.93
 OFFLOAD = ("offload_optimizer", "offload_param")
 # learning rates that published runs of the family use, with room of 2 on both sides: LLaMA table 2 and Alpaca
-# (2e-5 .. 3e-4), GPT-3 table 2.1 (6e-5 .. 6e-4), BERT appendix A.2-A.3 (2e-5 .. 1e-4) and LAMB (up to 6e-3 for
+# (2e-5 .. 3e-4), GPT-3 table 2.1 (6e-5 .. 6e-4), BERT appendix A.2-A.3 (2e-5 .. 1e-4) and LAMB (up to 6e-3
+# for
 # batches of 32k), T5 section 3.1 (1e-3 fine-tuning, 1e-2 pre-training), LoRA appendix D (1e-4 .. 2e-3)
 RATES = {
     "llama": (1e-6, 6e-4), "mistral": (1e-6, 6e-4), "qwen": (1e-6, 6e-4), "gemma": (1e-6, 6e-4),
@@ -53,7 +54,8 @@ def model_that_does_not_fit(subject: Subject) -> Iterable[Hit]:
         over = found.gpu_bytes > gpu.usable_bytes
         yield Hit(
             _stage_place(subject),
-            f"{subject.model.name} needs {format_bytes(found.gpu_bytes)} on each of {subject.cluster.world_size} "
+            f"{subject.model.name} needs {format_bytes(found.gpu_bytes)} on each of "
+            f"{subject.cluster.world_size} "
             f"GPUs; a {gpu.name} has {format_bytes(gpu.usable_bytes)}"
             + ("." if over else ", which leaves too little for CUDA, NCCL and fragments."),
             at_value=True,
@@ -84,7 +86,9 @@ def offload_that_is_not_needed(subject: Subject) -> Iterable[Hit]:
     """
     if subject.cluster is None or subject.model is None or subject.offload("optimizer") == "none":
         return
-    changes = {f"zero_optimization.{name}": None for name in OFFLOAD if subject.has(f"zero_optimization.{name}")}
+    changes = {
+        f"zero_optimization.{name}": None for name in OFFLOAD if subject.has(f"zero_optimization.{name}")
+    }
     found = need(subject, changes)
     usable = subject.cluster.gpu.usable_bytes
     if found is not None and found.gpu_bytes < COMFORTABLE * usable:
@@ -155,7 +159,8 @@ def learning_rate_far(subject: Subject) -> Iterable[Hit]:
     how = "adapters of" if lora else "the family of"
     yield Hit(
         ("optimizer", "params", "lr"),
-        f"lr {rate:g} is far from what {how} {subject.model.name} is trained with ({found[0]:g} to {found[1]:g}).",
+        f"lr {rate:g} is far from what {how} {subject.model.name} is trained with ({found[0]:g} to "
+        f"{found[1]:g}).",
         at_value=True,
     )
 
@@ -169,10 +174,12 @@ def batch_far_from_the_usual(subject: Subject) -> Iterable[Hit]:
         and wastes samples.
     Example
         With `--gpus-per-node 8 --nodes 64`:
-        {"train_micro_batch_size_per_gpu": 64, "gradient_accumulation_steps": 4, "trimtab": {"model": "llama-7b"}}
+        {"train_micro_batch_size_per_gpu": 64, "gradient_accumulation_steps": 4,
+         "trimtab": {"model": "llama-7b"}}
     Use instead
         With `--gpus-per-node 8 --nodes 1`:
-        {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 4, "trimtab": {"model": "llama-7b"}}
+        {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 4,
+         "trimtab": {"model": "llama-7b"}}
     Source
         McCandlish et al., An Empirical Model of Large-Batch Training; LLaMA section 2.3 (4M tokens)
     """
@@ -189,10 +196,18 @@ def batch_far_from_the_usual(subject: Subject) -> Iterable[Hit]:
     tokens = batch.train * subject.job.sequence_length
     place = subject.place("train_batch_size") or subject.place("train_micro_batch_size_per_gpu") or ()
     if tokens > 16_000_000:  # four times the largest batch of the LLaMA and GPT-3 papers
-        yield Hit(place, f"a global batch of {batch.train:,} samples is {tokens / 1e6:.0f}M tokens: published runs "
-                  "use up to 4M.", at_value=True)  # fmt: skip
+        yield Hit(
+            place,
+            f"a global batch of {batch.train:,} samples is {tokens / 1e6:.0f}M tokens: published runs "
+            "use up to 4M.",
+            at_value=True,
+        )
     elif batch.train < 8 and size > 1:
-        yield Hit(place, f"a global batch of {batch.train} samples is small: gradients will be noisy.", at_value=True)
+        yield Hit(
+            place,
+            f"a global batch of {batch.train} samples is small: gradients will be noisy.",
+            at_value=True,
+        )
 
 
 @rule("AD006", "sequence-longer-than-positions", "error", refused="running")
@@ -217,9 +232,14 @@ def sequence_longer_than_positions(subject: Subject) -> Iterable[Hit]:
     if limit and length > limit and subject.model.positions in ("learned", "rotary"):
         learned = subject.model.positions == "learned"
         place = ("trimtab", "sequence_length")
-        yield Hit(place, f"sequence_length {length} is more than the {limit} positions of {subject.model.name}.",
-                  put(place, limit), at_value=True, severity="error" if learned else "warning",
-                  refused="running" if learned else None)  # fmt: skip
+        yield Hit(
+            place,
+            f"sequence_length {length} is more than the {limit} positions of {subject.model.name}.",
+            put(place, limit),
+            at_value=True,
+            severity="error" if learned else "warning",
+            refused="running" if learned else None,
+        )
 
 
 @rule("AD007", "job-that-is-not-understood", "error")

@@ -129,7 +129,8 @@ def entered() -> dict[str, Rule]:
     return _TABLE
 
 
-# -- fixes, in words that rules use ----------------------------------------------------------------------------
+# -- fixes, in words that rules use
+# ----------------------------------------------------------------------------
 
 
 def path(dotted: str) -> KeyPath:
@@ -172,7 +173,8 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-# -- pages -------------------------------------------------------------------------------------------------------
+# -- pages
+# -------------------------------------------------------------------------------------------------------
 
 
 def _page(docstring: str) -> Page:
@@ -202,4 +204,8 @@ def _sample(text: str) -> Sample:
     match = _WITH.match(text)
     if not match:
         return Sample(text=text)
-    return Sample(text=text[match.end() :].strip("\n"), flags=tuple(shlex.split(match["flags"])), yaml=bool(match["yaml"]))
+    return Sample(
+        text=text[match.end() :].strip("\n"),
+        flags=tuple(shlex.split(match["flags"])),
+        yaml=bool(match["yaml"]),
+    )

@@ -114,7 +114,9 @@ def engine_passes(subject: Subject) -> bool:
         return micro is not None
     if micro is None:
         micro = train // ranks // (steps or 1) if steps is not None else train // ranks
-    steps = steps if steps is not None else train // micro // ranks if subject.raw.get(MICRO) is not None else 1
+    steps = (
+        steps if steps is not None else train // micro // ranks if subject.raw.get(MICRO) is not None else 1
+    )
     return bool(micro > 0 and steps > 0 and train == micro * steps * ranks)
 
 
@@ -137,16 +139,19 @@ def batch_that_does_not_multiply(subject: Subject) -> Iterable[Hit]:
     counts = _counts(subject)
     if counts is None or counts[0] is None or subject.shares_a_batch is None:
         return
-    train, micro, steps = counts
+    train, (_, micro, steps) = counts[0], counts
     ranks = _ranks(subject)
     if ranks is None:
         piece = (micro or 1) * (steps or 1)
         if train % piece:
-            given = [f"{micro} ({MICRO})"] * (micro is not None) + [f"{steps} ({STEPS})"] * (steps is not None)
+            given = [f"{micro} ({MICRO})"] * (micro is not None) + [f"{steps} ({STEPS})"] * (
+                steps is not None
+            )
             yield Hit(
                 (TRAIN,),
                 f"{TRAIN} is {train}, which is no multiple of {' x '.join(given)}"
-                f"{f' = {piece}' if len(given) > 1 else ''}: it fits no number of GPUs. {_near(train, piece)}",
+                f"{f' = {piece}' if len(given) > 1 else ''}: it fits no number of GPUs. "
+                f"{_near(train, piece)}",
                 remove((TRAIN,), safety="unsafe") if micro else None,
                 at_value=True,
             )

@@ -16,7 +16,7 @@ FALSE = frozenset(("0", "off", "f", "false", "n", "no"))
 INT64 = 2**63
 
 
-class Misfit(Exception):  # noqa: N818  caught where it is raised for
+class Misfit(Exception):
     """A value that the engine refuses at this key."""
 
 
@@ -61,7 +61,7 @@ def whole(value: Any) -> int:
         digits, point, zeros = text.partition(".")
         if point and (zeros.strip("0") or not zeros):
             raise Misfit
-        return _parsed(int, digits)
+        return int(_parsed(int, digits))
     if isinstance(value, float) and value.is_integer() and abs(value) < INT64:
         return int(value)
     raise Misfit
@@ -114,13 +114,17 @@ def _hold_to_choices(key: Key, value: Any) -> None:
         raise Misfit
     if not key.choices or key.path in _CHOICES_LATER or value in key.choices:
         return
-    if key.any_case and isinstance(value, str) and value.lower() in [str(choice).lower() for choice in key.choices]:
+    if (
+        key.any_case
+        and isinstance(value, str)
+        and value.lower() in [str(choice).lower() for choice in key.choices]
+    ):
         return
     raise Misfit
 
 
 def out_of_bounds(key: Key, value: Any) -> tuple[str, str] | None:
-    """The bound that ``value`` breaks, and in words; None when it keeps them all (and for what is no number)."""
+    """The bound that ``value`` breaks, and in words; None for none, and for what is no number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     checks = {

@@ -10,7 +10,9 @@ from trimtab.rules.subject import Subject
 
 BUCKET = "zero_optimization.reduce_bucket_size"
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-TINY_BUCKET = 1_000_000  # elements; 2 MB in bf16, below which a link's latency shows (NCCL's own ring step: 512 KiB)
+TINY_BUCKET = (
+    1_000_000  # elements; 2 MB in bf16, below which a link's latency shows (NCCL's own ring step: 512 KiB)
+)
 HUGE_BUCKET = 1_000_000_000  # elements; 2 GB in bf16, twice that with overlap_comm (stage_1_and_2.py:3256)
 
 
@@ -36,7 +38,9 @@ def unmanaged_accumulation_with_overlap(subject: Subject) -> Iterable[Hit]:
         return
     mend = remove(place, safety="unsafe")
     if subject.stage in (0, 1) and subject.on("zero_optimization.overlap_comm"):
-        message = f"managed_gradient_accumulation false is refused with overlap_comm at stage {subject.stage}."
+        message = (
+            f"managed_gradient_accumulation false is refused with overlap_comm at stage {subject.stage}."
+        )
         yield Hit(place, message, mend)
     elif subject.on("compile.deepcompile"):
         yield Hit(place, "managed_gradient_accumulation false is refused with DeepCompile.", mend)
@@ -66,8 +70,12 @@ def tiny_bucket(subject: Subject) -> Iterable[Hit]:
     elif size > HUGE_BUCKET:
         twice = subject.stage < 3 and subject.on("zero_optimization.overlap_comm")
         copies = " twice, because of overlap_comm" if twice else ""
-        yield Hit(place, f"reduce_bucket_size is {size:,} elements: {memory / 1e9:g} GB{copies} on every GPU.",
-                  at_value=True, severity="warning")  # fmt: skip
+        yield Hit(
+            place,
+            f"reduce_bucket_size is {size:,} elements: {memory / 1e9:g} GB{copies} on every GPU.",
+            at_value=True,
+            severity="warning",
+        )
 
 
 @rule("CM003", "larger-bucket-that-is-smaller", "info")
@@ -87,10 +95,20 @@ def larger_bucket_that_is_smaller(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/zero/config.py:113
     """
     size, place, nodes = subject.integer(BUCKET), subject.place(BUCKET), subject.world.nodes
-    if place and size and nodes and nodes > 1 and TINY_BUCKET <= size < 500_000_000:
-        if subject.stage and subject.written(BUCKET) != AUTO:
-            yield Hit(place, f"reduce_bucket_size {size:,} is smaller than the default, 500,000,000 elements.",
-                      at_value=True)  # fmt: skip
+    if (
+        place
+        and size
+        and nodes
+        and nodes > 1
+        and TINY_BUCKET <= size < 500_000_000
+        and subject.stage
+        and subject.written(BUCKET) != AUTO
+    ):
+        yield Hit(
+            place,
+            f"reduce_bucket_size {size:,} is smaller than the default, 500,000,000 elements.",
+            at_value=True,
+        )
 
 
 @rule("CM004", "allgather-bucket-without-effect", "info")
@@ -112,7 +130,9 @@ def allgather_bucket_without_effect(subject: Subject) -> Iterable[Hit]:
     name = "zero_optimization.allgather_bucket_size"
     place = subject.place(name)
     if place and subject.stage in (1, 2) and subject.integer(name) not in (None, 500_000_000):
-        yield Hit(place, "allgather_bucket_size has no effect: each group is gathered in one call.", remove(place))
+        yield Hit(
+            place, "allgather_bucket_size has no effect: each group is gathered in one call.", remove(place)
+        )
 
 
 @rule("CM005", "stopwatch-left-on", "info")
@@ -133,8 +153,11 @@ def stopwatch_left_on(subject: Subject) -> Iterable[Hit]:
     for name in ("wall_clock_breakdown", "memory_breakdown"):
         place = subject.place(name)
         if place and subject.written(name) is True:
-            yield Hit(place, f"{name} synchronizes the GPU several times a step: leave it on only to measure.",
-                      put(place, False))  # fmt: skip
+            yield Hit(
+                place,
+                f"{name} synchronizes the GPU several times a step: leave it on only to measure.",
+                put(place, False),
+            )
 
 
 @rule("CM006", "unknown-log-level", "error", refused="building")
@@ -155,8 +178,11 @@ def unknown_log_level(subject: Subject) -> Iterable[Hit]:
     if key is None or place is None or value is None:
         return
     if not isinstance(value, str) or value.lower() not in key.choices:
-        yield Hit(place, f"log_level is {shown(value)}, but must be {' or '.join(map(shown, key.choices))}.",
-                  at_value=True)  # fmt: skip
+        yield Hit(
+            place,
+            f"log_level is {shown(value)}, but must be {' or '.join(map(shown, key.choices))}.",
+            at_value=True,
+        )
 
 
 @rule("CM007", "clipping-off-by-a-default-of-older-releases", "info")
@@ -164,7 +190,8 @@ def clipping_by_default(subject: Subject) -> Iterable[Hit]:
     """Finds files that say nothing of gradient clipping, which is now on by default.
 
     Why is this bad?
-        DeepSpeed 0.19.3 changed the default from 0 (off) to 1.0. A run without the key clips where it did not.
+        DeepSpeed 0.19.3 changed the default from 0 (off) to 1.0. A run without the key clips where it did
+        not.
     Example
         With `--deepspeed 0.19.8`:
         {"train_micro_batch_size_per_gpu": 1}
@@ -176,7 +203,14 @@ def clipping_by_default(subject: Subject) -> Iterable[Hit]:
     Source
         deepspeed/runtime/constants.py:198-203
     """
-    if not subject.has("gradient_clipping") and subject.since("0.19.3") and subject.loader == "deepspeed":
-        if "max_grad_norm" not in subject.block("optimizer.params"):
-            yield Hit((), "gradients are clipped at 1.0, the default since DeepSpeed 0.19.3 (before: not at all).",
-                      put(("gradient_clipping",), 1.0, safety="shown"))  # fmt: skip
+    if (
+        not subject.has("gradient_clipping")
+        and subject.since("0.19.3")
+        and subject.loader == "deepspeed"
+        and "max_grad_norm" not in subject.block("optimizer.params")
+    ):
+        yield Hit(
+            (),
+            "gradients are clipped at 1.0, the default since DeepSpeed 0.19.3 (before: not at all).",
+            put(("gradient_clipping",), 1.0, safety="shown"),
+        )

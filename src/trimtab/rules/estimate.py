@@ -29,7 +29,8 @@ def need(subject: Subject, changes: dict[str, Any] | None = None) -> Need | None
     wanted = tuple(sorted(changes or {}))
     if wanted not in subject.needs:
         subject.needs[wanted] = _need(subject, changes or {}, subject.world.size)
-    return subject.needs[wanted]
+    found: Need | None = subject.needs[wanted]
+    return found
 
 
 def _need(subject: Subject, changes: dict[str, Any], world_size: int) -> Need | None:
@@ -44,6 +45,14 @@ def _need(subject: Subject, changes: dict[str, Any], world_size: int) -> Need | 
             made = config.with_values(changes)
             config = Config(raw=made.raw, name=config.name, job=config.job)
         found = profile(config, model, world_size)
-    except (TrimtabError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError):
+    except (
+        TrimtabError,
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ):
         return None  # other rules say what is wrong with the configuration
     return Need(gpu_bytes=found.peak, host_bytes_per_node=found.host_bytes * cluster.gpus_per_node)

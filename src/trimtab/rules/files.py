@@ -135,7 +135,13 @@ def value_read_as_something_else(subject: Subject) -> Iterable[Hit]:
     Source
         https://yaml.org/type/float.html
     """
-    kinds: tuple[ProblemKind, ...] = ("text-not-number", "text-not-literal", "yaml-word", "yaml-number", "yaml-date")
+    kinds: tuple[ProblemKind, ...] = (
+        "text-not-number",
+        "text-not-literal",
+        "yaml-word",
+        "yaml-number",
+        "yaml-date",
+    )
     for _, hit in _problems(subject, *kinds):
         yield hit
 

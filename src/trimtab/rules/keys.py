@@ -366,7 +366,7 @@ def _unknown_parameters(subject: Subject, kind: Kind) -> Iterator[Hit]:
         place: KeyPath = (kind, "params", parameter)
         if parameter in component.params or parameter == "max_grad_norm":
             continue
-        near = subject.schema.nearest(".".join(place))
+        near = subject.schema.nearest(f"{kind}.params.{parameter}")
         target = near.name if near and near.parent == f"{kind}.params" else None
         mend = None
         if target in component.params and target not in subject.block(f"{kind}.params"):
@@ -412,5 +412,3 @@ def _lifetime(subject: Subject, dotted: str, event: str) -> bool:
 
 def _release_passed(subject: Subject, version: str) -> bool:
     return subject.since(version)
-
-

@@ -14,7 +14,8 @@ from trimtab.source.tree import KeyPath
 # accelerate/utils/dataclasses.py:1506-1521 of 1.15: refused beside a deepspeed_config_file
 _IGNORED_BY_ACCELERATE = frozenset((
     "gradient_accumulation_steps", "gradient_clipping", "zero_stage", "offload_optimizer_device",
-    "offload_param_device", "offload_param_nvme_path", "offload_optimizer_nvme_path", "zero3_save_16bit_model",
+    "offload_param_device", "offload_param_nvme_path", "offload_optimizer_nvme_path",
+    "zero3_save_16bit_model",
     "mixed_precision",
 ))  # fmt: skip
 
@@ -40,13 +41,15 @@ def auto_without_a_filler(subject: Subject) -> Iterable[Hit]:
     Why is this bad?
         Transformers and Accelerate replace "auto" before DeepSpeed sees it; nobody else does. In typed
         sections DeepSpeed takes its own default; elsewhere the text "auto" goes on as it is: the batch
-        arithmetic fails on it as the file is read, clipping in the first step, and an optimizer as it is built.
+        arithmetic fails on it as the file is read, clipping in the first step, and an optimizer as it is
+        built.
     Example
         With `--loader deepspeed`:
         {"train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto"}
     Use instead
         With `--loader transformers`:
-        {"train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto", "zero_optimization": {"stage": 0}}
+        {"train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto",
+         "zero_optimization": {"stage": 0}}
     Fix safety
         In a typed section the key is removed, which changes nothing: safe. Elsewhere a value is needed.
     Source
@@ -61,7 +64,8 @@ def auto_without_a_filler(subject: Subject) -> Iterable[Hit]:
         if key is not None and key.validated:
             yield Hit(
                 place,
-                f'{dotted} is "auto", which nobody fills here: DeepSpeed takes its default, {shown(key.default)}.',
+                f'{dotted} is "auto", which nobody fills here: DeepSpeed takes its default, '
+                f"{shown(key.default)}.",
                 remove(place),
                 at_value=True,
                 severity="warning",
@@ -77,11 +81,23 @@ def auto_without_a_filler(subject: Subject) -> Iterable[Hit]:
 
 def _stops(dotted: str) -> Any:
     """When the text "auto" stops a run: runtime/config.py:590 (arithmetic), 230 (dtypes), 520 (|)."""
-    reading = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
-               "communication_data_type", "seq_parallel_communication_data_type", "wall_clock_breakdown",
-               "flops_profiler.enabled", "gradient_allreduce_op", "vocabulary_size", "sequence_parallel_size",
-               "checkpoint.tag_validation", "checkpoint.parallel_write.pipeline_stage", "torch_autocast.dtype",
-               "checkpoint.writer.type", "checkpoint.writer.data_parallel")  # fmt: skip
+    reading = (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "communication_data_type",
+        "seq_parallel_communication_data_type",
+        "wall_clock_breakdown",
+        "flops_profiler.enabled",
+        "gradient_allreduce_op",
+        "vocabulary_size",
+        "sequence_parallel_size",
+        "checkpoint.tag_validation",
+        "checkpoint.parallel_write.pipeline_stage",
+        "torch_autocast.dtype",
+        "checkpoint.writer.type",
+        "checkpoint.writer.data_parallel",
+    )
     return "reading" if dotted in reading else "running"
 
 
@@ -94,10 +110,12 @@ def auto_that_nobody_fills(subject: Subject) -> Iterable[Hit]:
         that it has no value for; the Trainer works through Accelerate.
     Example
         With `--loader transformers`:
-        {"train_micro_batch_size_per_gpu": "auto", "zero_optimization": {"stage": 3, "sub_group_size": "auto"}}
+        {"train_micro_batch_size_per_gpu": "auto", "zero_optimization": {"stage": 3,
+         "sub_group_size": "auto"}}
     Use instead
         With `--loader transformers`:
-        {"train_micro_batch_size_per_gpu": "auto", "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}}
+        {"train_micro_batch_size_per_gpu": "auto", "zero_optimization": {"stage": 3,
+         "reduce_bucket_size": "auto"}}
     Fix safety
         The key is removed, so that DeepSpeed's default holds: unsafe.
     Source
@@ -240,8 +258,10 @@ def accelerate_fields_beside_a_file(subject: Subject) -> Iterable[Hit]:
         return
     for owner in subject.owned:
         if owner.key_path[-1] in _IGNORED_BY_ACCELERATE:
-            yield _at_owner(owner, f"{owner.key_path[-1]} is refused beside deepspeed_config_file: it belongs into "
-                            "that file.")  # fmt: skip
+            yield _at_owner(
+                owner,
+                f"{owner.key_path[-1]} is refused beside deepspeed_config_file: it belongs into that file.",
+            )
 
 
 def _at_owner(owner: OwnedValue, message: str) -> Hit:
@@ -261,15 +281,19 @@ def no_zero_block_for_accelerate(subject: Subject) -> Iterable[Hit]:
         {"train_micro_batch_size_per_gpu": "auto", "bf16": {"enabled": "auto"}}
     Use instead
         With `--loader transformers`:
-        {"train_micro_batch_size_per_gpu": "auto", "bf16": {"enabled": "auto"}, "zero_optimization": {"stage": 0}}
+        {"train_micro_batch_size_per_gpu": "auto", "bf16": {"enabled": "auto"},
+         "zero_optimization": {"stage": 0}}
     Fix safety
         Stage 0 is what DeepSpeed does without the block: safe.
     Source
         accelerate/utils/dataclasses.py:1265-1266
     """
     if subject.fills_auto and "zero_optimization" not in subject.raw:
-        yield Hit((), "there is no zero_optimization block, which Accelerate and the Trainer require.",
-                  put(("zero_optimization",), {"stage": 0}, safety="safe"))  # fmt: skip
+        yield Hit(
+            (),
+            "there is no zero_optimization block, which Accelerate and the Trainer require.",
+            put(("zero_optimization",), {"stage": 0}, safety="safe"),
+        )
 
 
 @rule("LD007", "no-micro-batch-for-accelerate", "error", refused="building")
@@ -292,8 +316,11 @@ def no_micro_batch_for_accelerate(subject: Subject) -> Iterable[Hit]:
     """
     named = ("train_batch_size", "train_micro_batch_size_per_gpu")
     if subject.fills_auto and all(subject.raw.get(name) is None for name in named):
-        yield Hit((), 'there is no train_micro_batch_size_per_gpu: "auto" lets the loader fill it.',
-                  put((named[1],), AUTO, safety="safe"))  # fmt: skip
+        yield Hit(
+            (),
+            'there is no train_micro_batch_size_per_gpu: "auto" lets the loader fill it.',
+            put((named[1],), AUTO, safety="safe"),
+        )
 
 
 @rule("LD008", "warm-up-filled-with-zero", "error", refused="building")
@@ -333,7 +360,11 @@ def warm_up_filled_with_zero(subject: Subject) -> Iterable[Hit]:
     yield Hit(
         place,
         "warmup_num_steps is filled with the Trainer's warmup_steps"
-        + (", which is 0 here: DeepSpeed refuses 0." if known else "; its default, 0, is refused since 0.19.6."),
+        + (
+            ", which is 0 here: DeepSpeed refuses 0."
+            if known
+            else "; its default, 0, is refused since 0.19.6."
+        ),
         at_value=True,
         severity="error" if known else "info",
         refused="building" if known else None,

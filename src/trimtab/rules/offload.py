@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from trimtab.rules.base import Hit, put, remove, rule
 from trimtab.rules.subject import Subject
@@ -11,6 +11,7 @@ from trimtab.rules.subject import Subject
 OPTIMIZER = "zero_optimization.offload_optimizer"
 PARAM = "zero_optimization.offload_param"
 ZENFLOW = "zero_optimization.zenflow"
+BLOCKS: tuple[tuple[str, Literal["optimizer", "param"]], ...] = ((OPTIMIZER, "optimizer"), (PARAM, "param"))
 
 
 @rule("OF001", "parameter-offload-below-stage-3", "warning")
@@ -56,7 +57,8 @@ def optimizer_offload_at_stage_0(subject: Subject) -> Iterable[Hit]:
     if place and subject.offload("optimizer") != "none" and subject.stage == 0:
         yield Hit(
             place,
-            "offload_optimizer at stage 0: the CPU optimizer gets parameters that are on the GPU, and its first "
+            "offload_optimizer at stage 0: the CPU optimizer gets parameters that are on the GPU, "
+            "and its first "
             "step fails.",
             put(("zero_optimization", "stage"), 1),
         )
@@ -81,7 +83,8 @@ def nvme_below_stage_3(subject: Subject) -> Iterable[Hit]:
     if place and subject.offload("optimizer") == "nvme" and subject.stage in (1, 2):
         yield Hit(
             place,
-            f"offload_optimizer to nvme silently becomes cpu at stage {subject.stage}: only stage 3 uses NVMe.",
+            f"offload_optimizer to nvme silently becomes cpu at stage {subject.stage}: only stage "
+            "3 uses NVMe.",
             put(place, "cpu", safety="safe"),
             at_value=True,
         )
@@ -94,7 +97,8 @@ def nvme_without_a_path(subject: Subject) -> Iterable[Hit]:
     Why is this bad?
         Stage 3 asserts that the path is given for parameters, and fails in os.path.join for the optimizer.
     Example
-        {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}, "optimizer": {"type": "AdamW"}}
+        {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}},
+         "optimizer": {"type": "AdamW"}}
     Use instead
         {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/local_nvme"}},
          "optimizer": {"type": "AdamW"}}
@@ -103,13 +107,13 @@ def nvme_without_a_path(subject: Subject) -> Iterable[Hit]:
     """
     if subject.stage != 3:
         return
-    for block, what in ((PARAM, "param"), (OPTIMIZER, "optimizer")):
+    for block, what in BLOCKS:
         place = subject.place(f"{block}.device")
         path = subject.written(f"{block}.nvme_path")
-        filled = subject.loader == "accelerate" and path == "auto"
-        if place and subject.offload(what) == "nvme" and not filled:  # type: ignore[arg-type]
-            if subject.value(f"{block}.nvme_path") is None:
-                yield Hit(place, f"offload_{what} to nvme needs nvme_path, a folder on the drive.", at_value=True)
+        if place is None or (subject.loader == "accelerate" and path == "auto"):
+            continue
+        if subject.offload(what) == "nvme" and subject.value(f"{block}.nvme_path") is None:
+            yield Hit(place, f"offload_{what} to nvme needs nvme_path, a folder on the drive.", at_value=True)
 
 
 @rule("OF005", "partial-offload-below-stage-3", "error", refused="reading")
@@ -150,7 +154,9 @@ def super_offload_below_stage_3(subject: Subject) -> Iterable[Hit]:
     """
     place = subject.place(f"{OPTIMIZER}.super_offload")
     if place and subject.on(f"{OPTIMIZER}.super_offload") and subject.stage in (0, 1, 2):
-        yield Hit(place, f"super_offload does nothing at stage {subject.stage}: it needs stage 3.", remove(place))
+        yield Hit(
+            place, f"super_offload does nothing at stage {subject.stage}: it needs stage 3.", remove(place)
+        )
 
 
 @rule("OF007", "contiguous-gradients-off-with-offload", "info")
@@ -160,7 +166,8 @@ def contiguous_gradients_off_with_offload(subject: Subject) -> Iterable[Hit]:
     Why is this bad?
         Stages 1 and 2 force it on when the optimizer is offloaded: the setting does nothing.
     Example
-        {"zero_optimization": {"stage": 2, "contiguous_gradients": false, "offload_optimizer": {"device": "cpu"}}}
+        {"zero_optimization": {"stage": 2, "contiguous_gradients": false,
+         "offload_optimizer": {"device": "cpu"}}}
     Use instead
         {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
     Fix safety
@@ -169,9 +176,13 @@ def contiguous_gradients_off_with_offload(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/zero/stage_1_and_2.py:300
     """
     place = subject.place("zero_optimization.contiguous_gradients")
-    if place and subject.off("zero_optimization.contiguous_gradients") and subject.stage in (1, 2):
-        if subject.offload("optimizer") != "none":
-            yield Hit(place, "contiguous_gradients false is overruled by offload_optimizer.", remove(place))
+    if (
+        place
+        and subject.off("zero_optimization.contiguous_gradients")
+        and subject.stage in (1, 2)
+        and subject.offload("optimizer") != "none"
+    ):
+        yield Hit(place, "contiguous_gradients false is overruled by offload_optimizer.", remove(place))
 
 
 @rule("OF008", "zenflow-without-cpu-offload", "error", refused="building")
@@ -191,12 +202,16 @@ def zenflow_without_cpu_offload(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/zenflow/zenflow_stage_1_and_2.py:76
     """
     place = subject.place(ZENFLOW)
-    if place and isinstance(subject.written(ZENFLOW), Mapping) and subject.stage in (1, 2, 3):
-        if subject.offload("optimizer") != "cpu":
-            mend = None
-            if subject.written(OPTIMIZER) is None:
-                mend = put(("zero_optimization", "offload_optimizer"), {"device": "cpu"})
-            yield Hit(place, 'zenflow needs offload_optimizer with device "cpu".', mend)
+    if (
+        place
+        and isinstance(subject.written(ZENFLOW), Mapping)
+        and subject.stage in (1, 2, 3)
+        and subject.offload("optimizer") != "cpu"
+    ):
+        mend = None
+        if subject.written(OPTIMIZER) is None:
+            mend = put(("zero_optimization", "offload_optimizer"), {"device": "cpu"})
+        yield Hit(place, 'zenflow needs offload_optimizer with device "cpu".', mend)
 
 
 @rule("OF009", "zenflow-interval", "error", refused="building")
@@ -255,7 +270,9 @@ def zenflow_interval_word(subject: Subject) -> Iterable[Hit]:
             continue
         if isinstance(value, str):
             mend = put(place, int(value), safety="safe") if value.isascii() and value.isdigit() else None
-            yield Hit(place, f'{name} is "{value}", but must be "auto" or a whole number.', mend, at_value=True)
+            yield Hit(
+                place, f'{name} is "{value}", but must be "auto" or a whole number.', mend, at_value=True
+            )
         elif name == "update_interval" and isinstance(value, (int, float)) and value < 1:
             yield Hit(place, f"update_interval is {value}, but must be at least 1.", at_value=True)
 
@@ -267,7 +284,8 @@ def zenflow_offload_without_overlap(subject: Subject) -> Iterable[Hit]:
     Why is this bad?
         ZenFlow raises unless overlap_comm is on, and at stages 1 and 2 it is off by default.
     Example
-        {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}, "zenflow": {"offload": true}},
+        {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"},
+         "zenflow": {"offload": true}},
          "optimizer": {"type": "AdamW"}}
     Use instead
         {"zero_optimization": {"stage": 2, "overlap_comm": true, "offload_optimizer": {"device": "cpu"},
@@ -278,9 +296,15 @@ def zenflow_offload_without_overlap(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/zenflow/zenflow_stage_1_and_2.py:115
     """
     place = subject.place(f"{ZENFLOW}.offload")
-    if place and subject.on(f"{ZENFLOW}.offload") and subject.stage in (1, 2):
-        if not subject.on("zero_optimization.overlap_comm"):
-            yield Hit(place, "zenflow.offload needs overlap_comm.", put(("zero_optimization", "overlap_comm"), True))
+    if (
+        place
+        and subject.on(f"{ZENFLOW}.offload")
+        and subject.stage in (1, 2)
+        and not subject.on("zero_optimization.overlap_comm")
+    ):
+        yield Hit(
+            place, "zenflow.offload needs overlap_comm.", put(("zero_optimization", "overlap_comm"), True)
+        )
 
 
 @rule("OF012", "unpinned-offload", "info")
@@ -299,11 +323,14 @@ def unpinned_offload(subject: Subject) -> Iterable[Hit]:
     Source
         deepspeed/runtime/zero/offload_config.py:45, 75 (default true since 0.19.5)
     """
-    for block, what in ((OPTIMIZER, "optimizer"), (PARAM, "param")):
-        if subject.offload(what) == "none" or subject.on(f"{block}.pin_memory"):  # type: ignore[arg-type]
+    for block, what in BLOCKS:
+        if subject.offload(what) == "none" or subject.on(f"{block}.pin_memory"):
             continue
         place, above = subject.place(f"{block}.pin_memory"), subject.place(block)
         if above is None or (place is None and not isinstance(subject.written(block), Mapping)):
             continue
-        yield Hit(place or above, f"offload_{what} copies through unpinned memory, which is slow.",
-                  put((*above, "pin_memory"), True))  # fmt: skip
+        yield Hit(
+            place or above,
+            f"offload_{what} copies through unpinned memory, which is slow.",
+            put((*above, "pin_memory"), True),
+        )

@@ -10,7 +10,7 @@ from trimtab.errors import nearest
 from trimtab.rules.base import Hit, fix, put, remove, rule, shown
 from trimtab.rules.subject import Subject
 from trimtab.rules.torch_names import OPTIMIZERS
-from trimtab.source.edit import RemoveKey, SetValue
+from trimtab.source.edit import Edit, RemoveKey, SetValue
 
 ONE_BIT = frozenset(("onebitadam", "onebitlamb", "zerooneadam"))
 # runtime/zero/utils.py:45-48: what ZeRO knows how to shard
@@ -85,7 +85,7 @@ def _plain_optimizer(subject: Subject, name: str) -> Any:
     component = subject.schema.component("optimizer", plain)
     known = component.params if component else {}
     gone = [RemoveKey(key_path=("optimizer", "params", key)) for key in _params(subject) if key not in known]
-    edits = [SetValue(key_path=TYPE, value=plain), *gone]
+    edits: list[Edit] = [SetValue(key_path=TYPE, value=plain), *gone]
     if plain == "Lamb" and subject.stage in (1, 2, 3) and not subject.on("zero_allow_untested_optimizer"):
         edits.append(SetValue(key_path=("zero_allow_untested_optimizer",), value=True))
     return fix(f"Use {plain}", *edits, safety="unsafe")
@@ -108,17 +108,22 @@ def unknown_optimizer(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/engine.py:1985-1986, 2016-2019
     """
     name = subject.written("optimizer.type")
-    if name is None or name == AUTO and subject.fills_auto:
+    if name is None or (name == AUTO and subject.fills_auto):
         return
     if not isinstance(name, str):
-        yield Hit(TYPE, f"optimizer.type is {shown(name)}, but must be a name.", at_value=True, refused="reading")
+        yield Hit(
+            TYPE, f"optimizer.type is {shown(name)}, but must be a name.", at_value=True, refused="reading"
+        )
         return
     lower = name.lower()
     if lower in DEEPSPEED_OPTIMIZERS or name in OPTIMIZERS or lower in ONE_BIT:
         if subject.schema.component("optimizer", name) is None and lower in DEEPSPEED_OPTIMIZERS:
             since = getattr(subject.schema.component_any_version("optimizer", name), "since", None)
-            yield Hit(TYPE, f"{name} is new in DeepSpeed {since}; {subject.schema.version.name} has none.",
-                      at_value=True)  # fmt: skip
+            yield Hit(
+                TYPE,
+                f"{name} is new in DeepSpeed {since}; {subject.schema.version.name} has none.",
+                at_value=True,
+            )
         return
     same = [known for known in OPTIMIZERS if known.lower() == lower]
     built_in = [component.name for component in subject.schema.components("optimizer")]
@@ -248,7 +253,8 @@ def amsgrad_with_fused_optimizer(subject: Subject) -> Iterable[Hit]:
     Fix safety
         The parameter is removed: unsafe.
     Source
-        deepspeed/ops/adam/fused_adam.py:88; deepspeed/ops/adam/cpu_adam.py:108; deepspeed/ops/lamb/fused_lamb.py:56
+        deepspeed/ops/adam/fused_adam.py:88; deepspeed/ops/adam/cpu_adam.py:108;
+        deepspeed/ops/lamb/fused_lamb.py:56
     """
     params = _params(subject)
     own = subject.optimizer in ("adam", "adamw", "lamb") and not params.get("torch_adam")
@@ -273,9 +279,17 @@ def adam_that_is_adamw(subject: Subject) -> Iterable[Hit]:
     Source
         deepspeed/runtime/engine.py:2486-2493; deepspeed/runtime/config.py:72-73
     """
-    if subject.optimizer == "adam" and _params(subject).get("weight_decay") and "adam_w_mode" not in _params(subject):
-        yield Hit(TYPE, "Adam decays weights like AdamW here (adam_w_mode is true).",
-                  put(TYPE, "AdamW", safety="safe"), at_value=True)  # fmt: skip
+    if (
+        subject.optimizer == "adam"
+        and _params(subject).get("weight_decay")
+        and "adam_w_mode" not in _params(subject)
+    ):
+        yield Hit(
+            TYPE,
+            "Adam decays weights like AdamW here (adam_w_mode is true).",
+            put(TYPE, "AdamW", safety="safe"),
+            at_value=True,
+        )
 
 
 @rule("OP010", "torch-optimizer-with-offload", "error", refused="running")
@@ -289,7 +303,8 @@ def torch_optimizer_with_offload(subject: Subject) -> Iterable[Hit]:
         {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
          "zero_allow_untested_optimizer": true, "optimizer": {"type": "Lamb"}}
     Use instead
-        {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}, "optimizer": {"type": "AdamW"}}
+        {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+         "optimizer": {"type": "AdamW"}}
     Source
         deepspeed/ops/lamb/fused_lamb.py:41; deepspeed/runtime/engine.py:2381-2384
     """
@@ -330,8 +345,11 @@ def unknown_torch_optimizer_parameter(subject: Subject) -> Iterable[Hit]:
             place = ("optimizer", "params", name)
             close = nearest(name, taken, count=1)
             hint = f" Did you mean {close[0]}?" if close else ""
-            yield Hit(place, f"torch.optim.{subject.optimizer} takes no parameter '{name}'.{hint}",
-                      remove(place, safety="unsafe"))  # fmt: skip
+            yield Hit(
+                place,
+                f"torch.optim.{subject.optimizer} takes no parameter '{name}'.{hint}",
+                remove(place, safety="unsafe"),
+            )
 
 
 @rule("OP012", "optimizer-parameters-not-a-block", "error", refused="reading")
@@ -352,7 +370,9 @@ def optimizer_parameters_not_a_block(subject: Subject) -> Iterable[Hit]:
         params = block["params"]
         if params is not None and not isinstance(params, Mapping):
             place = ("optimizer", "params")
-            yield Hit(place, f"optimizer.params is {shown(params)}, but must be an object {{ }}.", at_value=True)
+            yield Hit(
+                place, f"optimizer.params is {shown(params)}, but must be an object {{ }}.", at_value=True
+            )
 
 
 @rule("OP013", "wrong-optimizer-value", "error", refused="building")
@@ -384,15 +404,26 @@ def _wrong_values(subject: Subject) -> Iterator[Hit]:
             if isinstance(value, str) or value is None or isinstance(value, (bool, list, dict)):
                 if value is None and name == "lr":
                     continue
-                yield Hit(place, f"{name} is {shown(value)}, but must be a number.", _as_number(place, value),
-                          at_value=True, refused="running")  # fmt: skip
+                yield Hit(
+                    place,
+                    f"{name} is {shown(value)}, but must be a number.",
+                    _as_number(place, value),
+                    at_value=True,
+                    refused="running",
+                )
             elif value < 0:
-                yield Hit(place, f"{name} is {value:g}, but must not be below 0.", at_value=True, refused=None)
+                yield Hit(
+                    place, f"{name} is {value:g}, but must not be below 0.", at_value=True, refused=None
+                )
         elif name == "betas":
             pair = isinstance(value, list) and len(value) == 2
             if not pair or not all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in value):
-                yield Hit(place, f"betas are {shown(value)}, but must be two numbers from 0 to below 1.",
-                          at_value=True, refused="running")  # fmt: skip
+                yield Hit(
+                    place,
+                    f"betas are {shown(value)}, but must be two numbers from 0 to below 1.",
+                    at_value=True,
+                    refused="running",
+                )
 
 
 def _as_number(place: tuple[str, ...], value: Any) -> Any:

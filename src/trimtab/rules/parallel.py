@@ -34,7 +34,8 @@ def pipeline_by_configuration(subject: Subject) -> Iterable[Hit]:
     if meant and (subject.job is None or subject.job.pipeline_stages == 1):
         yield Hit(
             ("pipeline",),
-            f"pipeline.{meant[-1]} splits nothing: only PipelineModule in the script makes a pipeline, and an "
+            f"pipeline.{meant[-1]} splits nothing: only PipelineModule in the script makes a "
+            "pipeline, and an "
             "ordinary model trains whole on every GPU.",
         )
 
@@ -56,8 +57,12 @@ def pipeline_with_sharded_gradients(subject: Subject) -> Iterable[Hit]:
     """
     if subject.job and subject.job.pipeline_stages > 1 and subject.stage in (2, 3):
         place = subject.place("zero_optimization.stage") or ("zero_optimization",)
-        yield Hit(place, f"pipelines take ZeRO stage 0 or 1, not {subject.stage}.",
-                  put(("zero_optimization", "stage"), 1), at_value=True)  # fmt: skip
+        yield Hit(
+            place,
+            f"pipelines take ZeRO stage 0 or 1, not {subject.stage}.",
+            put(("zero_optimization", "stage"), 1),
+            at_value=True,
+        )
 
 
 @rule("PL003", "pipeline-with-overlap", "info")
@@ -76,7 +81,12 @@ def pipeline_with_overlap(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/engine.py:2663-2666
     """
     place = subject.place("zero_optimization.overlap_comm")
-    if place and subject.job and subject.job.pipeline_stages > 1 and subject.on("zero_optimization.overlap_comm"):
+    if (
+        place
+        and subject.job
+        and subject.job.pipeline_stages > 1
+        and subject.on("zero_optimization.overlap_comm")
+    ):
         yield Hit(place, "overlap_comm is switched off in a pipeline.", remove(place))
 
 
@@ -98,7 +108,12 @@ def two_tensor_parallel_sizes(subject: Subject) -> Iterable[Hit]:
     auto, size = subject.integer("tensor_parallel.autotp_size"), subject.integer("tensor_parallel.tp.tp_size")
     place = subject.place("tensor_parallel.tp.tp_size")
     if place and auto and size is not None and size not in (1, auto):
-        yield Hit(place, f"tp_size is {size}, but autotp_size is {auto}.", remove(place, safety="unsafe"), at_value=True)
+        yield Hit(
+            place,
+            f"tp_size is {size}, but autotp_size is {auto}.",
+            remove(place, safety="unsafe"),
+            at_value=True,
+        )
 
 
 @rule("PL005", "deepcompile-combination", "error", refused="running")
@@ -129,8 +144,11 @@ def deepcompile_combination(subject: Subject) -> Iterable[Hit]:
         yield Hit(place, message, remove(place, safety="unsafe"))
     if len(on) > 1:
         place = subject.place(f"compile.{on[0]}") or ("compile",)
-        yield Hit(place, f"compile.{on[0]} is refused together with {' and '.join(on[1:])}.",
-                  remove(place, safety="unsafe"))  # fmt: skip
+        yield Hit(
+            place,
+            f"compile.{on[0]} is refused together with {' and '.join(on[1:])}.",
+            remove(place, safety="unsafe"),
+        )
     passes = subject.written("compile.passes")
     if isinstance(passes, list) and "autotp" in passes and len(passes) > 1:
         place = subject.place("compile.passes") or ("compile",)
@@ -154,7 +172,9 @@ def deepcompile_without_zero(subject: Subject) -> Iterable[Hit]:
     """
     place = subject.place("compile.deepcompile")
     if place and subject.on("compile.deepcompile") and subject.stage == 0:
-        yield Hit(place, "deepcompile does nothing at stage 0: it falls back to torch.compile.", remove(place))
+        yield Hit(
+            place, "deepcompile does nothing at stage 0: it falls back to torch.compile.", remove(place)
+        )
 
 
 @rule("PL007", "experts-with-hanging-gathers", "warning")
@@ -178,9 +198,12 @@ def experts_with_hanging_gathers(subject: Subject) -> Iterable[Hit]:
     default = subject.since("0.18.0") and LEAVES.search(name)
     if not default and not subject.block("zero_optimization.leaf_module"):
         place = subject.place("zero_optimization.stage") or ()
-        yield Hit(place, f"{subject.model_name} has experts, which hang at stage 3 unless their module is a leaf: "
-                  "set zero_optimization.leaf_module, or call deepspeed.utils.set_z3_leaf_modules.",
-                  at_value=True)  # fmt: skip
+        yield Hit(
+            place,
+            f"{subject.model_name} has experts, which hang at stage 3 unless their module is a leaf: "
+            "set zero_optimization.leaf_module, or call deepspeed.utils.set_z3_leaf_modules.",
+            at_value=True,
+        )
 
 
 @rule("PL008", "data-efficiency-without-its-parts", "error", refused="reading")
@@ -222,7 +245,11 @@ def load_balance_coefficient(subject: Subject) -> Iterable[Hit]:
     value = subject.block("expert_parallel").get("load_balance_coeff")
     if value is not None:
         place = ("expert_parallel", "load_balance_coeff")
-        yield Hit(place, f"load_balance_coeff is {shown(value)}; DeepSpeed has no load balancing yet.", remove(place))
+        yield Hit(
+            place,
+            f"load_balance_coeff is {shown(value)}; DeepSpeed has no load balancing yet.",
+            remove(place),
+        )
 
 
 @rule("PL010", "sequence-parallel-size", "error", refused="reading")
@@ -244,9 +271,18 @@ def sequence_parallel_size(subject: Subject) -> Iterable[Hit]:
     value, place = subject.raw["sequence_parallel_size"], ("sequence_parallel_size",)
     if value is True:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 1 or not float(value).is_integer():
-        yield Hit(place, f"sequence_parallel_size is {shown(value)}, but must be a whole number above 0.",
-                  at_value=True, refused="building" if engine_passes(subject) else "reading")  # fmt: skip
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or value < 1
+        or not float(value).is_integer()
+    ):
+        yield Hit(
+            place,
+            f"sequence_parallel_size is {shown(value)}, but must be a whole number above 0.",
+            at_value=True,
+            refused="building" if engine_passes(subject) else "reading",
+        )
     elif subject.world.size is not None and value > subject.world.size:
         message = f"sequence_parallel_size {value} is more than the {subject.world.size} GPUs there are."
         yield Hit(place, message, at_value=True, refused="building")
@@ -273,14 +309,29 @@ def mesh_that_does_not_multiply(subject: Subject) -> Iterable[Hit]:
     if "data_parallel_size" not in subject.raw:
         return
     if "sequence_parallel_size" not in subject.raw:
-        yield Hit(place, "data_parallel_size is read only together with sequence_parallel_size.", remove(place),
-                  severity="warning", refused=None)  # fmt: skip
+        yield Hit(
+            place,
+            "data_parallel_size is read only together with sequence_parallel_size.",
+            remove(place),
+            severity="warning",
+            refused=None,
+        )
         return
     sequence, size = subject.raw["sequence_parallel_size"], subject.world.size
-    if size and isinstance(data, int) and isinstance(sequence, int) and sequence > 0 and data * sequence != size:
+    if (
+        size
+        and isinstance(data, int)
+        and isinstance(sequence, int)
+        and sequence > 0
+        and data * sequence != size
+    ):
         mend = put(place, size // sequence) if size % sequence == 0 else None
-        yield Hit(place, f"{data} x {sequence} (data x sequence parallel) = {data * sequence}, but there are {size} "
-                  "GPUs.", mend, at_value=True)  # fmt: skip
+        yield Hit(
+            place,
+            f"{data} x {sequence} (data x sequence parallel) = {data * sequence}, but there are {size} GPUs.",
+            mend,
+            at_value=True,
+        )
 
 
 @rule("PL012", "gpu-direct-storage-without-cuda", "info")

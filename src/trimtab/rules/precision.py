@@ -150,8 +150,12 @@ def parameter_type_against_mode(subject: Subject) -> Iterable[Hit]:
     """
     place, dtype = subject.place("data_types.param_dtype"), _dtype(subject, "data_types.param_dtype")
     if place and dtype and subject.precision and dtype != subject.precision:
-        yield Hit(place, f"param_dtype is {dtype}, but the model is {subject.precision}.",
-                  remove(place, safety="unsafe"), at_value=True)  # fmt: skip
+        yield Hit(
+            place,
+            f"param_dtype is {dtype}, but the model is {subject.precision}.",
+            remove(place, safety="unsafe"),
+            at_value=True,
+        )
 
 
 @rule("PR006", "gradient-type-without-zero", "error", refused="building")
@@ -161,16 +165,21 @@ def gradient_type_without_zero(subject: Subject) -> Iterable[Hit]:
     Why is this bad?
         Stage 0 knows no such mix: NotImplementedError `unsupported mix`.
     Example
-        {"data_types": {"grad_accum_dtype": "fp32"}, "bf16": {"enabled": true}, "optimizer": {"type": "AdamW"}}
+        {"data_types": {"grad_accum_dtype": "fp32"}, "bf16": {"enabled": true},
+         "optimizer": {"type": "AdamW"}}
     Use instead
-        {"data_types": {"grad_accum_dtype": "fp32"}, "bf16": {"enabled": true}, "optimizer": {"type": "AdamW"},
+        {"data_types": {"grad_accum_dtype": "fp32"}, "bf16": {"enabled": true},
+         "optimizer": {"type": "AdamW"},
          "zero_optimization": {"stage": 1}}
     Fix safety
         The key is removed, and gradients are summed in the model's type: unsafe.
     Source
         deepspeed/runtime/engine.py:2323
     """
-    place, dtype = subject.place("data_types.grad_accum_dtype"), _dtype(subject, "data_types.grad_accum_dtype")
+    place, dtype = (
+        subject.place("data_types.grad_accum_dtype"),
+        _dtype(subject, "data_types.grad_accum_dtype"),
+    )
     if place is None or dtype is None or subject.stage != 0 or subject.optimizer is None:
         return
     if subject.precision and dtype != subject.precision:
@@ -190,9 +199,11 @@ def unsharded_gradients_in_fp32(subject: Subject) -> Iterable[Hit]:
         The engine then silently uses BF16_Optimizer, which holds 4 bytes per parameter of gradients on every
         GPU from the start. With NVMe offload it also gets a CPU optimizer that fails on the GPU.
     Example
-        {"zero_optimization": {"stage": 1}, "bf16": {"enabled": true}, "data_types": {"grad_accum_dtype": "fp32"}}
+        {"zero_optimization": {"stage": 1}, "bf16": {"enabled": true},
+         "data_types": {"grad_accum_dtype": "fp32"}}
     Use instead
-        {"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}, "data_types": {"grad_accum_dtype": "fp32"}}
+        {"zero_optimization": {"stage": 2}, "bf16": {"enabled": true},
+         "data_types": {"grad_accum_dtype": "fp32"}}
     Fix safety
         Stage 2 shards the gradients; the run is the same, its memory and its communication are not: unsafe.
     Source
@@ -257,8 +268,12 @@ def full_precision(subject: Subject) -> Iterable[Hit]:
     for mode in ("bf16", "fp16"):
         place = subject.place(mode)
         if place and isinstance(subject.written(mode), dict) and not subject.has(f"{mode}.enabled"):
-            yield Hit(place, f'the {mode} block has no "enabled", so the run is in fp32.', put((*place, "enabled"), True),
-                      severity="warning")  # fmt: skip
+            yield Hit(
+                place,
+                f'the {mode} block has no "enabled", so the run is in fp32.',
+                put((*place, "enabled"), True),
+                severity="warning",
+            )
             return
     if subject.has("bf16.enabled") or subject.has("fp16.enabled") or subject.loader != "deepspeed":
         return

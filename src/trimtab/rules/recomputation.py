@@ -12,10 +12,13 @@ JOB = ("trimtab", "checkpoint_activations")
 
 
 def _turned_on(subject: Subject) -> bool:
-    return any(
-        subject.on(f"{BLOCK}.{name}")
-        for name in ("partition_activations", "cpu_checkpointing", "contiguous_memory_optimization")
-    ) or subject.integer(f"{BLOCK}.number_checkpoints") is not None
+    return (
+        any(
+            subject.on(f"{BLOCK}.{name}")
+            for name in ("partition_activations", "cpu_checkpointing", "contiguous_memory_optimization")
+        )
+        or subject.integer(f"{BLOCK}.number_checkpoints") is not None
+    )
 
 
 @rule("RC001", "recomputation-that-is-never-configured", "warning")
@@ -45,7 +48,8 @@ def recomputation_never_configured(subject: Subject) -> Iterable[Hit]:
         mend = type(mend)(title=mend.title, safety="unsafe", edits=(*remove(place).edits, *mend.edits))
     yield Hit(
         place,
-        "activation_checkpointing alone recomputes nothing: only a model that calls deepspeed.checkpointing reads "
+        "activation_checkpointing alone recomputes nothing: only a model that calls "
+        "deepspeed.checkpointing reads "
         "it. For Hugging Face models call gradient_checkpointing_enable().",
         mend,
     )
@@ -68,10 +72,13 @@ def activations_partitioned_over_one_gpu(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/activation_checkpointing/checkpointing.py:42-44, 260-273, 1235-1243
     """
     place = subject.place(f"{BLOCK}.partition_activations")
-    if place and subject.on(f"{BLOCK}.partition_activations"):
-        if not subject.on(f"{BLOCK}.contiguous_memory_optimization"):
-            message = "partition_activations splits over model-parallel GPUs only: with one it saves nothing."
-            yield Hit(place, message, remove(place))
+    if (
+        place
+        and subject.on(f"{BLOCK}.partition_activations")
+        and not subject.on(f"{BLOCK}.contiguous_memory_optimization")
+    ):
+        message = "partition_activations splits over model-parallel GPUs only: with one it saves nothing."
+        yield Hit(place, message, remove(place))
 
 
 @rule("RC003", "contiguous-checkpoints-without-partition", "error", refused="running")
@@ -97,8 +104,11 @@ def contiguous_without_partition(subject: Subject) -> Iterable[Hit]:
     lacking = [] if subject.on(f"{BLOCK}.partition_activations") else ["partition_activations"]
     lacking += [] if subject.integer(f"{BLOCK}.number_checkpoints") else ["number_checkpoints"]
     if lacking:
-        yield Hit(place, f"contiguous_memory_optimization needs {' and '.join(lacking)}.",
-                  remove(place, safety="unsafe"))  # fmt: skip
+        yield Hit(
+            place,
+            f"contiguous_memory_optimization needs {' and '.join(lacking)}.",
+            remove(place, safety="unsafe"),
+        )
 
 
 @rule("RC004", "too-few-checkpoints", "error", refused="running")
@@ -120,18 +130,27 @@ def too_few_checkpoints(subject: Subject) -> Iterable[Hit]:
     Source
         deepspeed/runtime/activation_checkpointing/checkpointing.py:405-432
     """
-    place, count = subject.place(f"{BLOCK}.number_checkpoints"), subject.integer(f"{BLOCK}.number_checkpoints")
+    place, count = (
+        subject.place(f"{BLOCK}.number_checkpoints"),
+        subject.integer(f"{BLOCK}.number_checkpoints"),
+    )
     if place is None or count is None or not subject.on(f"{BLOCK}.contiguous_memory_optimization"):
         return
     if subject.model is not None:
         layers = subject.model.layers + subject.model.decoder_layers
         if count < layers:
-            yield Hit(place, f"number_checkpoints is {count}, but {subject.model.name} has {layers} blocks: the "
-                      "forward pass ends in an IndexError.", put(place, layers), at_value=True)  # fmt: skip
+            yield Hit(
+                place,
+                f"number_checkpoints is {count}, but {subject.model.name} has {layers} blocks: the "
+                "forward pass ends in an IndexError.",
+                put(place, layers),
+                at_value=True,
+            )
     elif count < 12:  # no model of the catalogue but T5 small has fewer blocks
         yield Hit(
             place,
-            f"number_checkpoints is {count}: it must be the number of checkpointed blocks, not its square root.",
+            f"number_checkpoints is {count}: it must be the number of checkpointed blocks, not its "
+            "square root.",
             at_value=True,
             severity="warning",
             refused=None,
@@ -153,5 +172,9 @@ def checkpoints_on_the_host_alone(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/activation_checkpointing/checkpointing.py:1183, 606-614
     """
     place = subject.place(f"{BLOCK}.cpu_checkpointing")
-    if place and subject.on(f"{BLOCK}.cpu_checkpointing") and not subject.on(f"{BLOCK}.partition_activations"):
+    if (
+        place
+        and subject.on(f"{BLOCK}.cpu_checkpointing")
+        and not subject.on(f"{BLOCK}.partition_activations")
+    ):
         yield Hit(place, "cpu_checkpointing is documented only together with partition_activations.")

@@ -21,6 +21,7 @@ from trimtab.rules import (  # noqa: F401  importing a family enters its rules
     scheduler,
     types,
     zero,
+    zero_plus_plus,
 )
 from trimtab.rules.base import Rule, entered
 
@@ -37,7 +38,7 @@ FAMILIES: Mapping[str, str] = {
     "RC": "Recomputation: activation checkpointing",
     "CM": "Communication, accumulation and logging",
     "PL": "Parallelism: pipelines, tensors, sequences, experts, DeepCompile",
-    "LD": "Loader: who fills \"auto\" and who else owns a value",
+    "LD": 'Loader: who fills "auto" and who else owns a value',
     "AD": "Advice: what the numbers say of a known model on known machines",
 }
 ALL = "ALL"

@@ -98,7 +98,11 @@ def scheduler_without_params(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/engine.py:1932
     """
     block = subject.raw.get("scheduler")
-    if isinstance(block, Mapping) and block.get("type") is not None and not isinstance(block.get("params"), Mapping):
+    if (
+        isinstance(block, Mapping)
+        and block.get("type") is not None
+        and not isinstance(block.get("params"), Mapping)
+    ):
         absent = block.get("params") is None
         message = "the scheduler has no params, without which the engine fails."
         if not absent:
@@ -116,7 +120,8 @@ def scheduler_parameter_missing(subject: Subject) -> Iterable[Hit]:
     Example
         {"scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 100}}}
     Use instead
-        {"scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 100, "total_num_steps": 10000}}}
+        {"scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 100,
+         "total_num_steps": 10000}}}
     Fix safety
         For Transformers and Accelerate "auto" is added, which they fill: safe. Otherwise nobody knows.
     Source
@@ -127,11 +132,18 @@ def scheduler_parameter_missing(subject: Subject) -> Iterable[Hit]:
     if name is None or not isinstance(block, Mapping) or not isinstance(block.get("params"), Mapping):
         return
     component = subject.schema.component("scheduler", name)
-    needed = [key for key, about in component.params.items() if about.required] if component else REQUIRED.get(name, ())
+    needed = (
+        [key for key, about in component.params.items() if about.required]
+        if component
+        else REQUIRED.get(name, ())
+    )
     missing = [key for key in needed if key not in _params(subject)]
     if name in NEED_OBJECTS:
-        yield Hit(TYPE, f"{name} takes functions or schedulers, which a file cannot hold: make it in the script.",
-                  at_value=True)  # fmt: skip
+        yield Hit(
+            TYPE,
+            f"{name} takes functions or schedulers, which a file cannot hold: make it in the script.",
+            at_value=True,
+        )
     elif missing:
         mend = None
         if subject.fills_auto and missing == ["total_num_steps"]:
@@ -161,7 +173,9 @@ def warm_up_that_is_no_count(subject: Subject) -> Iterable[Hit]:
     if not subject.since("0.19.6"):
         return
     steps = {"LRRangeTest": ("lr_range_test_step_size",), "OneCycle": ("cycle_first_step_size",)}
-    for name in ("warmup_num_steps",) if subject.scheduler in WARMING else steps.get(subject.scheduler or "", ()):
+    for name in (
+        ("warmup_num_steps",) if subject.scheduler in WARMING else steps.get(subject.scheduler or "", ())
+    ):
         value = _params(subject).get(name, AUTO)
         if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
             continue
@@ -172,8 +186,13 @@ def warm_up_that_is_no_count(subject: Subject) -> Iterable[Hit]:
         mend = put(place, 1, safety="safe") if _number(value) == 0 else None
         if isinstance(value, float) and value >= 1 and value.is_integer():
             mend = put(place, int(value), safety="safe")
-        yield Hit(place, f"{name} is {shown(value)}, but must be a whole number above 0.", mend, at_value=True,
-                  refused="building" if not later else "running")  # fmt: skip
+        yield Hit(
+            place,
+            f"{name} is {shown(value)}, but must be a whole number above 0.",
+            mend,
+            at_value=True,
+            refused="building" if not later else "running",
+        )
 
 
 @rule("SC006", "total-steps-that-is-no-number", "error", refused="building")
@@ -195,8 +214,12 @@ def total_steps_no_number(subject: Subject) -> Iterable[Hit]:
     if subject.scheduler in DECAYING and value != AUTO and _number(value) is None and value is not True:
         place = ("scheduler", "params", "total_num_steps")
         digits = isinstance(value, str) and value.isascii() and value.isdigit()
-        yield Hit(place, f"total_num_steps is {shown(value)}, but must be a whole number.",
-                  put(place, int(value), safety="safe") if digits else None, at_value=True)  # fmt: skip
+        yield Hit(
+            place,
+            f"total_num_steps is {shown(value)}, but must be a whole number.",
+            put(place, int(value), safety="safe") if digits else None,
+            at_value=True,
+        )
 
 
 @rule("SC007", "warm-up-longer-than-the-run", "warning")
@@ -222,8 +245,12 @@ def warm_up_longer_than_the_run(subject: Subject) -> Iterable[Hit]:
         default = "" if "warmup_num_steps" in _params(subject) else " (the default)"
         place = ("scheduler", "params", "warmup_num_steps" if not default else "total_num_steps")
         there = ("scheduler", "params", "warmup_num_steps")
-        yield Hit(place, f"warmup_num_steps {warm:g}{default} is more than total_num_steps {total:g}.",
-                  put(there, max(1, int(total // 10))), at_value=True)  # fmt: skip
+        yield Hit(
+            place,
+            f"warmup_num_steps {warm:g}{default} is more than total_num_steps {total:g}.",
+            put(there, max(1, int(total // 10))),
+            at_value=True,
+        )
 
 
 @rule("SC008", "scheduler-overrules-learning-rate", "warning")
@@ -238,7 +265,8 @@ def scheduler_overrules_learning_rate(subject: Subject) -> Iterable[Hit]:
          "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": 10000}}}
     Use instead
         {"optimizer": {"type": "AdamW", "params": {"lr": 0.00002}},
-         "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": 10000, "warmup_max_lr": 0.00002}}}
+         "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": 10000,
+         "warmup_max_lr": 0.00002}}}
     Fix safety
         The peak becomes the optimizer's rate, which changes the run: unsafe.
     Source
@@ -282,5 +310,11 @@ def unknown_warm_up_type(subject: Subject) -> Iterable[Hit]:
         place = ("scheduler", "params", "warmup_type")
         message = f"warmup_type {shown(value)} is taken for log; there are log and linear."
         hashable = isinstance(value, (str, int, float, bool)) or value is None
-        yield Hit(place, message, put(place, "linear"), at_value=True, severity=None if hashable else "error",
-                  refused=None if hashable else "building")  # fmt: skip
+        yield Hit(
+            place,
+            message,
+            put(place, "linear"),
+            at_value=True,
+            severity=None if hashable else "error",
+            refused=None if hashable else "building",
+        )

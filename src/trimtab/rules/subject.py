@@ -194,9 +194,9 @@ class Subject:
         return found
 
     def entries(self) -> Iterator[tuple[KeyPath, Any]]:
-        """Every key of the file with its value, without a ``bfloat16`` block that ``bf16`` makes the engine skip.
+        """Every key of the file with its value, but not the ``bfloat16`` block beside ``bf16``.
 
-        Keys with a dot in them are left out: they are no path, and never a key of DeepSpeed.
+        The engine skips that block. Keys with a dot in them are left out too: they are never DeepSpeed's.
         """
         skipped = "bfloat16" if self.raw.get("bf16") is not None else None
         for place, value in walk(self.raw):
@@ -237,7 +237,11 @@ class Subject:
         modes = [mode for mode in ("bf16", "fp16") if self.on(f"{mode}.enabled")]
         if len(modes) == 2:
             return None
-        if not modes and self.fills_auto and any(self.written(f"{m}.enabled") == AUTO for m in ("bf16", "fp16")):
+        if (
+            not modes
+            and self.fills_auto
+            and any(self.written(f"{m}.enabled") == AUTO for m in ("bf16", "fp16"))
+        ):
             return None
         return modes[0] if modes else "fp32"
 

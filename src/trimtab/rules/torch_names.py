@@ -23,7 +23,8 @@ OPTIMIZERS: Mapping[str, frozenset[str]] = {
     "RMSprop": frozenset(("lr", "alpha", "eps", "weight_decay", "momentum", "centered", *_LOOPS)),
     "Rprop": frozenset(("lr", "etas", "step_sizes", *_LOOPS)),
     "SGD": frozenset((
-        "lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "foreach", "differentiable", "fused",
+        "lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "foreach", "differentiable",
+        "fused",
     )),
     "SparseAdam": frozenset(("lr", "betas", "eps", "maximize")),
 }  # fmt: skip

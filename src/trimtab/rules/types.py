@@ -43,12 +43,22 @@ def _wrong(key: Key, value: Any) -> bool:
     return False
 
 
+_WANTED = {
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "string": "a text",
+    "array": "a list",
+    "object": "an object { }",
+    "null": "null",
+    "any": "anything",
+}
+
+
 def _wanted(key: Key) -> str:
-    names = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "a text",
-             "array": "a list", "object": "an object { }", "null": "null", "any": "anything"}  # fmt: skip
     if key.choices:
         return " or ".join(shown(choice) for choice in key.choices)
-    return " or ".join(names[name] for name in key.types)
+    return " or ".join(_WANTED[name] for name in key.types)
 
 
 def _near_choice(place: KeyPath, key: Key, value: Any) -> Fix | None:
@@ -106,7 +116,9 @@ def out_of_range(subject: Subject) -> Iterable[Hit]:
         broken = out_of_bounds(key, coerced(key, value))
         if broken is not None:
             sign, words = broken
-            at_reading = key.validated and (sign not in key.by_hand or key.path.startswith("zero_optimization.zenflow"))
+            at_reading = key.validated and (
+                sign not in key.by_hand or key.path.startswith("zero_optimization.zenflow")
+            )
             yield Hit(
                 place,
                 f"{key.path} is {shown(value)}, but must be {words}.",
@@ -135,13 +147,15 @@ def unknown_choice(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/zero/config.py:83-90; deepspeed/runtime/config.py:218-230
     """
     for place, key, value in _keys(subject):
-        null = value is None and "null" in key.types and key.path != "torch_autocast.dtype"  # runtime/config.py:187
+        null = (
+            value is None and "null" in key.types and key.path != "torch_autocast.dtype"
+        )  # runtime/config.py:187
         if not key.choices or null or _is_choice(key, value):
             continue
         if key.path == "log_level":
             continue  # CM speaks of it
         if key.path == "tensor_parallel.dtype":
-            message = "tensor_parallel.dtype must be a torch.dtype, which no file can hold: DeepSpeed refuses any text."
+            message = "tensor_parallel.dtype must be a torch.dtype: DeepSpeed refuses every text for it."
             yield Hit(place, message, remove(place, safety="unsafe"))
             continue
         yield Hit(
@@ -157,7 +171,8 @@ def unknown_choice(subject: Subject) -> Iterable[Hit]:
 # 373; runtime/model_checkpointing/config.py:29
 _CHOSEN_AT_READING = frozenset((
     "communication_data_type", "seq_parallel_communication_data_type", "gradient_allreduce_op",
-    "torch_autocast.dtype", "checkpoint.tag_validation", "checkpoint.writer.type", "checkpoint.writer.data_parallel",
+    "torch_autocast.dtype", "checkpoint.tag_validation", "checkpoint.writer.type",
+    "checkpoint.writer.data_parallel",
 ))  # fmt: skip
 
 
@@ -165,7 +180,10 @@ _ZENFLOW = "zero_optimization.zenflow"
 
 
 def _when_chosen(key: Key) -> Refusal:
-    words = "choices" in key.by_hand and key.path not in ("tensor_parallel.dtype", f"{_ZENFLOW}.select_strategy")
+    words = "choices" in key.by_hand and key.path not in (
+        "tensor_parallel.dtype",
+        f"{_ZENFLOW}.select_strategy",
+    )
     if (key.validated and not words) or key.path in _CHOSEN_AT_READING:
         return "reading"
     return "running" if key.path.startswith(("data_efficiency.", "autotuning.")) else "building"
@@ -203,7 +221,13 @@ def unchecked_type(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/config_utils.py:118-140 (get_scalar_param)
     """
     for place, key, value in _keys(subject):
-        if key.validated or key.choices or "object" in key.types or "any" in key.types or key.path in _ELSEWHERE:
+        if (
+            key.validated
+            or key.choices
+            or "object" in key.types
+            or "any" in key.types
+            or key.path in _ELSEWHERE
+        ):
             continue
         refuses = _CHOKES.get(key.path)
         at_reading = refuses is not None and refuses(value)
@@ -214,7 +238,11 @@ def unchecked_type(subject: Subject) -> Iterable[Hit]:
         switch = key.types == ("boolean",)
         means_off = isinstance(value, str) and value.lower() in FALSE
         fatal = at_reading or (not switch and "string" not in key.types) or means_off
-        taken = f", and DeepSpeed takes it for {'true' if value else 'false'}" if switch and not at_reading else ""
+        taken = (
+            f", and DeepSpeed takes it for {'true' if value else 'false'}"
+            if switch and not at_reading
+            else ""
+        )
         yield Hit(
             place,
             f"{key.path} is {shown(value)}, but should be {_wanted(key)}{taken}.",
@@ -271,11 +299,14 @@ _CHOKES: Mapping[str, Callable[[Any], bool]] = {
     "flops_profiler.enabled": _not_integral,
     "vocabulary_size": lambda value: bool(value) and not isinstance(value, (int, float)),
     "checkpoint.parallel_write.pipeline_stage": lambda value: value not in (True, False),
-    "torch_autocast.lower_precision_safe_modules": lambda value: not (
-        isinstance(value, (str, dict)) or (isinstance(value, list) and all(isinstance(x, str) for x in value))
+    "torch_autocast.lower_precision_safe_modules": lambda value: (
+        not (
+            isinstance(value, (str, dict))
+            or (isinstance(value, list) and all(isinstance(x, str) for x in value))
+        )
     ),
-    "data_types.keep_in_fp32_modules": lambda value: not (
-        isinstance(value, list) and all(isinstance(x, str) for x in value)
+    "data_types.keep_in_fp32_modules": lambda value: (
+        not (isinstance(value, list) and all(isinstance(x, str) for x in value))
     ),
     "data_efficiency.data_sampling.dynamic_batching.min_batch_size": _no_int,
     "data_efficiency.data_sampling.dynamic_batching.max_batch_size": _no_int,
@@ -354,7 +385,9 @@ def _auto_blocks(subject: Subject) -> Iterator[Hit]:
             continue
         if key.validated or key.path in (*_OPAQUE, *PARAMETERS, "timers"):
             continue  # typed sections drop it (runtime/config_utils.py:54), others never look
-        yield Hit(place, f'{key.path} is "auto", but nobody fills a whole block.', remove(place), at_value=True)
+        yield Hit(
+            place, f'{key.path} is "auto", but nobody fills a whole block.', remove(place), at_value=True
+        )
 
 
 @rule("TY006", "wrong-element-type", "error", refused="reading")
@@ -379,7 +412,9 @@ def wrong_element_type(subject: Subject) -> Iterable[Hit]:
             if wrong:
                 wanted = " or ".join(map(shown, key.item_choices)) if key.item_choices else "a text"
                 yield Hit(
-                    (*place, index), f"{key.path} holds {shown(item)}, but each must be {wanted}.", at_value=True
+                    (*place, index),
+                    f"{key.path} holds {shown(item)}, but each must be {wanted}.",
+                    at_value=True,
                 )
 
 
@@ -401,14 +436,19 @@ def loss_scale_not_a_number(subject: Subject) -> Iterable[Hit]:
         if key.path not in _SCALE or not key.validated:
             continue
         if _fp16_scale(key, value):
-            yield Hit(place, f"{key.path} is {shown(value)}, but must be a {_SCALE[key.path]}.", at_value=True)
+            yield Hit(
+                place, f"{key.path} is {shown(value)}, but must be a {_SCALE[key.path]}.", at_value=True
+            )
             continue
         if _wrong(key, value):
             continue
         dynamic = subject.on("fp16.enabled") and subject.amount("fp16.loss_scale") == 0
         if dynamic and key.path != "fp16.loss_scale" and coerced(key, value) <= 0:
-            yield Hit(place, f"{key.path} is {shown(value)}, but must be above 0 while the scale is dynamic.",
-                      at_value=True)  # fmt: skip
+            yield Hit(
+                place,
+                f"{key.path} is {shown(value)}, but must be above 0 while the scale is dynamic.",
+                at_value=True,
+            )
 
 
 _SCALE = {

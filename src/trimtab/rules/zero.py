@@ -12,8 +12,12 @@ from trimtab.source.edit import SetValue
 ZERO = "zero_optimization"
 
 
-def _z(name: str) -> str:
+def zero_path(name: str) -> str:
+    """The dotted path of a key of the block."""
     return f"{ZERO}.{name}"
+
+
+_z = zero_path
 
 
 @rule("ZR001", "zero-as-a-switch", "warning")
@@ -65,7 +69,8 @@ def stage_without_optimizer(subject: Subject) -> Iterable[Hit]:
     place = subject.place(_z("stage")) or (ZERO,)
     yield Hit(
         place,
-        f"ZeRO stage {subject.stage} needs an optimizer, and the file names none: the script must pass one to "
+        f"ZeRO stage {subject.stage} needs an optimizer, and the file names none: the script must "
+        "pass one to "
         "deepspeed.initialize, or the run stops.",
         at_value=True,
     )
@@ -96,11 +101,19 @@ def gradient_norm_off(subject: Subject) -> Iterable[Hit]:
     if (subject.amount("gradient_clipping") or 0) > 0:
         default = "" if subject.has("gradient_clipping") else " (the default)"
         clipping = f"gradient clipping at {subject.amount('gradient_clipping'):g}{default}"
-        yield Hit(place, f"compute_grad_norm is off, but {clipping} needs the norm.", remove(place),
-                  refused="building")  # fmt: skip
+        yield Hit(
+            place,
+            f"compute_grad_norm is off, but {clipping} needs the norm.",
+            remove(place),
+            refused="building",
+        )
     elif subject.offload("optimizer") != "none" or subject.block(_z("zenflow")):
-        yield Hit(place, "compute_grad_norm is off, which offload and ZenFlow refuse.", remove(place),
-                  refused="building")  # fmt: skip
+        yield Hit(
+            place,
+            "compute_grad_norm is off, which offload and ZenFlow refuse.",
+            remove(place),
+            refused="building",
+        )
 
 
 @rule("ZR004", "retired-stage-1", "error", refused="building")
@@ -145,14 +158,18 @@ def scaled_gradients_with_reduce_scatter(subject: Subject) -> Iterable[Hit]:
         return
     place = subject.place("prescale_gradients")
     if place is not None and subject.on("prescale_gradients"):
-        yield Hit(place, f"prescale_gradients is refused at stage {subject.stage} while reduce_scatter is on.",
-                  remove(place, safety="unsafe"))  # fmt: skip
+        yield Hit(
+            place,
+            f"prescale_gradients is refused at stage {subject.stage} while reduce_scatter is on.",
+            remove(place, safety="unsafe"),
+        )
     factor = subject.amount("gradient_predivide_factor")
     place = subject.place("gradient_predivide_factor")
     if place is not None and factor is not None and factor != 1:
         yield Hit(
             place,
-            f"gradient_predivide_factor {factor:g} is refused at stage {subject.stage} while reduce_scatter is on.",
+            f"gradient_predivide_factor {factor:g} is refused at stage {subject.stage} while "
+            "reduce_scatter is on.",
             remove(place, safety="unsafe"),
         )
 
@@ -246,7 +263,12 @@ def setting_that_stage_3_ignores(subject: Subject) -> Iterable[Hit]:
     """
     if subject.stage != 3:
         return
-    for name in ("round_robin_gradients", "parameter_alignment", "elastic_checkpoint", "allgather_bucket_size"):
+    for name in (
+        "round_robin_gradients",
+        "parameter_alignment",
+        "elastic_checkpoint",
+        "allgather_bucket_size",
+    ):
         place = subject.place(_z(name))
         key = subject.schema.key(_z(name))
         if place is None or key is None or subject.written(_z(name)) == AUTO:
@@ -254,116 +276,6 @@ def setting_that_stage_3_ignores(subject: Subject) -> Iterable[Hit]:
         if subject.value(_z(name)) in (key.default, None):
             continue
         yield Hit(place, f"{name} does nothing at stage 3.", remove(place))
-
-
-@rule("ZR009", "hpz-that-does-not-divide", "error", refused="building")
-def hpz_that_does_not_divide(subject: Subject) -> Iterable[Hit]:
-    """Finds a secondary partition (hpZ) that does not divide the GPUs.
-
-    Why is this bad?
-        The groups are formed by division and the engine asserts that nothing is left over. hpZ is meant to
-        be the number of GPUs of one node: across nodes it saves nothing.
-    Example
-        With `--gpus-per-node 8 --nodes 2`:
-        {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 3}}
-    Use instead
-        With `--gpus-per-node 8 --nodes 2`:
-        {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}}
-    Fix safety
-        The GPUs of one node are set, as hpZ is meant: unsafe.
-    Source
-        deepspeed/utils/groups.py:944-945
-    """
-    size, place = subject.integer(_z("zero_hpz_partition_size")), subject.place(_z("zero_hpz_partition_size"))
-    world, node = subject.world.size, subject.world.gpus_per_node
-    if place is None or size is None or size <= 1 or subject.stage != 3 or world is None or node is None:
-        return
-    if size > world:
-        yield Hit(place, f"zero_hpz_partition_size {size} is more than the {world} GPUs there are: it becomes {world}.",
-                  put(place, node), at_value=True, severity="warning", refused=None)  # fmt: skip
-    elif world % size:
-        yield Hit(
-            place,
-            f"zero_hpz_partition_size {size} does not divide {world} GPUs.",
-            put(place, node),
-            at_value=True,
-        )
-    elif size > node:
-        yield Hit(
-            place,
-            f"zero_hpz_partition_size {size} reaches over nodes of {node} GPUs: weights then cross the network, "
-            "which it exists to avoid.",
-            put(place, node),
-            at_value=True,
-            severity="warning",
-            refused=None,
-        )
-
-
-@rule("ZR010", "quantized-gradients-without-effect", "warning")
-def quantized_gradients_without_effect(subject: Subject) -> Iterable[Hit]:
-    """Finds quantized gradients (qgZ) on one node.
-
-    Why is this bad?
-        They act only between nodes: on one node the key does nothing.
-    Example
-        With `--gpus-per-node 8 --nodes 1`:
-        {"zero_optimization": {"stage": 3, "zero_quantized_gradients": true}}
-    Use instead
-        With `--gpus-per-node 8 --nodes 2`:
-        {"zero_optimization": {"stage": 3, "zero_quantized_gradients": true}}
-    Fix safety
-        The key is removed, which changes nothing on one node.
-    Source
-        deepspeed/runtime/engine.py:2159; deepspeed/utils/groups.py:738-764
-    """
-    place = subject.place(_z("zero_quantized_gradients"))
-    if place is None or not subject.on(_z("zero_quantized_gradients")) or subject.stage != 3:
-        return
-    if subject.world.nodes == 1:
-        yield Hit(place, "zero_quantized_gradients does nothing on one node.", remove(place))
-
-
-@rule("ZR011", "quantized-gradients-without-reduce-scatter", "error", refused="building")
-def quantized_gradients_without_reduce_scatter(subject: Subject) -> Iterable[Hit]:
-    """Finds quantized gradients (qgZ) with reduce_scatter switched off.
-
-    Why is this bad?
-        Stage 3 asserts that reduce_scatter is on.
-    Example
-        {"zero_optimization": {"stage": 3, "zero_quantized_gradients": true, "reduce_scatter": false},
-         "optimizer": {"type": "AdamW"}}
-    Use instead
-        {"zero_optimization": {"stage": 3, "zero_quantized_gradients": true}, "optimizer": {"type": "AdamW"}}
-    Fix safety
-        reduce_scatter is removed, so that its default, on, holds: unsafe.
-    Source
-        deepspeed/runtime/zero/stage3.py:389-390
-    """
-    place = subject.place(_z("reduce_scatter"))
-    if subject.stage == 3 and place and subject.off(_z("reduce_scatter")):
-        if subject.on(_z("zero_quantized_gradients")):
-            yield Hit(place, "zero_quantized_gradients needs reduce_scatter, which is off.",
-                      remove(place, safety="unsafe"))  # fmt: skip
-
-
-@rule("ZR012", "quantized-weights-with-autocast", "error", refused="building")
-def quantized_weights_with_autocast(subject: Subject) -> Iterable[Hit]:
-    """Finds quantized weights (qwZ) together with torch_autocast.
-
-    Why is this bad?
-        The engine asserts that they are not used together.
-    Example
-        {"zero_optimization": {"stage": 3, "zero_quantized_weights": true},
-         "torch_autocast": {"enabled": true, "dtype": "bfloat16"}}
-    Use instead
-        {"zero_optimization": {"stage": 3, "zero_quantized_weights": true}, "bf16": {"enabled": true}}
-    Source
-        deepspeed/runtime/torch_autocast.py:32
-    """
-    place = subject.place(_z("zero_quantized_weights"))
-    if place and subject.on(_z("zero_quantized_weights")) and subject.on("torch_autocast.enabled"):
-        yield Hit(place, "zero_quantized_weights and torch_autocast are refused together.")
 
 
 @rule("ZR013", "odd-allgather-bucket", "error", refused="building")
@@ -374,7 +286,8 @@ def odd_allgather_bucket(subject: Subject) -> Iterable[Hit]:
         Stages 1 and 2 assert that it is even (NCCL wants aligned starts), though they no longer use it
         otherwise: with any torch that has all_gather_into_tensor each group is gathered in one call.
     Example
-        {"zero_optimization": {"stage": 2, "allgather_bucket_size": 200000001}, "optimizer": {"type": "AdamW"}}
+        {"zero_optimization": {"stage": 2, "allgather_bucket_size": 200000001},
+         "optimizer": {"type": "AdamW"}}
     Use instead
         {"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}}
     Fix safety
@@ -410,12 +323,16 @@ def default_written_out(subject: Subject) -> Iterable[Hit]:
             continue
         default = subject.stage == 3 if name == "overlap_comm" else key.default
         if subject.value(_z(name)) == default and type(subject.value(_z(name))) is type(default):
-            yield Hit(place, f"{name} {shown(default)} is the default at stage {subject.stage}: this tunes nothing.",
-                      remove(place))  # fmt: skip
+            yield Hit(
+                place,
+                f"{name} {shown(default)} is the default at stage {subject.stage}: this tunes nothing.",
+                remove(place),
+            )
 
 
 _TUNING = (
-    "overlap_comm", "reduce_bucket_size", "allgather_bucket_size", "sub_group_size", "stage3_prefetch_bucket_size",
+    "overlap_comm", "reduce_bucket_size", "allgather_bucket_size", "sub_group_size",
+    "stage3_prefetch_bucket_size",
     "stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance",
 )  # fmt: skip
 
@@ -464,7 +381,8 @@ def no_16_bit_weights_on_save(subject: Subject) -> Iterable[Hit]:
         {"train_micro_batch_size_per_gpu": "auto", "zero_optimization": {"stage": 3}}
     Use instead
         With `--loader transformers`:
-        {"train_micro_batch_size_per_gpu": "auto", "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": true}}
+        {"train_micro_batch_size_per_gpu": "auto", "zero_optimization": {"stage": 3,
+         "stage3_gather_16bit_weights_on_model_save": true}}
     Fix safety
         Saving then gathers the weights, which takes memory of one whole model in 16 bits: unsafe.
     Source
