@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trimtab import catalogue, errors
     from trimtab.catalogue import load_config
+    from trimtab.check import check
     from trimtab.cluster import Cluster, find_gpu
     from trimtab.config import Config
     from trimtab.errors import TrimtabError
+    from trimtab.findings import Finding
     from trimtab.job import Job
     from trimtab.model import Model, find_model
 
@@ -25,11 +27,13 @@ __version__ = "0.1.0"
 __all__ = [
     "Cluster",
     "Config",
+    "Finding",
     "Job",
     "Model",
     "TrimtabError",
     "__version__",
     "catalogue",
+    "check",
     "errors",
     "find_gpu",
     "find_model",
@@ -40,9 +44,11 @@ _MODULES = ("catalogue", "errors")
 _HOMES = {
     "Cluster": "trimtab.cluster",
     "Config": "trimtab.config",
+    "Finding": "trimtab.findings",
     "Job": "trimtab.job",
     "Model": "trimtab.model",
     "TrimtabError": "trimtab.errors",
+    "check": "trimtab.check",
     "find_gpu": "trimtab.cluster",
     "find_model": "trimtab.model",
     "load_config": "trimtab.catalogue",

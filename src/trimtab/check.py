@@ -1,9 +1,8 @@
 """The linter: configurations in, findings out.
 
 >>> from trimtab.check import check
->>> report = check({"train_micro_batch_size_per_gpu": 1,
-"zero_optimization": {"stage": 4}}, deepspeed="0.19.8")
->>> [finding.code for finding in report.findings if finding.severity == "error"]
+>>> config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 4}}
+>>> [finding.code for finding in check(config, deepspeed="0.19.8").at_least("error")]
 ['TY003']
 """
 
@@ -55,9 +54,18 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as `trimtab check --json` prints it."""
-        from trimtab.report.findings_json import document
-
-        return document(self)
+        counts = dict.fromkeys(SEVERITIES, 0)
+        for finding in self.findings:
+            counts[finding.severity] += 1
+        return {
+            "deepspeed": self.version.name,
+            "deepspeed_asked": self.version.asked,
+            "files": list(self.files),
+            "ok": self.ok,
+            "counts": counts,
+            "suppressed": self.suppressed,
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
 
 
 def check(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from trimtab.source.edit import Edit
+from trimtab.source.edit import Edit, RenameKey, SetValue
 from trimtab.source.tree import KeyPath
 
 Severity = Literal["error", "warning", "info"]
@@ -26,6 +26,19 @@ class Fix:
     title: str
     safety: Safety
     edits: tuple[Edit, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fix as it stands in `trimtab check --json`."""
+        return {"title": self.title, "safety": self.safety, "edits": [_edit(edit) for edit in self.edits]}
+
+
+def _edit(edit: Edit) -> dict[str, Any]:
+    path = list(edit.key_path)
+    if isinstance(edit, SetValue):
+        return {"action": "set", "key_path": path, "value": edit.value}
+    if isinstance(edit, RenameKey):
+        return {"action": "rename", "key_path": path, "name": edit.name}
+    return {"action": "remove", "key_path": path}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,3 +67,20 @@ class Finding:
     def dotted(self) -> str:
         """The key path as people write it: ``zero_optimization.stage``."""
         return ".".join(map(str, self.key_path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding as it stands in `trimtab check --json`."""
+        return {
+            "code": self.code,
+            "name": self.name,
+            "severity": self.severity,
+            "message": self.message,
+            "file": self.file,
+            "line": self.line,
+            "column": self.column,
+            "end_line": self.end_line,
+            "end_column": self.end_column,
+            "key_path": self.dotted,
+            "refused": self.refused,
+            "fix": self.fix.to_dict() if self.fix else None,
+        }

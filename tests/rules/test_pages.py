@@ -16,7 +16,7 @@ from trimtab.rules.registry import FAMILIES, rules
 from trimtab.source import Source
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "rules"
-REWRITE = bool(os.environ.get("TRIMTAB_REWRITE_GOLDEN"))
+REWRITE = bool(os.environ.get("TRIMTAB_ACCEPT_GOLDEN"))
 ALL = list(rules().values())
 
 

@@ -33,6 +33,9 @@ class OutputFormat(str, Enum):
     junit = "junit"
 
 
+FORMATS_HELP = f"How to print: {', '.join(one.value for one in OutputFormat)}."
+
+
 class FailOn(str, Enum):
     """The least severity that makes the exit code 1."""
 
@@ -44,7 +47,7 @@ class FailOn(str, Enum):
 
 Paths = Annotated[
     list[str],
-    typer.Argument(metavar="PATH...", help="Files, folders, names from `trimtab list`, or - for stdin."),
+    typer.Argument(metavar="PATH", help="Files, folders, names from `trimtab list`, or - for stdin."),
 ]
 
 
@@ -74,7 +77,7 @@ def check(
     diff: Annotated[
         bool, typer.Option("--diff", help="Show what fixing would change, and change nothing.")
     ] = False,
-    output_format: Annotated[OutputFormat, typer.Option(help="How to print.")] = OutputFormat.full,
+    output_format: Annotated[OutputFormat, typer.Option(metavar="FORMAT", help=FORMATS_HELP)] = OutputFormat.full,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     output_file: Annotated[
         Path | None, typer.Option("--output-file", "-o", metavar="FILE", help="Write there, not to stdout.")
@@ -87,7 +90,7 @@ def check(
     ] = None,
     isolated: Annotated[bool, typer.Option("--isolated", help="Read no settings.")] = False,
 ) -> int:
-    """Find what is wrong with DeepSpeed configurations, and fix it.
+    """Find what is wrong with configurations, and fix it.
 
     Reads JSON (with comments, as DeepSpeed does) and the YAML files of Accelerate and of training arguments
     that point at one. Says what DeepSpeed will refuse, what it will silently ignore, and what will hurt.
@@ -95,7 +98,7 @@ def check(
     \b
     Examples:
       trimtab check ds_config.json
-      trimtab check ds_config.json --gpus-per-node 8 --nodes 4 --loader transformers
+      trimtab check ds_config.json --loader transformers --gpus-per-node 8
       trimtab check configs/ --fix --diff
       trimtab explain ZR003
     """

@@ -15,7 +15,7 @@ def diff(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
-    """Show how two configurations differ in effect, not in text.
+    """Show how two configurations differ in effect.
 
     Defaults are filled in, and aliases, deprecated names and spellings of numbers resolved. The exit code is
     1 where DeepSpeed would do something else.

@@ -25,7 +25,7 @@ def fix(
     gpus_per_node: Annotated[int | None, typer.Option(metavar="N", help="GPUs in each node.")] = None,
     nodes: Annotated[int | None, typer.Option(metavar="N", help="Nodes.")] = None,
 ) -> int:
-    """Fix what can be fixed in DeepSpeed configurations; comments and order stay.
+    """Fix what can be fixed; comments and order stay.
 
     The same as `trimtab check --fix`, which has more options.
 

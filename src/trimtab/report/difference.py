@@ -31,7 +31,7 @@ def _values(change: Change) -> str:
 def _value(value: Any, written: bool) -> str:
     if value is ABSENT:
         return ABSENT
-    shown = json.dumps(value)
+    shown: str = json.dumps(value)
     if isinstance(value, int) and not isinstance(value, bool):
         shown = f"{value:,}"
     return shown if written else f"{shown} (default)"

@@ -30,6 +30,10 @@ def _unknown_below(
         place = (*above, name)
         if name == "bfloat16" and not above and block.get("bf16") is not None:
             continue  # KY007: the engine does not look at it
+        if "." in name:  # a path written as one key
+            if schema.unknown_key_behaviour(".".join(map(str, above))) == behaviour:
+                yield place, ".".join(map(str, place)), value
+            continue
         dotted = schema.canonical(".".join(map(str, place)))
         if dotted == BLOCK or name.startswith(COMMENTS) or dotted.startswith("trimtab."):
             continue
@@ -45,6 +49,13 @@ def _unknown_below(
 def _retired(subject: Subject, dotted: str) -> bool:
     """Whether another release knows the key; KY003 to KY005 speak of those."""
     return subject.schema.any_version(dotted) is not None
+
+
+def _near(subject: Subject, place: KeyPath, dotted: str) -> Nearest | None:
+    """The key that an unknown one means; a path written as one key means itself, in blocks."""
+    if "." in str(place[-1]) and subject.schema.key(dotted) is not None:
+        return Nearest(path=dotted, reason="moved")
+    return subject.schema.nearest(dotted)
 
 
 def _meant(near: Nearest | None, above: str) -> str:
@@ -100,8 +111,8 @@ def unknown_key(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/config_utils.py:106
     """
     for place, dotted, value in _unknown(subject, "refused"):
-        near = subject.schema.nearest(dotted)
-        block = dotted.rpartition(".")[0]
+        near = _near(subject, place, dotted)
+        block = ".".join(map(str, place[:-1]))
         message = f"{block} has no key '{place[-1]}', and DeepSpeed refuses it.{_meant(near, block)}"
         yield Hit(place, message, _mend(subject, place, value, near))
 
@@ -124,8 +135,8 @@ def ignored_key(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/config.py:482-588
     """
     for place, dotted, value in [*_unknown(subject, "ignored"), *_pipeline(subject)]:
-        near = subject.schema.nearest(dotted)
-        block = dotted.rpartition(".")[0]
+        near = _near(subject, place, dotted)
+        block = ".".join(map(str, place[:-1]))
         where = f"{block} has" if block else "DeepSpeed has"
         message = f"{where} no key '{place[-1]}': it is silently ignored.{_meant(near, block)}"
         yield Hit(place, message, _mend(subject, place, value, near))
