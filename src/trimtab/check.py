@@ -107,8 +107,15 @@ def check(
 def collect(
     items: Iterable[Given], settings: Settings, *, written: Written | None = None
 ) -> Iterator[Source]:
-    """The texts to judge: each item read, catalogue names and folders replaced by their files."""
-    for item in _files(items, settings):
+    """The texts to judge: each item read, a catalogue name as its file, a folder as what it holds."""
+    for item in items:
+        if not isinstance(item, Mapping):
+            name = os.fspath(item)
+            if name in catalogue.names() and not os.path.exists(name):
+                item = catalogue.path(name)
+            elif _is_folder(name):
+                yield from _configurations_in(name, settings)
+                continue
         yield read_source(item, written=written)
 
 
@@ -155,19 +162,6 @@ def _folder_of(items: Sequence[Given]) -> Path:
     return Path()
 
 
-def _files(items: Iterable[Given], settings: Settings) -> Iterator[Given]:
-    """What to read: catalogue names as their files, folders as the configurations in them."""
-    for item in items:
-        if isinstance(item, Mapping):
-            yield item
-        elif os.fspath(item) in catalogue.names() and not os.path.exists(item):
-            yield catalogue.path(os.fspath(item))
-        elif _is_folder(os.fspath(item)):
-            yield from _configurations_in(Path(item), settings)
-        else:
-            yield item
-
-
 def _is_folder(name: str) -> bool:
     try:
         return os.path.isdir(name)
@@ -175,14 +169,12 @@ def _is_folder(name: str) -> bool:
         return False
 
 
-def _configurations_in(folder: Path, settings: Settings) -> Iterator[str]:
+def _configurations_in(folder: str, settings: Settings) -> Iterator[Source]:
     for above, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "node_modules")
         for name in sorted(names):
             file = os.path.join(above, name)
-            if (
-                name.endswith(SUFFIXES)
-                and not settings.excluded(file)
-                and _TELLING & set(read_source(file).mapping)
-            ):
-                yield file
+            if name.endswith(SUFFIXES) and not settings.excluded(file):
+                source = read_source(file)
+                if _TELLING & set(source.mapping):
+                    yield source

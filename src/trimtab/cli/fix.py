@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from trimtab.cli.check import Paths, check
+from trimtab.cli.check import Paths
+from trimtab.cli.checking import run
 
 
 def fix(
@@ -34,7 +35,7 @@ def fix(
       trimtab fix ds_config.json --diff
       trimtab fix ds_config.json --unsafe
     """
-    return check(
+    return run(
         paths, fix=True, unsafe_fixes=unsafe, diff=diff, deepspeed=deepspeed, loader=loader,
         gpus_per_node=gpus_per_node, nodes=nodes,
     )  # fmt: skip

@@ -8,8 +8,6 @@ the first and not the second, and that its fix turns the first into something it
 from __future__ import annotations
 
 import re
-import shlex
-import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal, TypeVar
@@ -178,6 +176,8 @@ def shown(value: object) -> str:
 
 
 def _page(docstring: str) -> Page:
+    import textwrap
+
     head, _, rest = docstring.partition("\n")
     lines = [head.strip(), *textwrap.dedent(rest).splitlines()]
     parts: dict[str, list[str]] = {"": []}
@@ -201,6 +201,8 @@ def _page(docstring: str) -> Page:
 
 def _sample(text: str) -> Sample:
     """A sample, whose flags stand before it: With `--nodes 2`:"""
+    import shlex
+
     match = _WITH.match(text)
     if not match:
         return Sample(text=text)

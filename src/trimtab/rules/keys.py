@@ -42,7 +42,7 @@ def _unknown_below(
         if schema.key(dotted) is None:
             if schema.behaviour(dotted) == behaviour and not _retired(subject, dotted):
                 yield place, dotted, value
-        elif isinstance(value, Mapping) and schema.section(dotted) is not None:
+        elif isinstance(value, Mapping) and schema.is_section(dotted):
             yield from _unknown_below(subject, value, place, behaviour)
 
 
@@ -404,7 +404,7 @@ def _taken(component: Component) -> str:
 
 def _standing(subject: Subject) -> Iterator[tuple[KeyPath, str]]:
     """Every key of the file with the schema's name of it, the trimtab block and parameters left out."""
-    for place, _ in subject.entries():
+    for place, _ in subject.entries:
         dotted = subject.schema.canonical(".".join(map(str, place)))
         if place[0] != BLOCK and not any(dotted.startswith(f"{block}.") for block in PARAMETERS):
             yield place, dotted

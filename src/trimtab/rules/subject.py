@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from trimtab.config import AUTO, DEEPSPEED_OPTIMIZERS
+from trimtab.config import AUTO, BLOCK, DEEPSPEED_OPTIMIZERS
 from trimtab.job import Job
 from trimtab.rules.coercion import Misfit, coerced, number, true_or_false, whole
-from trimtab.schema import Schema
+from trimtab.schema import Key, Schema
 from trimtab.source.pointer import OwnedValue, Pointer
 from trimtab.source.tree import KeyPath, Source
 
@@ -189,19 +189,33 @@ class Subject:
     def _places(self) -> dict[str, list[KeyPath]]:
         """Every key that stands in the file, under the schema's name of it."""
         found: dict[str, list[KeyPath]] = {}
-        for place, _ in self.entries():
+        for place, _ in self.entries:
             found.setdefault(self.schema.canonical(".".join(map(str, place))), []).append(place)
         return found
 
-    def entries(self) -> Iterator[tuple[KeyPath, Any]]:
+    @cached_property
+    def entries(self) -> tuple[tuple[KeyPath, Any], ...]:
         """Every key of the file with its value, but not the ``bfloat16`` block beside ``bf16``.
 
         The engine skips that block. Keys with a dot in them are left out too: they are never DeepSpeed's.
         """
         skipped = "bfloat16" if self.raw.get("bf16") is not None else None
-        for place, value in walk(self.raw):
-            if place[0] != skipped and not any("." in str(part) for part in place):
-                yield place, value
+        return tuple(
+            (place, value)
+            for place, value in walk(self.raw)
+            if place[0] != skipped and not any("." in str(part) for part in place)
+        )
+
+    @cached_property
+    def known(self) -> tuple[tuple[KeyPath, Key, Any], ...]:
+        """The entries that this release reads, parameters of optimizers and schedulers left out."""
+        found = []
+        for place, value in self.entries:
+            parameter = len(place) > 2 and place[:2] in (("optimizer", "params"), ("scheduler", "params"))
+            key = None if parameter or place[0] == BLOCK else self.schema.key(".".join(map(str, place)))
+            if key is not None:
+                found.append((place, key, value))
+        return tuple(found)
 
     def doubles(self) -> Iterator[tuple[str, list[KeyPath]]]:
         """Keys that stand under more than one of their names."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from trimtab.config import AUTO, BLOCK
+from trimtab.config import AUTO
 from trimtab.errors import nearest
 from trimtab.findings import Fix, Refusal
 from trimtab.rules.base import Hit, put, remove, rule, shown
@@ -26,12 +26,8 @@ _ELSEWHERE = frozenset(("optimizer.type", "scheduler.type", "optimizer.params", 
 
 def _keys(subject: Subject) -> Iterator[tuple[KeyPath, Key, Any]]:
     """Every known key that stands in the file, with its value; ``"auto"`` has its own rules."""
-    for place, value in subject.entries():
-        dotted = subject.schema.canonical(".".join(map(str, place)))
-        if place[0] == BLOCK or value == AUTO or dotted.startswith(tuple(f"{name}." for name in PARAMETERS)):
-            continue
-        key = subject.schema.key(dotted)
-        if key is not None and dotted not in BATCH:
+    for place, key, value in subject.known:
+        if value != AUTO and key.path not in BATCH:
             yield place, key, value
 
 
@@ -379,7 +375,7 @@ def _as_block(subject: Subject, place: KeyPath, key: Key, value: Any) -> Fix | N
 def _auto_blocks(subject: Subject) -> Iterator[Hit]:
     """``"auto"`` for a whole block at the top: only values can be filled."""
     monitors = ("tensorboard", "wandb", "csv_monitor", "comet")
-    for place, value in subject.entries():
+    for place, value in subject.entries:
         key = subject.schema.key(".".join(map(str, place)))
         if value != AUTO or key is None or "object" not in key.types or key.path in monitors:
             continue
