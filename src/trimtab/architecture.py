@@ -34,21 +34,8 @@ _BERTS = frozenset(_FAMILIES["bert"])
 _LAYER_NORM = _BERTS | {"phi", "gpt2", "gptj", "gpt_neo", "gpt_neox", "opt", "bloom", "falcon", "stablelm",
                         "starcoder2", "olmo"}  # fmt: skip
 _LEARNED_POSITIONS = _BERTS | {"gpt2", "gpt_neo", "opt"}
-_GATED = frozenset(
-    {
-        "llama",
-        "mistral",
-        "qwen2",
-        "qwen3",
-        "gemma",
-        "gemma2",
-        "gemma3_text",
-        "phi3",
-        "stablelm",
-        "olmo",
-        "olmo2",
-    }
-)
+_GATED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3",
+                    "stablelm", "olmo", "olmo2"})  # fmt: skip
 _EMBEDDING_DROPOUT_AS_RESIDUAL = _BERTS | {"gpt_neox", "t5", "mt5"}
 # A head of these classes has its own width, free of hidden_size / heads.
 _FREE_HEAD_DIM = frozenset({"llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3_text", "t5", "mt5"})
@@ -240,15 +227,8 @@ def _labels(c: Fields) -> int:
 
 def _dropouts(c: Fields, model_type: str) -> dict[str, float]:
     """Where each class drops, read from its modeling file in transformers 5.17."""
-    residual = c.share(
-        "residual_dropout",
-        "resid_pdrop",
-        "resid_dropout",
-        "hidden_dropout_prob",
-        "hidden_dropout",
-        "dropout_rate",
-        "dropout",
-    )
+    residual = c.share("residual_dropout", "resid_pdrop", "resid_dropout", "hidden_dropout_prob",
+                       "hidden_dropout", "dropout_rate", "dropout")  # fmt: skip
     embedding = c.share("embedding_dropout", "embd_pdrop", "embed_dropout")
     if model_type in _EMBEDDING_DROPOUT_AS_RESIDUAL:
         embedding = residual

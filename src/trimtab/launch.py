@@ -99,14 +99,8 @@ def environment(launch: Launch, base: Mapping[str, str] | None = None) -> dict[s
         # a machine's own name need not resolve; the loopback device is always there
         values.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if launch.launcher == "none":
-        values.update(
-            RANK="0",
-            WORLD_SIZE="1",
-            LOCAL_RANK="0",
-            LOCAL_WORLD_SIZE="1",
-            MASTER_ADDR=LOOPBACK,
-            MASTER_PORT=str(launch.port),
-        )
+        values.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1",
+                      MASTER_ADDR=LOOPBACK, MASTER_PORT=str(launch.port))  # fmt: skip
     return values
 
 

@@ -94,6 +94,7 @@ def test_every_command_file_is_in_the_table() -> None:
         "__init__",
         "checking",
         "commands",
+        "job_flags",
         "main",
     }
 

@@ -76,8 +76,9 @@ def efficient(
 ) -> Tensor:
     """``_efficient_attention_forward``: as flash, and the bias.
 
-    A bias whose rows are not aligned, or that is a permuted view (``strided``), is copied with its last dimension
-    padded to the next multiple of 8 (``pad_bias``); one that trains gets a gradient of the whole score matrix.
+    A bias whose rows are not aligned, or that is a permuted view (``strided``), is copied with its last
+    dimension padded to the next multiple of 8 (``pad_bias``); one that trains gets a gradient of the whole
+    score matrix.
     """
     rows = shape.batch * shape.heads * (-(-shape.queries // 32) * 32)
     inputs: tuple[Tensor | None, ...] = (q, k, v)
@@ -107,24 +108,48 @@ def efficient(
 
 
 def plain(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape, bias: Tensor | None = None) -> Tensor:
-    """``_scaled_dot_product_attention_math``: everything written out in fp32 (aten native/transformers/attention.cpp).
+    """``_scaled_dot_product_attention_math``: everything written out in fp32.
 
-    Taken where no fused kernel can: a bias whose last dimension is strided, as T5's (sdp_utils.cpp,
-    ``check_last_dim_stride_equals_1_dense``).
+    aten native/transformers/attention.cpp.  Taken where no fused kernel can: a bias whose last dimension is
+    strided, as T5's (sdp_utils.cpp, ``check_last_dim_stride_equals_1_dense``).
     """
     item = v.item
-    q, k, v = (ops.cast(m, x, ops.FLOAT) for x in (q, k, v))
-    q = ops.scale(m, q)
-    scores = _product(m, q, ops.scale(m, k), shape.scores, flops=shape.flops, copies=(True, True))
-    del q, k
-    if bias is not None:  # added in place
-        scores = m.op(scores.numel, (scores, bias), (PASS, scores.bytes), item=ops.FLOAT, view_of=scores)
-    probabilities = ops.softmax(m, scores)
+    wide_q, wide_k, wide_v = (ops.cast(m, x, ops.FLOAT) for x in (q, k, v))
+    scaled_q = ops.scale(m, wide_q)
+    del wide_q
+    mask = m.tensor(shape.queries * shape.keys, ops.FLOAT) if shape.causal else None
+    shared = shape.kv_heads != shape.heads
+    if shared:  # pre_process_group_query_attention_input: contiguous copies
+        wide_k, wide_v = repeat_keys(m, wide_k, shape), repeat_keys(m, wide_v, shape)
+    scaled_k = ops.scale(m, wide_k)
+    scores = _product(m, scaled_q, scaled_k, shape.scores, flops=shape.flops, copies=(True, not shared))
+    del scaled_k
+    if bias is not None:  # added in place; its gradient is summed over the batch in fp32
+        scores = m.op(
+            scores.numel,
+            (scores, bias),
+            (PASS, bias.bytes),
+            item=ops.FLOAT,
+            view_of=scores,
+            scratch=bias.numel * ops.FLOAT,
+        )
+    softmaxed = ops.safe_softmax(m, scores)
     del scores
-    probabilities = ops.dropout(m, probabilities, shape.dropout)
-    out = _product(m, probabilities, v, shape.batch * shape.heads * shape.queries * shape.head_dim,
-                   flops=shape.flops, copies=(False, True))  # fmt: skip
-    return ops.cast(m, out, item)
+    returned = m.tensor(softmaxed.numel, item) if item != ops.FLOAT else None  # the weights, for the caller
+    probabilities = ops.dropout(m, softmaxed, shape.dropout)
+    del softmaxed
+    rows = shape.batch * shape.heads * shape.queries
+    wide = _product(
+        m,
+        probabilities,
+        wide_v,
+        rows * shape.head_dim,
+        flops=shape.flops,
+        copies=(False, not shared),
+    )
+    out = ops.cast(m, wide, item)
+    del wide_k, wide_v, scaled_q, mask, returned
+    return out
 
 
 def eager(
@@ -140,13 +165,12 @@ def eager(
     mask: bool = True,
     contiguous_output: bool = True,
 ) -> Tensor:
-    """Scores, softmax, dropout and product written out, as ``eager_attention_forward`` of the model's file."""
+    """Scores, softmax, dropout and product one by one, as ``eager_attention_forward`` of the model's file."""
     if shape.kv_heads != shape.heads:
         k, v = repeat_keys(m, k, shape), repeat_keys(m, v, shape)
     if score_item is not None:
         q, k = ops.cast(m, q, score_item), ops.cast(m, k, score_item)
-    half = shape.flops if not shape.causal else shape.flops
-    scores = _product(m, q, k, shape.scores, flops=half)
+    scores = _product(m, q, k, shape.scores, flops=shape.flops)
     scores = ops.scale(m, scores)
     if bias is not None:
         scores = m.op(scores.numel, (scores, bias), (PASS, bias.bytes), item=scores.item)
@@ -156,7 +180,7 @@ def eager(
     probabilities = ops.softmax(m, scores, softmax_item)
     del scores
     probabilities = ops.dropout(m, ops.cast(m, probabilities, item), shape.dropout)
-    out = _product(m, probabilities, v, q.numel, flops=half, item=item, copies=(False, True))
+    out = _product(m, probabilities, v, q.numel, flops=shape.flops, item=item, copies=(False, True))
     return ops.copy(m, out) if contiguous_output else out
 
 
@@ -175,13 +199,13 @@ def _product(
     item: int | None = None,
     copies: tuple[bool, bool] = (True, True),
 ) -> Tensor:
-    """``matmul`` of four dimensions: what is no view of three is copied, and the copies are kept (``bmm``)."""
-    if copies[0]:
-        a = ops.copy(m, a)
-    if copies[1]:
-        b = ops.copy(m, b)
-    keep = (*((a.storage,) if b.edge else ()), *((b.storage,) if a.edge else ()))
-    return m.op(numel, (a, b), (a.bytes, b.bytes), item=item or a.item, keep=keep, flops=flops // 2)
+    """``matmul`` of four dimensions: what is no view of three is copied, and the copy is kept (``bmm``)."""
+    left = ops.copy(m, a) if copies[0] else a
+    right = ops.copy(m, b) if copies[1] else b
+    keep = (*((left.storage,) if right.edge else ()), *((right.storage,) if left.edge else ()))
+    return m.op(
+        numel, (left, right), (left.bytes, right.bytes), item=item or left.item, keep=keep, flops=flops // 2
+    )
 
 
 def _storages(*tensors: Tensor) -> tuple[Storage, ...]:

@@ -15,7 +15,7 @@ from trimtab.cost.net import Net
 
 
 def body(net: Net) -> Tensor:
-    """The hidden states after the last norm, for any known causal family; elements batch x sequence x width."""
+    """The hidden states after the last norm, for any known causal family: batch x sequence x width."""
     families = {
         "gpt2": _gpt2,
         "gptj": _gptj,
@@ -53,7 +53,7 @@ KNOWN = frozenset(
 
 
 def _shape(net: Net) -> att.Shape:
-    """Sizes of the self-attention; a rotary embedding of part of each head ends in a concatenation by head."""
+    """Sizes of the self-attention; rotating a part of each head ends in a concatenation by head."""
     model, length = net.model, net.job.sequence_length
     return att.Shape(
         batch=net.batch,
@@ -71,7 +71,7 @@ def _tokens(net: Net) -> int:
     return net.batch * net.job.sequence_length
 
 
-# -- LLaMA and its kin: models/llama, mistral, qwen2, qwen3, gemma, gemma2, phi3, starcoder2, stablelm, olmo ----
+# -- LLaMA and its kin: models/llama, mistral, qwen2, qwen3, gemma, gemma2, phi3, starcoder2, stablelm, olmo
 
 
 def _llama(net: Net) -> Tensor:
@@ -122,14 +122,13 @@ def _parallel_layer(net: Net, path: str, x: Tensor) -> Tensor:
 
 
 def _llama_attention(net: Net, path: str, x: Tensor) -> Tensor:
-    m, model = net.m, net.model
+    model = net.model
     q, k, v = _llama_qkv(net, path, x)
     if model.model_type in ("qwen3", "olmo2") or f"{path}.self_attn.q_norm.weight" in net.weights:
         q, k = net.norm(q, f"{path}.self_attn.q_norm"), net.norm(k, f"{path}.self_attn.k_norm")
     share = model.rotary_dim / model.head_dim
     q, k = net.rotary(q, share), net.rotary(k, share)
     out = net.attend(q, k, v, _shape(net))
-    del m
     output = "dense" if f"{path}.self_attn.dense.weight" in net.weights else "o_proj"
     return net.linear(out, f"{path}.self_attn.{output}")
 
@@ -163,7 +162,7 @@ def _llama_mlp(net: Net, path: str, x: Tensor) -> Tensor:
 
 
 def split(net: Net, packed: Tensor, *sizes: int) -> tuple[Tensor, ...]:
-    """Views of ``packed``; the last one's gradient stands for the concatenation of all (``SplitBackward``)."""
+    """Views of ``packed``; the last one's gradient stands for all in one (``SplitBackward``)."""
     m = net.m
     gradients = [PASS] * (len(sizes) - 1) + [packed.bytes]
     return tuple(
@@ -172,7 +171,7 @@ def split(net: Net, packed: Tensor, *sizes: int) -> tuple[Tensor, ...]:
     )
 
 
-# -- GPT-2 and GPT-Neo: models/gpt2, models/gpt_neo -----------------------------------------------------------
+# -- GPT-2 and GPT-Neo: models/gpt2, models/gpt_neo ----------------------------------------------------
 
 
 def _gpt2(net: Net) -> Tensor:
@@ -187,7 +186,7 @@ def _gpt2(net: Net) -> Tensor:
 
 
 def _gpt2_layer(net: Net, path: str, x: Tensor) -> Tensor:
-    m, model = net.m, net.model
+    m = net.m
     residual = x
     x = net.norm(x, f"{path}.ln_1")
     out = net.module(partial(_gpt2_attention, net, path), x)
@@ -242,11 +241,11 @@ def _gpt_neo_layer(net: Net, path: str, x: Tensor) -> Tensor:
     return ops.add(m, residual, net.module(partial(_gpt2_mlp, net, path), x))
 
 
-# -- GPT-J: models/gptj ---------------------------------------------------------------------------------------
+# -- GPT-J: models/gptj --------------------------------------------------------------------------------
 
 
 def _gptj(net: Net) -> Tensor:
-    m, model = net.m, net.model
+    model = net.model
     x = net.start(net.dropout(net.embedding("transformer.wte", _tokens(net)), model.embedding_dropout))
     for index in range(model.layers):
         x = net.layer(partial(_gptj_layer, net, f"transformer.h.{index}"), x)
@@ -273,11 +272,11 @@ def _gptj_attention(net: Net, path: str, x: Tensor) -> Tensor:
     return net.dropout(net.linear(out, f"{path}.attn.out_proj"), model.residual_dropout)
 
 
-# -- GPT-NeoX and Pythia: models/gpt_neox -----------------------------------------------------------------------
+# -- GPT-NeoX and Pythia: models/gpt_neox --------------------------------------------------------------
 
 
 def _neox(net: Net) -> Tensor:
-    m, model = net.m, net.model
+    model = net.model
     x = net.start(net.dropout(net.embedding("gpt_neox.embed_in", _tokens(net)), model.embedding_dropout))
     for index in range(model.layers):
         x = net.layer(partial(_neox_layer, net, f"gpt_neox.layers.{index}"), x)
@@ -312,11 +311,11 @@ def _neox_attention(net: Net, path: str, x: Tensor) -> Tensor:
     return net.linear(out, f"{path}.attention.dense")
 
 
-# -- Phi and OPT: models/phi, models/opt ------------------------------------------------------------------------
+# -- Phi and OPT: models/phi, models/opt ---------------------------------------------------------------
 
 
 def _phi(net: Net) -> Tensor:
-    m, model = net.m, net.model
+    model = net.model
     x = net.start(net.dropout(net.embedding("model.embed_tokens", _tokens(net)), model.embedding_dropout))
     for index in range(model.layers):
         x = net.layer(partial(_phi_layer, net, f"model.layers.{index}"), x)

@@ -75,7 +75,7 @@ def _distilbert_layer(net: Net, path: str, x: Tensor) -> Tensor:
     return net.norm(ops.add(m, out, x), f"{path}.output_layer_norm")
 
 
-# -- T5: models/t5 ----------------------------------------------------------------------------------------------
+# -- T5: models/t5 -------------------------------------------------------------------------------------
 
 
 def t5(net: Net) -> Tensor:

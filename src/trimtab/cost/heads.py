@@ -1,7 +1,7 @@
 """From hidden states to the loss: the heads and losses of transformers 5.17, by task.
 
-Causal models take their loss in fp32 (``ForCausalLMLoss``); BERT's and T5's heads in the model's own precision
-(``CrossEntropyLoss`` on the logits as they are: models/bert/modeling_bert.py:974, models/t5/modeling_t5.py:1051).
+Causal models take their loss in fp32 (``ForCausalLMLoss``); BERT's and T5's heads in the model's precision
+(``CrossEntropyLoss`` on the logits as they are: modeling_bert.py:974, modeling_t5.py:1051).
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def _words(net: Net, hidden: Tensor) -> Tensor:
 def _fused_linear_cross_entropy(net: Net, hidden: Tensor) -> Tensor:
     """Liger's fused head: logits in chunks, gradients made in the forward pass.
 
-    liger_kernel/ops/fused_linear_cross_entropy.py: chunks of about hidden / vocabulary of the rows, their logits
-    in the model's precision, a gradient of the input, and one of the weight.
+    liger_kernel/ops/fused_linear_cross_entropy.py: chunks of about hidden / vocabulary of the rows, their
+    logits in the model's precision, a gradient of the input, and one of the weight.
     """
     m, model = net.m, net.model
     rows = hidden.numel // model.hidden_size

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -112,8 +112,8 @@ class Node:
     """One operator in the autograd graph: what it kept, and what its backward pass allocates."""
 
     __slots__ = (
-        "flops", "gradients", "inputs", "module", "moved", "part", "region", "saved", "saves", "scratch", "slot", "tail",
-        "weights",
+        "flops", "gradients", "inputs", "module", "moved", "part", "region", "saved", "saves", "scratch",
+        "slot", "tail", "weights",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -338,7 +338,7 @@ class Machine:
         tensor.edge = node
         return tensor
 
-    # -- recomputation ------------------------------------------------------------------------------------
+    # -- recomputation ---------------------------------------------------------------------------------
 
     def checkpoint(self, run: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
         """``run(*arguments)`` with its activations recomputed in the backward pass."""
@@ -351,17 +351,15 @@ class Machine:
         if region.recomputed is None:
             self._replaying, self._replayed, self._replayed_saves = region, [], 0
             part, self.part = self.part, PART["activations"]
-            try:
+            with suppress(_Stop):
                 region.run(*region.arguments)
-            except _Stop:
-                pass
             self.part = part
             self._replaying = None
             region.recomputed, self._replayed = self._replayed, []
             region.recomputed += [()] * (region.nodes - len(region.recomputed))
         return region.recomputed
 
-    # -- the backward pass --------------------------------------------------------------------------------
+    # -- the backward pass -----------------------------------------------------------------------------
 
     def backward(self, loss: Tensor) -> None:
         """Walk the tape in reverse, as autograd does by sequence number."""

@@ -1,7 +1,7 @@
 """Peak memory of a job, by running it on the counting machine.
 
-One rank's optimizer step: the model is built, the engine initialized, one step makes the optimizer's states, and
-the next is measured, as `rehearse` and a GPU measure it.
+One rank's optimizer step: the model is built, the engine initialized, one step makes the optimizer's states,
+and the next is measured, as `rehearse` and a GPU measure it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from trimtab.config import Config
 from trimtab.cost import heads
-from trimtab.cost.engine import Engine, Settings, engine_for
+from trimtab.cost.engine import Engine, Settings
 from trimtab.cost.machine import PARTS, Machine, Meter, Storage
 from trimtab.cost.net import Net, weights_of
+from trimtab.cost.wrappers import engine_for
 from trimtab.model import Model
 from trimtab.parameters import buffers, parameters
 
@@ -105,7 +106,11 @@ def profile(config: Config, model: Model, world_size: int) -> Profile:
     built = meter.live
     engine.initialize()
     initialized, init_peak = meter.live, meter.peak
-    table = {name.removeprefix(prefix): weight for name, weight in weights.items()}
+    # peft trains a copy of what "modules_to_save" names, and the forward pass goes through it
+    table = {
+        name.removeprefix(prefix).replace(".modules_to_save.default", ""): weight
+        for name, weight in weights.items()
+    }
     machine = Machine(meter=meter, listener=engine, item=settings.item, sharded=settings.stage == 3)
     net = Net(
         m=machine,

@@ -1,4 +1,4 @@
-"""A model on the counting machine: its weights by Hugging Face name, and the modules that all families share."""
+"""A model on the counting machine: its weights by Hugging Face name, and the modules all families share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Net:
         """Bytes of an activation element."""
         return self.m.item
 
-    # -- modules -------------------------------------------------------------------------------------------
+    # -- modules ---------------------------------------------------------------------------------------
 
     def linear(self, x: Tensor, path: str) -> Tensor:
         """The linear layer at ``path``, with its LoRA branch if it has one (peft tuners/lora/layer.py)."""

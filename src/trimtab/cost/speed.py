@@ -1,9 +1,9 @@
 """How long an optimizer step takes, by a closed form over the counted work.
 
-GPU time is a roofline over every operator that the counting machine ran; the host's time is what Python and the
-engine's hooks need to issue them, and the step takes the longer of the two.  Collectives add what bandwidth and
-their number cost; offload adds copies and Adam on the host's cores.  Constants are measured on H200s with the
-cases named beside them; they are coarse, and `Speed` says within which bounds.
+GPU time is a roofline over every operator that the counting machine ran; the host's time is what Python and
+the engine's hooks need to issue them, and the step takes the longer of the two.  Collectives add what
+bandwidth and their number cost; offload adds copies and Adam on the host's cores.  Constants are measured on
+H200s with the cases named beside them; they are coarse, and `Speed` says within which bounds.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.memory import Profile
 
-# of the vendor's dense rate: an 8192-cube bf16 product ran at 793 of 989 TFLOP/s, a training step's products at
-# 0.82 of that (llama-7b-z2, llama-1b-z1, neox-20b-z3 as rank 0 of their worlds)
-MATRIX_EFFICIENCY = 0.80 * 0.82
+# of the vendor's dense rate: an 8192-cube bf16 product ran at 793 of 989 TFLOP/s, a training step's products
+# at 0.77 of that (llama-7b-z2, llama-1b-z1, neox-20b-z3 as rank 0 of their worlds)
+MATRIX_EFFICIENCY = 0.80 * 0.77
 # of the vendor's bandwidth: a copy moved 4.3 of 4.8 TB/s, element-wise kernels about 0.85 of a copy
-MEMORY_EFFICIENCY = 0.90 * 0.85 * 0.82
+MEMORY_EFFICIENCY = 0.90 * 0.85 * 0.77
 HOST_SECONDS_PER_OPERATOR = 85e-6  # t5-large-z2, bert-large-mlm-z2: forward, backward and hooks
 HOST_SECONDS_PER_OPERATOR_STAGE_3 = 300e-6  # llama-7b-z3, llama-70b-z3: fetching and releasing modules
 HOST_SECONDS_PER_PARAMETER = 60e-6  # bert-large-mlm-z2: norms and copies of each gradient in the step
@@ -27,13 +27,15 @@ LINK_EFFICIENCY = 0.75  # four H200s: 323 to 354 GB/s of bus bandwidth over link
 NETWORK_EFFICIENCY = 0.70  # assumed: no network was measured
 COLLECTIVE_SECONDS = 250e-6  # llama-7b-z3 on four H200s against one as rank 0 of four
 HOST_LINK_EFFICIENCY = 0.6  # pinned copies ran at 38 and 32 GB/s over PCIe 5
-HOST_ADAM_CORE_SECONDS = 17e-9  # llama-13b-z3-offload: 1.63e9 elements on 16 cores
+HOST_ADAM_CORE_SECONDS = (
+    5.5e-9  # llama-13b-z3-offload, gpt_neox_20b_zero3: 1.6e9 and 2.6e9 elements on 16 cores
+)
 STEP_BYTES_PER_PARAMETER = (
     44  # fp32 copies and FusedAdam: gradient 2+4+4, master 8, moments 16, weights 2, norms 8
 )
 NVME_STATE_BYTES = 24  # master and two moments in and out
-SPREAD = (0.70, 1.45)
-"""Bounds of the closed form about its expected value: every measured H200 case lies inside."""
+SPREAD = (0.70, 1.75)
+"""Bounds about the expected value that hold every measured H200 case; GPT-2's odd vocabulary is the worst."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,22 @@
+"""Which of its wrappers DeepSpeed puts around a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trimtab.cost.engine import MASTER_ITEM, Engine, HalfEngine, PlainEngine, Settings
+from trimtab.cost.machine import Meter, Weight
+from trimtab.cost.sharded_optimizer import ShardedOptimizer, WideOptimizer
+from trimtab.cost.sharded_parameters import ShardedParameters
+
+
+def engine_for(meter: Meter, weights: Sequence[Weight], settings: Settings) -> Engine:
+    """The wrapper that DeepSpeed chooses (engine.py:2294-2366)."""
+    if settings.stage == 3:
+        return ShardedParameters(meter, weights, settings)
+    if settings.stage == 0:
+        return (PlainEngine if settings.item == MASTER_ITEM else HalfEngine)(meter, weights, settings)
+    wide = settings.precision == "bf16" and settings.gradient_item == MASTER_ITEM
+    if settings.stage == 1 and wide and settings.offload_optimizer != "cpu":
+        return WideOptimizer(meter, weights, settings)
+    return ShardedOptimizer(meter, weights, settings)
