@@ -1,9 +1,9 @@
 """Hold phantom rehearsals against cases measured on GPUs.
 
-usage: python scripts/compare_phantom.py [DATA.jsonl] [--out RESULT.jsonl] [--only TEXT]
+usage: python scripts/compare_phantom.py [DATA.jsonl ...] [--out RESULT.jsonl] [--only TEXT] [--missing]
 
 Prints, at each moment of a case, what the phantom says and what the GPU's allocator showed (GiB), and writes
-one JSON line a case.  bench/data/h200_cases.jsonl was measured on NVIDIA H200 GPUs with torch 2.11.0+cu130,
+one JSON line a case.  Both files of bench/data were measured on NVIDIA H200 GPUs with torch 2.11.0+cu130,
 deepspeed 0.19.8 and transformers 5.17.0 (random weights and tokens).
 """
 
@@ -25,6 +25,7 @@ from trimtab.rehearse.request import MOMENTS, PhantomRequest
 from trimtab.units import GIB
 
 DATA = Path(__file__).parents[1] / "bench" / "data"
+MEASURED = ("h200_cases.jsonl", "h200_memory.jsonl")
 TASKS = {
     "causal": "causal-lm",
     "mlm": "masked-lm",
@@ -41,7 +42,7 @@ def request_of(case: dict[str, Any]) -> PhantomRequest:
         hf=case["hf"],
         micro_batch=case["mbs"],
         accumulation=case["gas"],
-        task=TASKS[case["arch"]],
+        task=TASKS.get(case["arch"], case["arch"]),
         sequence_length=case["seq"],
         target_length=case.get("tgt"),
         checkpoint_activations=case["checkpointing"],
@@ -80,14 +81,18 @@ def compare(case: dict[str, Any]) -> dict[str, Any]:
 def main() -> int:
     """Compare every case of the file; exit code 1 if a rehearsal failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("data", nargs="?", type=Path, default=DATA / "h200_cases.jsonl")
+    parser.add_argument("data", nargs="*", type=Path, default=[DATA / name for name in MEASURED])
     parser.add_argument("--out", type=Path, default=DATA / "phantom_vs_h200.jsonl")
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="cases whose id holds this text")
+    parser.add_argument("--missing", action="store_true", help="only cases that RESULT does not have yet")
     options = parser.parse_args()
-    rows, errors, failed = [], [], 0
-    for line in options.data.read_text(encoding="utf-8").splitlines():
-        case = json.loads(line)
-        if options.only not in case["id"]:
+    rows: dict[str, dict[str, Any]] = {}
+    if options.out.exists():
+        rows = {row["id"]: row for row in map(json.loads, options.out.read_text("utf-8").splitlines())}
+    errors, failed = [], 0
+    lines = [line for file in options.data for line in file.read_text(encoding="utf-8").splitlines()]
+    for case in map(json.loads, lines):
+        if options.only not in case["id"] or (options.missing and case["id"] in rows):
             continue
         try:
             row = compare(case)
@@ -95,11 +100,12 @@ def main() -> int:
             failed += 1
             print(f"{case['id']}: {error}", file=sys.stderr)
             continue
-        rows.append(row)
+        rows[row["id"]] = row
+        options.out.write_text("".join(json.dumps(row) + "\n" for row in rows.values()), encoding="utf-8")
         print(f"{row['id']}  ({row['seconds']} s, host {row['host_gib']} of rss {row['host_rss_gib']})")
         for name, figures in row["moments"].items():
             texts = (
-                f"{key} {ours:.3f} / {gpu:.3f} ({ours / gpu - 1:+.2%})"
+                f"{key} {ours:.3f} / {gpu:.3f} ({ours / gpu - 1 if gpu else 0:+.2%})"
                 for key, (ours, gpu) in figures.items()
             )
             print(f"  {name:15s} {'   '.join(texts)}", flush=True)
@@ -108,8 +114,6 @@ def main() -> int:
             errors.append(abs(ours / gpu - 1))
     if errors:
         print(f"{len(errors)} peaks: median error {statistics.median(errors):.3%}, largest {max(errors):.3%}")
-    if not options.only and not failed:
-        options.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return 1 if failed else 0
 
 

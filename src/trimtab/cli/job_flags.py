@@ -9,9 +9,9 @@ import typer
 from trimtab import catalogue
 from trimtab.cluster import Cluster, find_gpu
 from trimtab.config import Config, fit_world
-from trimtab.errors import UsageError
+from trimtab.errors import UnknownArchitecture, UsageError
 from trimtab.job import ATTENTIONS, KERNELS, TASKS
-from trimtab.model import find_model
+from trimtab.model import find_hf, find_model
 
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A name from `trimtab list`, or a file.")
@@ -118,7 +118,11 @@ def _is_auto(section: Any) -> bool:
 
 def _usual_task(model: str | None) -> str:
     """What a model of this kind is trained on when nobody says: its pre-training."""
-    kind = find_model(model).kind if model else "causal"
+    try:
+        kind: str = find_model(model).kind if model else "causal"
+    except UnknownArchitecture:  # a rehearsal can still build it
+        both = find_hf(model or "").hf.get("is_encoder_decoder")
+        kind = "encoder-decoder" if both else "causal"
     return {"causal": "causal-lm", "encoder": "masked-lm", "encoder-decoder": "seq2seq-lm"}[kind]
 
 

@@ -114,18 +114,42 @@ def plain(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape, bias: Tenso
     strided, as T5's (sdp_utils.cpp, ``check_last_dim_stride_equals_1_dense``).
     """
     item = v.item
-    q, k, v = (ops.cast(m, x, ops.FLOAT) for x in (q, k, v))
-    q = ops.scale(m, q)
-    scores = _product(m, q, ops.scale(m, k), shape.scores, flops=shape.flops, copies=(True, True))
-    del q, k
-    if bias is not None:  # added in place
-        scores = m.op(scores.numel, (scores, bias), (PASS, scores.bytes), item=ops.FLOAT, view_of=scores)
-    probabilities = ops.softmax(m, scores)
+    wide_q, wide_k, wide_v = (ops.cast(m, x, ops.FLOAT) for x in (q, k, v))
+    scaled_q = ops.scale(m, wide_q)
+    del wide_q
+    mask = m.tensor(shape.queries * shape.keys, ops.FLOAT) if shape.causal else None
+    shared = shape.kv_heads != shape.heads
+    if shared:  # pre_process_group_query_attention_input: contiguous copies
+        wide_k, wide_v = repeat_keys(m, wide_k, shape), repeat_keys(m, wide_v, shape)
+    scaled_k = ops.scale(m, wide_k)
+    scores = _product(m, scaled_q, scaled_k, shape.scores, flops=shape.flops, copies=(True, not shared))
+    del scaled_k
+    if bias is not None:  # added in place; its gradient is summed over the batch in fp32
+        scores = m.op(
+            scores.numel,
+            (scores, bias),
+            (PASS, bias.bytes),
+            item=ops.FLOAT,
+            view_of=scores,
+            scratch=bias.numel * ops.FLOAT,
+        )
+    softmaxed = ops.safe_softmax(m, scores)
     del scores
-    probabilities = ops.dropout(m, probabilities, shape.dropout)
-    out = _product(m, probabilities, v, shape.batch * shape.heads * shape.queries * shape.head_dim,
-                   flops=shape.flops, copies=(False, True))  # fmt: skip
-    return ops.cast(m, out, item)
+    returned = m.tensor(softmaxed.numel, item) if item != ops.FLOAT else None  # the weights, for the caller
+    probabilities = ops.dropout(m, softmaxed, shape.dropout)
+    del softmaxed
+    rows = shape.batch * shape.heads * shape.queries
+    wide = _product(
+        m,
+        probabilities,
+        wide_v,
+        rows * shape.head_dim,
+        flops=shape.flops,
+        copies=(False, not shared),
+    )
+    out = ops.cast(m, wide, item)
+    del wide_k, wide_v, scaled_q, mask, returned
+    return out
 
 
 def eager(
@@ -176,12 +200,12 @@ def _product(
     copies: tuple[bool, bool] = (True, True),
 ) -> Tensor:
     """``matmul`` of four dimensions: what is no view of three is copied, and the copy is kept (``bmm``)."""
-    if copies[0]:
-        a = ops.copy(m, a)
-    if copies[1]:
-        b = ops.copy(m, b)
-    keep = (*((a.storage,) if b.edge else ()), *((b.storage,) if a.edge else ()))
-    return m.op(numel, (a, b), (a.bytes, b.bytes), item=item or a.item, keep=keep, flops=flops // 2)
+    left = ops.copy(m, a) if copies[0] else a
+    right = ops.copy(m, b) if copies[1] else b
+    keep = (*((left.storage,) if right.edge else ()), *((right.storage,) if left.edge else ()))
+    return m.op(
+        numel, (left, right), (left.bytes, right.bytes), item=item or left.item, keep=keep, flops=flops // 2
+    )
 
 
 def _storages(*tensors: Tensor) -> tuple[Storage, ...]:

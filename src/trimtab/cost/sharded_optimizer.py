@@ -95,7 +95,10 @@ class ShardedOptimizer(Engine):
         for weight in self.waiting:
             owned = weight.name in self._owned_names
             if owned and s.offload_optimizer != "none":
-                self.new(weight.numel * MASTER_ITEM, "temporaries")  # :1903
+                portion = min(weight.numel, self.partition)
+                self.new(portion * NORM_ITEM, "temporaries")  # its norm, :1873
+                if s.item != MASTER_ITEM:
+                    self.new(portion * MASTER_ITEM, "temporaries")  # :1903
                 self.gradients.pop(weight.name, None)
             elif owned:
                 self._copy_to_partition(weight)
@@ -169,17 +172,20 @@ class WideOptimizer(Engine):
         self.held.append(self.new(self.partition * MASTER_ITEM, "master weights"))
         del clone
         self.held.append(self.new(self.partition * s.ranks * s.gradient_item, "gradients"))
-        self._make_states(self.partition)
 
     def end_backward(self) -> None:
-        """The narrow gradients are added to the fp32 ones and dropped; the boundary reduces in place."""
-        self.gradients.clear()
+        """Narrow gradients join the fp32 ones through wide copies, and stay (:503-523)."""
+        for weight in self.trainable:
+            self.new(weight.numel * self.settings.gradient_item, "temporaries")
         if self.boundary:
             for size in chunks(self.trainable, ALLREDUCE_ELEMENTS):
                 self.new(size * self.settings.gradient_item, "temporaries")
 
     def step(self) -> None:
-        """Norms in fp32 of the partition; nothing else is made."""
+        """The moments appear at the first step; the narrow gradients go after it."""
+        if not self.states:
+            self._make_states(self.partition)
+        self.gradients.clear()
 
 
 def _ceil(numel: int, alignment: int) -> int:

@@ -19,6 +19,15 @@ class Trace:
     complete: bool = False
 
 
+@dataclass(slots=True)
+class Gather:
+    """One all-gather, whose result lives until every parameter in it was asked for."""
+
+    weights: Sequence[Weight]
+    result: Storage
+    arrived: bool = False
+
+
 class ShardedParameters(Engine):
     """Stage 3: ``DeepSpeedZeroOptimizer_Stage3`` (stage3.py, partitioned_param_coordinator.py)."""
 
@@ -55,9 +64,8 @@ class ShardedParameters(Engine):
             self._keep_secondary(weight)
         self.persistent = self._persistent()
         self.gathered: dict[str, Storage] = {}
-        self.in_flight: dict[str, list[Storage]] = {}
+        self.in_flight: dict[str, Gather] = {}
         self.trace = Trace()
-        self.groups: dict[str, Sequence[Weight]] = {}
         self.order: list[tuple[Weight, int]] = []
         self.position = 0
         self.queue_at = 0
@@ -139,27 +147,22 @@ class ShardedParameters(Engine):
         s = self.settings
         self.available += sum(weight.numel for weight in weights)
         sizes = [self.shards[weight.name] * s.ranks * s.item for weight in weights]
-        if len(weights) == 1:  # straight into the parameter
-            self.in_flight[weights[0].name] = [self.new(sizes[0], "gathered parameters")]
-            return
-        flat = self.new(sum(sizes), "gathered parameters")  # split into copies when it has arrived
-        group = [weight.name for weight in weights]
-        for name in group:
-            self.in_flight[name] = [flat]
-        for name in group:
-            self.groups[name] = weights
+        gather = Gather(weights, self.new(sum(sizes), "gathered parameters"))
+        for weight in weights:
+            self.in_flight[weight.name] = gather
 
     def _arrive(self, name: str) -> None:
-        s = self.settings
-        members = self.groups.get(name, ())
-        if not members:
-            self.gathered[name] = self.in_flight.pop(name)[0]
+        """``AllGatherCoalescedHandle.wait``: the first parameter asked for copies all of them out."""
+        gather = self.in_flight.pop(name)
+        if gather.arrived:
             return
-        for weight in members:
-            self.groups.pop(weight.name, None)
-            self.gathered[weight.name] = self.new(weight.numel * s.item, "gathered parameters")
-        for weight in members:
-            self.in_flight.pop(weight.name, None)
+        gather.arrived = True
+        if len(gather.weights) == 1:  # gathered straight into the parameter
+            self.gathered[name] = gather.result
+            return
+        for weight in gather.weights:
+            copied = self.new(weight.numel * self.settings.item, "gathered parameters")
+            self.gathered[weight.name] = copied
 
     def _advance(self, weights: tuple[Weight, ...]) -> None:
         wanted = {w.name for w in weights if self.fetched_until.get(w.name, -1) < self.position}

@@ -45,7 +45,19 @@ def configuration(request: PhantomRequest) -> Any:
     config._attn_implementation = "sdpa" if request.attention == "flash" else request.attention
     if hasattr(config, "use_cache"):
         config.use_cache = False
+    _fill_tokens(config, request.task)
     return config
+
+
+def _fill_tokens(config: Any, task: str) -> None:
+    """The token ids without which a model cannot train, where its config has none (as trimtab.train)."""
+    if getattr(config, "is_encoder_decoder", False):
+        if config.pad_token_id is None:
+            config.pad_token_id = 0
+        if getattr(config, "decoder_start_token_id", None) is None:
+            config.decoder_start_token_id = config.pad_token_id
+    if task == "sequence-classification" and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = 0
 
 
 def model(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: int) -> Any:
@@ -65,9 +77,16 @@ def model(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: in
     config = configuration(request)
     auto = getattr(transformers, AUTO_CLASSES[request.task])
     with _place(request, deepspeed, dtype, stage):
+        # zero.Init itself casts what is built to its dtype, each parameter from the model's own
+        kind = {} if stage == 3 else {"dtype": dtype}
         try:
-            # zero.Init itself casts what is built to its dtype, each parameter from the model's own
-            built = auto.from_config(config, **({} if stage == 3 else {"dtype": dtype}))
+            try:
+                built = auto.from_config(config, **kind)
+            except ValueError as refused:
+                if "scaled_dot_product_attention" not in str(refused):
+                    raise
+                config._attn_implementation = "eager"  # as trimtab.train: the model has nothing else
+                built = auto.from_config(config, **kind)
         except ValueError as unknown:
             raise UsageError(
                 f"{AUTO_CLASSES[request.task]} has no model for {config.model_type}: {str(unknown)[:200]}"
@@ -92,6 +111,7 @@ def model(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: in
                 target_modules=None if lora.target_modules is None else list(lora.target_modules),
                 modules_to_save=list(lora.modules_to_save) or None,
             ),
+            autocast_adapter_dtype=False,  # as trimtab.train: the engine casts the adapters with the rest
         )
     if request.checkpoint_activations:
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

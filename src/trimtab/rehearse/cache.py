@@ -14,7 +14,7 @@ from pathlib import Path
 from trimtab.rehearse.request import PhantomRequest, Rehearsal
 
 PACKAGES = ("torch", "deepspeed", "transformers", "peft")
-SOURCES = ("config.py", "job.py", "rehearse")
+SOURCES = ("config.py", "job.py", "cost/reduction.py", "rehearse")
 """What of this package an answer depends on."""
 
 

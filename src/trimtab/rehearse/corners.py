@@ -333,8 +333,19 @@ def torch_calls(tensor: Callable[..., Any], attention: Callable[..., Any]) -> It
     def tolist(self: Any) -> Any:
         return [tolist(row) for row in self] if self.dim() else self.item()
 
+    get_item = torch.Tensor.__getitem__
+
+    def getitem(self: Any, index: Any) -> Any:
+        # torch makes a list among the indices a tensor of the device itself, beneath every mode
+        if isinstance(index, list):
+            index = (index,)
+        if isinstance(index, tuple) and any(type(part) is list for part in index):
+            index = tuple(tensor(part) if type(part) is list else part for part in index)
+        return get_item(self, index)
+
     saved = (
         torch.tensor,
+        get_item,
         torch.Tensor.tolist,
         torch.Tensor.record_stream,
         functional.scaled_dot_product_attention,
@@ -346,6 +357,7 @@ def torch_calls(tensor: Callable[..., Any], attention: Callable[..., Any]) -> It
     # zero.Init puts this one back in the place of torch.tensor
     partition._orig_torch_tensor = tensor
     torch.tensor = tensor
+    torch.Tensor.__getitem__ = getitem
     torch.Tensor.tolist = tolist
     torch.Tensor.record_stream = lambda *_: None
     functional.scaled_dot_product_attention = attention
@@ -357,6 +369,7 @@ def torch_calls(tensor: Callable[..., Any], attention: Callable[..., Any]) -> It
     finally:
         (
             torch.tensor,
+            torch.Tensor.__getitem__,
             torch.Tensor.tolist,
             torch.Tensor.record_stream,
             functional.scaled_dot_product_attention,

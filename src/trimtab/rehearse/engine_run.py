@@ -49,6 +49,7 @@ class Run:
         self.phase_peaks: dict[str, tuple[int, int, str]] = {}
         self.measured_from = 0
         self.loss: Any = None
+        self.said: tuple[str, ...] = ()
 
     def enter(self, phase: str) -> None:
         """Close the phase that runs, keeping its peak, and start another."""
@@ -98,6 +99,8 @@ class Run:
         ):
             model = build.model(request, deepspeed, dtype, config.stage)
             parts.label_model(ledger, model)
+            if request.attention == "sdpa" and model.config._attn_implementation == "eager":
+                self.said += (f"eager attention: transformers has no sdpa for {model.config.model_type}",)
             self._watch(model)
             self.mark("model")
             total = sum(_count(p) for p in model.parameters())
@@ -301,10 +304,11 @@ class Run:
             ),
             order=tuple(ledger.order or ()),
             assumptions=(
+                *self.said,
                 "matrix kernels' workspace is cuBLAS's default, "
                 f"{CUBLAS_HANDLES} handles of {self.workspace_bytes / 2**20:g} MiB",
-                "fused attention takes FlashAttention-2's buffers; on compute capability 9.0 torch may take "
-                "cuDNN's, not modelled (two measured BERT cases took 0.05 and 0.06 GiB more)",
+                "fused attention takes FlashAttention-2's buffers",
+                "sums over rows take the buffers of a card with 132 multiprocessors (H100, H200)",
             ),
             versions=corners.versions(),
             **facts,

@@ -7,6 +7,7 @@ them.  In the measured step it also notes every operator, collective and copy.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from trimtab.cost.reduction import reduction_bytes
 from trimtab.rehearse import corners
 from trimtab.rehearse.fakes import Fakes
 
@@ -27,6 +29,7 @@ aten = torch.ops.aten
 _ITEM = aten._local_scalar_dense.default
 _DEVICE = torch.ops.prim.device.default
 _PRODUCTS = frozenset((aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default))
+_SUM = aten.sum.dim_IntList
 _COPIES = (aten._to_copy.default, aten.copy_.default)
 
 
@@ -126,6 +129,8 @@ class Ledger(TorchDispatchMode):
         if inside is not None:
             with self.fakes.mode:
                 taken = [self._seen(made) for made in inside(*args)]
+        elif func is _SUM:
+            taken = self._partial_sums(args)
         result = self.fakes.run(func, args, kwargs)
         if type(result) is FakeTensor:
             self._see(result)
@@ -143,6 +148,24 @@ class Ledger(TorchDispatchMode):
         if self.recording:
             self._note(func, args, kwargs, result)
         return result
+
+    def _partial_sums(self, args: Sequence[Any]) -> Any:
+        """The global buffer of a sum over a contiguous tensor's leading dimensions, if CUDA takes one."""
+        summed, kept = args[0], args[0].dim() - len(args[1] or ())
+        if summed.fake_device.type != corners.DEVICE or not 0 < kept < summed.dim():
+            return ()
+        if sorted(d % summed.dim() for d in args[1]) != list(range(summed.dim() - kept)):
+            return ()
+        columns = math.prod(summed.shape[-kept:])
+        if not columns or not summed.is_contiguous():
+            return ()
+        size = reduction_bytes(summed.numel() // columns, columns, summed.element_size())
+        if not size:
+            return ()
+        with self.fakes.mode:
+            buffer = self._seen(torch.empty(size, dtype=torch.uint8, device=corners.DEVICE))
+        self.label(buffer, "temporaries")
+        return buffer
 
     def _seen(self, tensor: torch.Tensor) -> torch.Tensor:
         self._see(tensor)

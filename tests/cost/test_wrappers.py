@@ -1,0 +1,202 @@
+"""DeepSpeed's wrappers: the buffers of each, exactly, on two weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from trimtab.cost.engine import Engine, HalfEngine, Host, PlainEngine, Settings
+from trimtab.cost.machine import PART, Meter, Storage, Weight
+from trimtab.cost.sharded_optimizer import ShardedOptimizer, WideOptimizer
+from trimtab.cost.sharded_parameters import ShardedParameters
+from trimtab.cost.wrappers import engine_for
+
+LARGE, SMALL = 3 * 2**20, 2**20
+P = LARGE + SMALL
+N = 4
+BUCKET = 2**19
+
+
+def settings(**given: Any) -> Settings:
+    defaults: dict[str, Any] = {
+        "stage": 0,
+        "ranks": N,
+        "accumulation": 1,
+        "item": 2,
+        "gradient_item": 2,
+        "moments": 2,
+        "offload_optimizer": "none",
+        "offload_param": "none",
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket": BUCKET,
+        "prefetch_bucket": 0,
+        "persistence_threshold": 0,
+        "model_persistence_threshold": 0,
+        "max_live": 10**9,
+        "max_reuse_distance": 0,
+        "sub_group": 10**9,
+        "hpz": 1,
+        "precision": "bf16",
+        "pin_memory": True,
+    }
+    return Settings(**{**defaults, **given})
+
+
+def weights(item: int = 2, *, frozen: bool = False) -> list[Weight]:
+    return [
+        Weight("large", LARGE, item, 1024, not frozen),
+        Weight("small", SMALL, item, 1024),
+    ]
+
+
+def started(given: Settings, parameters: list[Weight] | None = None) -> Engine:
+    engine = engine_for(Meter(), parameters or weights(given.item), given)
+    engine.build()
+    engine.initialize()
+    return engine
+
+
+def train(engine: Engine) -> None:
+    """One micro step at a boundary, and the optimizer's step."""
+    engine.begin_micro(boundary=True)
+    for weight in reversed(engine.trainable):
+        engine.before_use((weight,), backward=True)
+        engine.on_gradient(weight, engine.new(weight.bytes, "gradients"))
+        engine.after_use((weight,), backward=True)
+    engine.end_backward()
+    engine.step()
+
+
+FP32 = {"item": 4, "gradient_item": 4, "precision": "fp32"}
+CASES = [
+    # settings, wrapper, after initialize, its peak, after a step
+    ({**FP32}, PlainEngine, 4 * P, 4 * P, 12 * P),
+    ({}, HalfEngine, 14 * P, 18 * P, 14 * P),
+    ({"stage": 1}, ShardedOptimizer, 2 * P + 4 * P // N, 4 * P, 2 * P + 12 * P // N),
+    ({"stage": 2}, ShardedOptimizer, 2 * P + 4 * P // N, 4 * P, 2 * P + 12 * P // N),
+    (
+        {"stage": 1, "gradient_item": 4},
+        WideOptimizer,
+        6 * P + 4 * P // N,
+        6 * P + 4 * P // N,
+        6 * P + 12 * P // N,
+    ),
+    (
+        {"stage": 3},
+        ShardedParameters,
+        8 * P // N + 2 * BUCKET,
+        10 * P // N,
+        16 * P // N + 2 * BUCKET,
+    ),
+    (
+        {"stage": 2, "offload_optimizer": "cpu"},
+        ShardedOptimizer,
+        2 * P + 2 * LARGE,
+        4 * P,
+        2 * P + 2 * LARGE,
+    ),
+    (
+        {"stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"},
+        ShardedParameters,
+        2 * BUCKET,
+        2 * BUCKET,
+        2 * BUCKET,
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "wrapper", "initialized", "peak", "stepped"), CASES)
+def test_bytes_of_each_wrapper(
+    given: dict[str, Any], wrapper: type[Engine], initialized: int, peak: int, stepped: int
+) -> None:
+    engine = started(settings(**given))
+    assert type(engine) is wrapper
+    assert engine.meter.live == initialized
+    assert engine.meter.peak == peak
+    train(engine)
+    assert engine.meter.live == stepped
+    train(engine)
+    assert engine.meter.live == stepped
+
+
+def test_parts_of_stage_2() -> None:
+    engine = started(settings(stage=2))
+    train(engine)
+    parts = engine.meter.parts
+    assert parts[PART["parameters"]] == 2 * P
+    assert parts[PART["master weights"]] == 4 * P // N
+    assert parts[PART["optimizer states"]] == 8 * P // N
+    assert parts[PART["buckets"]] == parts[PART["gradients"]] == 0
+
+
+def test_overlap_doubles_the_bucket_of_stage_2() -> None:
+    filled = {}
+    for overlap in (False, True):
+        engine = started(settings(stage=2, overlap_comm=overlap))
+        engine.on_gradient(engine.weights[1], engine.new(2 * SMALL, "gradients"))
+        filled[overlap] = engine.meter.parts[PART["buckets"]]
+    assert filled == {False: 2 * BUCKET, True: 4 * BUCKET}
+
+
+def test_frozen_weights_have_no_states() -> None:
+    engine = started(settings(stage=2), weights(frozen=True))
+    train(engine)
+    assert engine.meter.live == 2 * P + 12 * SMALL // N
+
+
+def test_moments_count_what_the_optimizer_keeps() -> None:
+    for moments in (0, 1, 2):
+        engine = started(settings(stage=1, moments=moments))
+        train(engine)
+        assert engine.meter.parts[PART["optimizer states"]] == 4 * moments * P // N
+
+
+def test_small_parameters_stay_gathered_at_stage_3() -> None:
+    given = settings(stage=3, persistence_threshold=SMALL, model_persistence_threshold=10**9)
+    engine = started(given)
+    train(engine)
+    assert engine.meter.parts[PART["gathered parameters"]] == 2 * SMALL
+
+
+def test_a_secondary_copy_lies_within_the_node() -> None:
+    engine = started(settings(stage=3, ranks=8, hpz=4))
+    assert engine.meter.parts[PART["parameters"]] == 2 * P // 8 + 2 * P // 4
+
+
+def test_sub_groups_close_once_they_reach_their_size() -> None:
+    engine = started(settings(stage=3, sub_group=LARGE // N))
+    assert isinstance(engine, ShardedParameters)
+    assert engine.sub_groups == [LARGE // N, SMALL // N]
+
+
+def test_offloaded_states_are_on_the_host() -> None:
+    engine = started(settings(stage=2, offload_optimizer="cpu"))
+    parts = engine.host.parts
+    assert parts["master weights"] == 4 * P // N
+    assert parts["optimizer states"] == 8 * P // N
+    nvme = started(settings(stage=3, offload_optimizer="nvme", offload_param="nvme"))
+    assert nvme.nvme_bytes == 16 * P // N + 2 * P // N
+
+
+def test_pinned_memory_comes_in_powers_of_two() -> None:
+    host = Host()
+    host.add("a", 2**20 + 1, pinned=True)
+    host.add("a", 2**20 + 1, pinned=False)
+    assert host.parts == {"a": 2**21 + 2**20 + 1}
+    assert host.total == host.parts["a"]
+
+
+def test_buckets_are_reduced_when_full_and_gradients_leave() -> None:
+    engine = started(settings(stage=2, reduce_bucket=LARGE))
+    assert isinstance(engine, ShardedOptimizer)
+    gradient = Storage(engine.meter, 2 * SMALL, PART["gradients"])
+    engine.on_gradient(engine.weights[1], gradient)
+    del gradient
+    assert engine.meter.parts[PART["gradients"]] == 0  # copied into the bucket
+    engine.on_gradient(engine.weights[0], engine.new(2 * LARGE, "gradients"))
+    engine.end_backward()
+    assert engine.meter.parts[PART["buckets"]] == 0
+    assert engine.meter.parts[PART["gradients"]] == 2 * LARGE  # rank 0's partition touches the first weight
