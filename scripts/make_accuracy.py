@@ -92,7 +92,10 @@ def cases() -> list[Case]:
         config, model = configuration(row), Model.from_hf(row["hf"], row["id"])
         offload = [
             name
-            for name, device in (("optimizer", config.offload_optimizer), ("parameters", config.offload_param))
+            for name, device in (
+                ("optimizer", config.offload_optimizer),
+                ("parameters", config.offload_param),
+            )
             if device != "none"
         ]
         found.append(
@@ -128,12 +131,11 @@ def page(found: list[Case]) -> str:
     lines = [
         "# How near the answers come",
         "",
-        "Peak memory over a training step (`max_memory_allocated` once the optimizer's states exist) of "
-        f"{len(found)} jobs,",
-        "measured on NVIDIA H200s with torch 2.11, DeepSpeed 0.19.8 and transformers 5.17, and what",
-        "`trimtab estimate` (arithmetic) and `trimtab rehearse --phantom` say of the same jobs. Most ran as rank 0",
-        "of a world of 1 to 64 through torch's fake process group, some on four GPUs through NCCL. Errors are",
-        "relative to what was measured; figures are rounded to 0.001 GiB.",
+        "Peak memory over a training step (`max_memory_allocated` once the optimizer's states exist) of",
+        f"{len(found)} jobs, measured on NVIDIA H200s with torch 2.11, DeepSpeed 0.19.8 and transformers 5.17,",
+        "and what `trimtab estimate` (arithmetic) and `trimtab rehearse --phantom` say of the same jobs. Most ran",
+        "as rank 0 of a world of 1 to 64 through torch's fake process group, some on four GPUs through NCCL.",
+        "Errors are relative to what was measured; figures are rounded to 0.001 GiB.",
         "",
         "This page is written by `scripts/make_accuracy.py` from `bench/data`, and a test holds it to that.",
         "",
@@ -189,11 +191,11 @@ def notable(found: list[Case]) -> Iterable[str]:
 LIMITS = [
     "## What these figures do not say",
     "",
-    "- The measured jobs are H200s and one set of versions. Other cards take other workspaces (cuBLAS takes 8 MiB",
-    "  a handle below compute capability 9.0) and may choose other kernels.",
+    "- The measured jobs are H200s and one set of versions. Other cards take other workspaces (cuBLAS takes",
+    "  8 MiB a handle below compute capability 9.0) and may choose other kernels.",
     "- The LoRA rows of `h200_memory.jsonl` hold 12.6 MB that are the measuring script's own.",
-    "- What the allocator reserves beyond this peak depends on the order of every request; the phantom replays it,",
-    "  the arithmetic adds a share.",
+    "- What the allocator reserves beyond this peak depends on the order of every request; the phantom replays",
+    "  it, the arithmetic adds a share.",
     "- Tokens are random and unpadded.",
 ]
 
