@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from trimtab import schema
 from trimtab.config import AUTO, BLOCK
@@ -12,7 +12,7 @@ from trimtab.rules.coercion import Misfit, coerced
 from trimtab.rules.subject import Subject, walk
 from trimtab.source import Source
 
-ABSENT = "(absent)"
+ABSENT: Final = "(absent)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
