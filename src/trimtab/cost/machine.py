@@ -33,11 +33,15 @@ PART = {name: index for index, name in enumerate(PARTS)}
 
 
 class Meter:
-    """Live bytes by part, with the peak since the last reset and what it was made of."""
+    """Live bytes by part, with the peak since the last reset and what it was made of.
 
-    __slots__ = ("live", "parts", "peak", "peak_parts")
+    ``record``, if there is one, lists every request and its end for `trimtab.cost.allocator.replay`.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("live", "parts", "peak", "peak_parts", "record", "requests")
+
+    def __init__(self, record: list[int] | None = None) -> None:
+        self.record, self.requests = record, 0
         self.live = 0
         self.peak = 0
         self.parts = [0] * len(PARTS)
@@ -56,6 +60,19 @@ class Meter:
         self.parts[part] -= count
         self.live -= count
 
+    def request(self, size: int, stream: int = 0) -> int:
+        """Record a request of ``size`` bytes and return its number, 0 where nothing is recorded."""
+        if self.record is None or not size:
+            return 0
+        self.requests += 1
+        self.record.append(size + stream)
+        return self.requests
+
+    def mark(self, kind: int) -> None:
+        """Record one of the allocator's marks."""
+        if self.record is not None:
+            self.record.append(kind)
+
     def reset_peak(self) -> None:
         """Start a new peak from what is live."""
         self.peak = self.live
@@ -65,15 +82,19 @@ class Meter:
 class Storage:
     """Bytes on the device; they end when nothing refers to them any more."""
 
-    __slots__ = ("bytes", "meter", "part")
+    __slots__ = ("bytes", "meter", "part", "request")
 
-    def __init__(self, meter: Meter, count: int, part: int) -> None:
+    def __init__(self, meter: Meter, count: int, part: int, stream: int = 0) -> None:
         self.meter, self.part = meter, part
         self.bytes = (count + BLOCK_BYTES - 1) // BLOCK_BYTES * BLOCK_BYTES
+        self.request = 0 if meter.record is None else meter.request(self.bytes, stream)
         meter.add(self.bytes, part)
 
     def __del__(self) -> None:
-        self.meter.drop(self.bytes, self.part)
+        meter = self.meter
+        meter.drop(self.bytes, self.part)
+        if self.request and meter.record is not None:
+            meter.record.append(-self.request)
 
     def move(self, part: int) -> None:
         """Count these bytes as ``part`` from now on."""

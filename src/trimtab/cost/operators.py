@@ -184,7 +184,10 @@ def fused_rms_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
 
 
 def _rsqrt_of_mean_square(m: Machine, wide: Tensor, rows: int) -> Tensor:
-    square = m.op(wide.numel, (wide,), (wide.bytes,), item=FLOAT, keep=(wide.storage,))
+    # pow_backward: grad * (2 * x.pow(1)), FunctionsManual.cpp
+    square = m.op(
+        wide.numel, (wide,), (wide.bytes,), item=FLOAT, keep=(wide.storage,), scratch=2 * wide.bytes
+    )
     mean = m.op(rows, (square,), (square.bytes,), item=FLOAT)
     return m.op(rows, (mean,), (mean.bytes,), item=FLOAT, keep_output=True)
 
