@@ -417,11 +417,11 @@ class Machine:
         if any(size != PASS for size in node.gradients):
             self.work["backward", node.flops * len(made), moved] += 1
         self.part = part
-        node.saved = ()
-        del saved, scratch
+        del scratch
         if node.tail:
             self.new(node.tail)
-        del incoming
+        node.saved = ()
+        del saved, incoming
         made.reverse()
         while made:
             edge, gradient = made.pop()
