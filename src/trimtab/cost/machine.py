@@ -223,6 +223,8 @@ class Machine:
     phase: str = "forward"
     sharded: bool = False
     """Stage 3: the engine counts modules without parameters too, and has a linear function of its own."""
+    kept: list[Storage] = field(default_factory=list)
+    """Leaves and their gradients: they live as long as the loss whose graph they end."""
     _region: Region | None = None
     _replaying: Region | None = None
     _replayed: list[tuple[Storage, ...]] = field(default_factory=list)
@@ -355,7 +357,7 @@ class Machine:
     def leaf(self, tensor: Tensor) -> Tensor:
         """``tensor`` made to require a gradient (``enable_input_require_grads``)."""
         node = Node()
-        node.part = self.part
+        node.part, node.saved = self.part, (tensor.storage,)
         tensor.edge = node
         return tensor
 
@@ -396,6 +398,8 @@ class Machine:
                 self._step_back(node, gradients)
             if node.region is not None and node.slot == 0:
                 node.region.finish()
+        for leaf, gradient in gradients.items():
+            self.kept += [*leaf.saved, gradient]
         self.phase = "forward"
 
     def _step_back(self, node: Node, gradients: dict[Node, Storage]) -> None:

@@ -202,6 +202,7 @@ def _micro_step(
     meter.reset_peak()
     meter.request(handle_bytes)
     loss = heads.loss(net)
+    net.m.kept.clear()  # the name that held the last loss holds this one now
     live["forward"] = meter.live
     _note(meter, "forward", peaks, parts)
     meter.mark(NOTE)
