@@ -28,7 +28,9 @@ class Flash(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
         batch, heads, length, _ = query.shape
-        out = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
+        # flash_api.cpp mha_fwd: empty_like(q), so queries that lie head by head (partial rotary's
+        # concatenation) give an output that does too, and that the model copies back
+        out = torch.empty_like(query)
         log_sum_exp = query.new_empty(batch, heads, length, dtype=torch.float32)
         seed = query.new_empty(2, dtype=torch.int64)
         ctx.save_for_backward(query, key, value, out, log_sum_exp, seed)
@@ -36,15 +38,14 @@ class Flash(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:
-        query, key, *_ = ctx.saved_tensors
+        query, key, value, *_ = ctx.saved_tensors
         batch, heads, length, width = query.shape
         key_heads, key_length = key.shape[1], key.shape[2]
 
         def like(heads: int, length: int) -> Any:
             return query.new_empty(batch, length, heads, width).transpose(1, 2)
 
-        d_query = like(heads, length)
-        d_key, d_value = (like(key_heads, key_length) for _ in range(2))
+        d_query, d_key, d_value = (torch.empty_like(tensor) for tensor in (query, key, value))
         # flash_api.cpp mha_bwd: softmax_d, and dq accumulated in fp32 over rounded sizes
         rounded = _up(length, 128)
         sums = query.new_empty(batch, heads, rounded, dtype=torch.float32)
