@@ -225,6 +225,7 @@ def measure(options: argparse.Namespace, row: dict) -> None:
         torch=torch.__version__,
         deepspeed=deepspeed.__version__,
         transformers=transformers.__version__,
+        date=time.strftime("%Y-%m-%d", time.gmtime()),
     )
 
     started = time.time()

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trimtab import catalogue, errors
     from trimtab.catalogue import load_config
+    from trimtab.check import check
     from trimtab.cluster import Cluster, find_gpu
     from trimtab.config import Config
     from trimtab.errors import TrimtabError
+    from trimtab.estimate import Estimate, estimate
+    from trimtab.findings import Finding
     from trimtab.job import Job
     from trimtab.model import Model, find_model
 
@@ -25,12 +28,16 @@ __version__ = "0.1.0"
 __all__ = [
     "Cluster",
     "Config",
+    "Estimate",
+    "Finding",
     "Job",
     "Model",
     "TrimtabError",
     "__version__",
     "catalogue",
+    "check",
     "errors",
+    "estimate",
     "find_gpu",
     "find_model",
     "load_config",
@@ -40,9 +47,13 @@ _MODULES = ("catalogue", "errors")
 _HOMES = {
     "Cluster": "trimtab.cluster",
     "Config": "trimtab.config",
+    "Estimate": "trimtab.estimate",
+    "Finding": "trimtab.findings",
     "Job": "trimtab.job",
     "Model": "trimtab.model",
     "TrimtabError": "trimtab.errors",
+    "check": "trimtab.check",
+    "estimate": "trimtab.estimate",
     "find_gpu": "trimtab.cluster",
     "find_model": "trimtab.model",
     "load_config": "trimtab.catalogue",

@@ -80,7 +80,14 @@ class Figure:
     how: str
     """``measured`` (a real run), ``rehearsed`` (one GPU as rank 0), ``phantom`` or ``predicted``."""
     where: str
-    """Hardware and software that it was got on."""
+    """Hardware that it was got on, and how many ranks took part."""
+    world_size: int | None = None
+    gpu: str | None = None
+    """The GPU's name in ``data/gpus.json``."""
+    conditions: str | None = None
+    """What was otherwise than in the file, such as ``accumulation 2 of 8``."""
+    software: str | None = None
+    date: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

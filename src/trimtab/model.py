@@ -108,11 +108,38 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Model:
     >>> find_model("meta-llama/Llama-2-70b-hf").kv_heads
     8
     """
+    found = find_hf(name_or_path)
+    where = found.source if found.name not in catalogue() else found.name
+    try:
+        return Model.from_hf(found.hf, found.name, source=found.source)
+    except UnknownArchitecture as error:
+        raise UnknownArchitecture(f"{where}: {str(error).partition(': ')[2]}") from None
+    except UnreadableFile as error:
+        raise UnreadableFile(f"{where}: {str(error).partition(': ')[2]}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HfConfig:
+    """A Hugging Face config as it was found, whatever its architecture."""
+
+    name: str
+    hf: Mapping[str, Any]
+    source: str
+
+
+def find_hf(name_or_path: str | os.PathLike[str]) -> HfConfig:
+    """The Hugging Face config that `find_model` would read, also of an architecture that nobody here knows.
+
+    Raises NotFound with the nearest names, or UnreadableFile.
+
+    >>> find_hf("gpt2").hf["model_type"]
+    'gpt2'
+    """
     text = os.fspath(name_or_path)
     canonical = _names().get(text.strip().lower().replace("_", "-")) or _names().get(text.strip().lower())
     if canonical:
         row = catalogue()[canonical]
-        return Model.from_hf(row["hf"], canonical, source=row["source"])
+        return HfConfig(name=canonical, hf=row["hf"], source=row["source"])
     path = Path(text).expanduser()
     if path.is_dir():
         return _read(path / "config.json", name=path.resolve().name)
@@ -131,7 +158,7 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Model:
     )
 
 
-def _read(path: Path, *, name: str) -> Model:
+def _read(path: Path, *, name: str) -> HfConfig:
     try:
         given = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -144,13 +171,7 @@ def _read(path: Path, *, name: str) -> Model:
         raise UnreadableFile(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}.") from None
     if not isinstance(given, dict):
         raise UnreadableFile(f"{path}: holds a {type(given).__name__}, but a model's config is an object.")
-    try:
-        model = Model.from_hf(given, name, source=str(path))
-    except UnknownArchitecture as error:
-        raise UnknownArchitecture(f"{path}: {str(error).partition(': ')[2]}") from None
-    except UnreadableFile as error:
-        raise UnreadableFile(f"{path}: {str(error).partition(': ')[2]}") from None
-    return model
+    return HfConfig(name=name, hf=given, source=str(path))
 
 
 def _cached_config(hub_id: str) -> Path | None:

@@ -11,7 +11,14 @@ import pytest
 from sources import ROOT, trimtab
 from trimtab.cli import commands
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/design.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/design.md",
+    "docs/proof.md",
+    "docs/compatibility.md",
+    "bench/data/README.md",
+)
 CHEAP = {"list", "show", "path", "init", "version"}
 PROGRAMS = {"python3", "pytest", "trimtab"}
 

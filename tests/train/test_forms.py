@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from trimtab import catalogue
-from trimtab.config import Config
+from trimtab.config import Config, fit_world
 from trimtab.errors import RefusedConfig, Unsupported, UsageError
-from trimtab.train.forms import check_gpu, check_world, cpu_form, fit_world
+from trimtab.train.forms import check_gpu, check_world, cpu_form
 from trimtab.train.settings import Settings, effective_config
 
 BASE = {"train_micro_batch_size_per_gpu": 2, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}

@@ -71,6 +71,12 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _invoke(name: str, arguments: list[str]) -> int:
+    quick = commands.quick(name)
+    code = quick(arguments) if quick is not None else None
+    return _invoke_typer(name, arguments) if code is None else code
+
+
+def _invoke_typer(name: str, arguments: list[str]) -> int:
     import typer
 
     target = commands.load(name)

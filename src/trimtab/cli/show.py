@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from trimtab import catalogue
+from trimtab.catalogue import Card, Figure
 from trimtab.config import Config
+from trimtab.cost.memory import profile
 from trimtab.model import find_model
 from trimtab.parameters import parameters
 from trimtab.report.document import to_json
@@ -30,6 +33,7 @@ def show(
     from trimtab.report.card import card_document, card_text
 
     card, config = catalogue.card(name), catalogue.load_config(name)
+    card = replace(card, figures=(*_predicted(card, config), *card.figures))
     counts = _parameters(config)
     if as_json:
         typer.echo(to_json(card_document(card, config, catalogue.path(name), parameters=counts)))
@@ -45,3 +49,25 @@ def _parameters(config: Config) -> dict[str, int]:
     tensors = parameters(find_model(config.job.model), config.job.task, config.job.lora)
     trainable = sum(tensor.numel for tensor in tensors if tensor.trainable)
     return {"total": sum(tensor.numel for tensor in tensors), "trainable": trainable}
+
+
+def _predicted(card: Card, config: Config) -> tuple[Figure, ...]:
+    """What arithmetic says of a configuration on the hardware of its card."""
+    assert config.job.model is not None
+    world, gpu = card.hardware.world_size, card.hardware.gpu
+    memory = profile(config, find_model(config.job.model), world)
+    values = {"gpu_memory_bytes": memory.peak, "host_memory_bytes_per_rank": memory.host_bytes}
+    conditions = {"host_memory_bytes_per_rank": "beside the processes themselves"}
+    return tuple(
+        Figure(
+            quantity=quantity,
+            value=value,
+            how="predicted",
+            where=f"{world} × {gpu}",
+            world_size=world,
+            gpu=gpu,
+            conditions=conditions.get(quantity),
+        )
+        for quantity, value in values.items()
+        if value
+    )

@@ -96,8 +96,9 @@ def train(
         --data reviews.csv --epochs 3 --set train_batch_size=64
     """
     from trimtab.errors import UsageError
+    from trimtab.train.predict import prediction
     from trimtab.train.settings import DEVICES, Settings
-    from trimtab.train.start import settle_device, start
+    from trimtab.train.start import settle_device, settle_ranks, start
     from trimtab.units import parse_count
 
     if device not in DEVICES:
@@ -131,7 +132,16 @@ def train(
         workers=workers,
         prompt=prompt,
     )
-    ended = start(settings, ranks=ranks, launcher=launcher, port=port, nodes=nodes, hostfile=hostfile)
+    count = settle_ranks(ranks, device=settings.device, launcher=launcher)
+    ended = start(
+        settings,
+        ranks=count,
+        launcher=launcher,
+        port=port,
+        nodes=nodes,
+        hostfile=hostfile,
+        prediction=prediction(settings, ranks=count, nodes=nodes),
+    )
     if ended.report is None:
         typer.echo(f"{ended.message}\n{_again(settings.run)}", err=True)
     elif as_json:

@@ -34,6 +34,9 @@ class Profile:
 
     parameters: int
     trainable: int
+    tensors: int
+    """Parameter tensors, and how many of them train."""
+    trainable_tensors: int
     built: int
     """After the model is built."""
     initialized: int
@@ -143,7 +146,11 @@ def profile(
     engine.initialize()
     initialized, init_peak = meter.live, meter.peak
     meter.mark(NOTE)
-    table = {name.removeprefix(prefix): weight for name, weight in weights.items()}
+    # peft trains a copy of what "modules_to_save" names, and the forward pass goes through it
+    table = {
+        name.removeprefix(prefix).replace(".modules_to_save.default", ""): weight
+        for name, weight in weights.items()
+    }
     machine = Machine(meter=meter, listener=engine, item=settings.item, sharded=settings.stage == 3)
     net = Net(
         m=machine,
@@ -178,6 +185,8 @@ def profile(
     return Profile(
         parameters=sum(one.numel for one in listing),
         trainable=sum(one.numel for one in listing if one.trainable),
+        tensors=len(listing),
+        trainable_tensors=sum(one.trainable for one in listing),
         built=built,
         initialized=initialized,
         live=live,

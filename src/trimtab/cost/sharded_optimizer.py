@@ -98,7 +98,10 @@ class ShardedOptimizer(Engine):
         for weight in self.waiting:
             owned = weight.name in self._owned_names
             if owned and s.offload_optimizer != "none":
-                self.new(weight.numel * MASTER_ITEM, "temporaries")  # :1903
+                portion = min(weight.numel, self.partition)
+                self.new(portion * NORM_ITEM, "temporaries")  # its norm, :1873
+                if s.item != MASTER_ITEM:
+                    self.new(portion * MASTER_ITEM, "temporaries")  # :1903
                 self.gradients.pop(weight.name, None)
             elif owned:
                 self._copy_to_partition(weight)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from trimtab.catalogue import Card, Claim, Figure, Hardware
+from trimtab.catalogue import Card, Claim, Hardware
 from trimtab.config import Config
+from trimtab.report.figures import documents, figures_text
 from trimtab.report.listing import sharding, summary
-from trimtab.units import GB, format_bytes, format_count
+from trimtab.units import GB, format_count
 
 Parameters = Mapping[str, int]
 """Parameters of a configuration's model: ``total`` and ``trainable``."""
-
-QUANTITIES = {
-    "gpu_memory_bytes": "memory per GPU",
-    "host_memory_bytes_per_node": "host memory per node",
-    "tokens_per_second_per_gpu": "tokens/s per GPU",
-    "samples_per_second_per_gpu": "samples/s per GPU",
-    "step_seconds": "seconds per step",
-    "mfu": "MFU",
-}
 
 
 def card_text(card: Card, config: Config, *, parameters: Parameters) -> RenderableType:
@@ -37,9 +28,7 @@ def card_text(card: Card, config: Config, *, parameters: Parameters) -> Renderab
     title.append(f"  {card.name}", style="cyan")
     parts: list[RenderableType] = [title, *(_bullet(purpose) for purpose in card.purpose), Text()]
     parts.append(_facts(card, config, parameters))
-    figures = _figures(card)
-    if figures is not None:
-        parts += _section("Memory and speed", [figures])
+    parts += _section("Memory and speed", figures_text(card))
     statements = [claim for claim in card.claims if claim.quantity == "statement"]
     parts += _section("What else the guide said", map(_statement, statements))
     parts += _section(
@@ -60,7 +49,7 @@ def card_document(card: Card, config: Config, path: Path, *, parameters: Paramet
         **summary(card, config, path),
         "parameters": dict(parameters),
         "config": dict(config.raw),
-        "figures": [asdict(figure) for figure in card.figures],
+        "figures": documents(card.figures),
         "claims": [asdict(claim) for claim in card.claims],
         "changes": [asdict(change) for change in card.changes],
         "alternatives": [{"when": other.when, "changes": dict(other.changes)} for other in card.alternatives],
@@ -121,38 +110,6 @@ def _optimizer(config: Config) -> str:
     if config.get("scheduler.type"):
         parts.append(str(config.get("scheduler.type")))
     return ", ".join(parts)
-
-
-def _figures(card: Card) -> Table | None:
-    """The guide's numbers beside the figures of the same quantity; None where there is neither."""
-    claims = {claim.quantity: claim for claim in card.claims if claim.quantity != "statement"}
-    figures: dict[str, list[Figure]] = {}
-    for figure in card.figures:
-        figures.setdefault(figure.quantity, []).append(figure)
-    quantities = [*dict.fromkeys((*QUANTITIES, *claims, *figures))]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("", no_wrap=True)
-    table.add_column("the guide says")
-    table.add_column("Trimtab says", no_wrap=True)
-    table.add_column("how it was got")
-    for quantity in quantities:
-        claim = [claims[quantity]] if quantity in claims else []
-        for said, figure in zip_longest(claim, figures.get(quantity, ())):
-            table.add_row(
-                QUANTITIES.get(quantity, quantity) if said or not claim else "",
-                said.claim if said else "",
-                _amount(figure) if figure else "no figure yet",
-                f"{figure.how}: {figure.where}" if figure else "",
-            )
-    return table if table.row_count else None
-
-
-def _amount(figure: Figure) -> str:
-    if "bytes" in figure.quantity:
-        return f"{figure.value / GB:.1f} GB ({format_bytes(figure.value)})"
-    if figure.quantity == "mfu":
-        return f"{figure.value:.1%}"
-    return f"{figure.value:,.0f}" if figure.value >= 100 else f"{figure.value:.3g}"
 
 
 _VERDICTS: Mapping[bool | None, tuple[str, str]] = {

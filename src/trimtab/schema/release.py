@@ -18,6 +18,7 @@ from trimtab.schema.table import (
 )
 from trimtab.schema.values import Behaviour, Component, Key, Kind, Nearest, Policy, Section, Version
 
+MOST_REMEMBERED = 10_000  # paths whose canonical name is kept; the table has some five hundred
 ANY_PARAMETER = {"optimizer.params": "optimizer", "scheduler.params": "scheduler"}
 
 
@@ -39,6 +40,9 @@ class Schema:
         self._order = order(version.name)
         self._entries: dict[str, dict[str, Any]] = table()["keys"]
         self._made: dict[str, Key] = {}
+        self._components: dict[tuple[Kind, str], Component | None] = {}
+        self._canonical: dict[str, str] = {}
+        self._parameters: dict[Kind, Mapping[str, Key]] = {}
 
     # ---- keys
 
@@ -65,10 +69,14 @@ class Schema:
 
     def canonical(self, path: str) -> str:
         """The path with every alias replaced by the table's name."""
+        if path in self._canonical:
+            return self._canonical[path]
         done = ""
         for part in path.split("."):
             step = f"{done}.{part}" if done else part
             done = step if step in self._accepted else self._aliases.get(step, step)
+        if len(self._canonical) < MOST_REMEMBERED:
+            self._canonical[path] = done
         return done
 
     @cached_property
@@ -96,6 +104,11 @@ class Schema:
         if entry is None:
             return None
         return Section(path=path, unknown=self.unknown_key_behaviour(path), keys=keys)
+
+    def is_section(self, path: str) -> bool:
+        """Whether there is a block of keys at ``path``."""
+        path = self.canonical(path)
+        return (not path or path in self._accepted) and path in table()["sections"]
 
     def children(self, path: str) -> tuple[str, ...]:
         """The paths of the keys directly in a block."""
@@ -135,9 +148,12 @@ class Schema:
         """The built-in optimizer (in any case) or scheduler of that name; None when this release has none."""
         wanted = name.lower() if kind == "optimizer" else name
         entry = table()[f"{kind}s"].get(wanted)
-        if entry is None or not accepts(entry, self._order):
+        if entry is None:
             return None
-        return make_component(kind, entry, self._order)
+        if (kind, wanted) not in self._components:
+            made = make_component(kind, entry, self._order) if accepts(entry, self._order) else None
+            self._components[kind, wanted] = made
+        return self._components[kind, wanted]
 
     def components(self, kind: Kind) -> Iterator[Component]:
         """All optimizers or schedulers that this release builds by name."""
@@ -161,11 +177,13 @@ class Schema:
 
     def parameters(self, kind: Kind) -> Mapping[str, Key]:
         """Each parameter's name with the first built-in component's view of it."""
-        found: dict[str, Key] = {}
-        for component in self.components(kind):
-            for name, key in component.params.items():
-                found.setdefault(name, key)
-        return found
+        if kind not in self._parameters:
+            found: dict[str, Key] = {}
+            for component in self.components(kind):
+                for name, key in component.params.items():
+                    found.setdefault(name, key)
+            self._parameters[kind] = found
+        return self._parameters[kind]
 
     def _any_parameter(self, path: str) -> Key | None:
         above, _, name = path.rpartition(".")

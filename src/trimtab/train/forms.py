@@ -94,29 +94,6 @@ def cpu_has_fp16() -> bool:
         return False
 
 
-def fit_world(config: Config, world: int) -> tuple[Config, tuple[str, ...]]:
-    """``config`` for ``world`` ranks: the global and the micro batch kept, the accumulation following.
-
-    Raises:
-        RefusedConfig: the global batch cannot be split into the micro batch over that many ranks.
-    """
-    train, micro = config.get("train_batch_size"), config.get("train_micro_batch_size_per_gpu")
-    stated = config.get("gradient_accumulation_steps")
-    ranks = max(1, world // config.data_parallel_divisor)
-    whole = isinstance(train, int) and isinstance(micro, int) and isinstance(stated, int)
-    if whole and train != micro * stated * ranks and train % (micro * ranks) == 0:
-        accumulation = train // (micro * ranks)
-        note = (
-            f"{world} rank{'s' * (world > 1)}: gradient_accumulation_steps {stated} becomes {accumulation}, "
-            f"which keeps train_batch_size at {train}"
-        )
-        config = config.with_values({"gradient_accumulation_steps": accumulation})
-        config.batch(world)
-        return config, (note,)
-    config.batch(world)
-    return config, ()
-
-
 def check_gpu(config: Config, capability: tuple[int, int], name: str) -> None:
     """Refuse bf16 on a GPU without bf16 arithmetic.
 

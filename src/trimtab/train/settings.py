@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.catalogue import load_config
-from trimtab.config import Config
+from trimtab.config import Config, fit_world
 from trimtab.errors import UnreadableFile, UsageError
-from trimtab.train.forms import cpu_form, fit_world
+from trimtab.train.forms import cpu_form
 
 DEVICES = ("auto", "cuda", "cpu")
 SHRUNKEN_SEQUENCE_LENGTH, SHRUNKEN_TARGET_LENGTH = 128, 64

@@ -1,0 +1,68 @@
+"""``trimtab estimate``."""
+
+from __future__ import annotations
+
+import typer
+
+from trimtab.cli import job_flags as job
+from trimtab.estimate import estimate as answer_for
+from trimtab.estimate import to_json as document
+from trimtab.report.document import to_json
+
+
+def estimate(
+    config: job.ConfigArgument,
+    model: job.ModelOption = None,
+    gpu: job.GpuOption = None,
+    gpus_per_node: job.GpusOption = None,
+    nodes: job.NodesOption = None,
+    sequence_length: job.SequenceOption = None,
+    target_length: job.TargetOption = None,
+    micro_batch: job.MicroOption = None,
+    grad_accum: job.AccumulationOption = None,
+    task: job.TaskOption = None,
+    checkpoint_activations: job.RecomputeOption = None,
+    attention: job.AttentionOption = None,
+    kernels: job.KernelsOption = None,
+    lora_r: job.LoraRankOption = None,
+    lora_targets: job.LoraTargetsOption = None,
+    as_json: job.JsonOption = False,
+) -> int:
+    """Say whether a job fits its GPUs, how fast it runs and what it costs.
+
+    Counts every tensor of the model and of DeepSpeed's engine, without torch or a GPU.  Exit 1 if it does
+    not fit.
+
+    \b
+    Examples:
+      trimtab estimate llama_7b_single_node
+      trimtab estimate ds_config.json --model ./my-model --gpu a100-40gb \\
+        --gpus-per-node 8
+      trimtab estimate llama_13b_zero3_offload --gpu rtx4090 --micro-batch 1
+    """
+    settled, cluster, notes = job.settle(
+        config,
+        model=model,
+        gpu=gpu,
+        gpus_per_node=gpus_per_node,
+        nodes=nodes,
+        sequence_length=sequence_length,
+        target_length=target_length,
+        micro_batch=micro_batch,
+        grad_accum=grad_accum,
+        task=task,
+        checkpoint_activations=checkpoint_activations,
+        attention=attention,
+        kernels=kernels,
+        lora_r=lora_r,
+        lora_targets=lora_targets,
+    )
+    answer = answer_for(settled, cluster)
+    if as_json:
+        typer.echo(to_json({**document(answer), "notes": list(notes)}))
+    else:
+        from trimtab.report import console
+        from trimtab.report.estimate import estimate_text
+
+        console.show(estimate_text(answer, notes))
+    return 0 if answer.fits else 1

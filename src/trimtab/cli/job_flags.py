@@ -1,0 +1,167 @@
+"""The flags that describe a job and its machines, shared by every command that answers about one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from trimtab import catalogue
+from trimtab.cluster import Cluster, find_gpu
+from trimtab.config import Config, fit_world
+from trimtab.errors import UnknownArchitecture, UsageError
+from trimtab.job import ATTENTIONS, KERNELS, TASKS
+from trimtab.model import find_hf, find_model
+
+ConfigArgument = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A name from `trimtab list`, or a file.")
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="M", help="A catalogue name, a Hugging Face id or a config.json."),
+]
+GpuOption = Annotated[str | None, typer.Option("--gpu", metavar="NAME", help="Such as a100-80gb, h100, t4.")]
+GpusOption = Annotated[
+    int | None, typer.Option("--gpus-per-node", metavar="N", min=1, help="GPUs in a machine.")
+]
+NodesOption = Annotated[int | None, typer.Option("--nodes", metavar="N", min=1, help="Machines.")]
+SequenceOption = Annotated[
+    int | None, typer.Option("--sequence-length", metavar="N", min=1, help="Tokens of a sample.")
+]
+TargetOption = Annotated[
+    int | None, typer.Option("--target-length", metavar="N", min=1, help="Tokens of a target (T5).")
+]
+MicroOption = Annotated[
+    int | None, typer.Option("--micro-batch", metavar="N", min=1, help="Samples per GPU and micro step.")
+]
+AccumulationOption = Annotated[
+    int | None, typer.Option("--grad-accum", metavar="N", min=1, help="Micro steps per optimizer step.")
+]
+TaskOption = Annotated[str | None, typer.Option("--task", metavar="T", help=", ".join(TASKS))]
+RecomputeOption = Annotated[
+    bool | None,
+    typer.Option("--checkpoint-activations/--no-checkpoint-activations", help="Recompute activations."),
+]
+AttentionOption = Annotated[str | None, typer.Option("--attention", metavar="A", help=", ".join(ATTENTIONS))]
+KernelsOption = Annotated[str | None, typer.Option("--kernels", metavar="K", help=", ".join(KERNELS))]
+LoraRankOption = Annotated[
+    int | None, typer.Option("--lora-r", metavar="R", min=1, help="LoRA with this rank.")
+]
+LoraTargetsOption = Annotated[
+    str | None, typer.Option("--lora-targets", metavar="A,B", help="Modules that LoRA adapts.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def settle(
+    name: str,
+    *,
+    model: str | None = None,
+    gpu: str | None = None,
+    gpus_per_node: int | None = None,
+    nodes: int | None = None,
+    sequence_length: int | None = None,
+    target_length: int | None = None,
+    micro_batch: int | None = None,
+    grad_accum: int | None = None,
+    task: str | None = None,
+    checkpoint_activations: bool | None = None,
+    attention: str | None = None,
+    kernels: str | None = None,
+    lora_r: int | None = None,
+    lora_targets: str | None = None,
+) -> tuple[Config, Cluster, tuple[str, ...]]:
+    """The configuration with the flags over it, the machines, and notes on what the flags moved.
+
+    A catalogue configuration brings the hardware that it was made for; a file needs ``--gpu``.
+
+    Raises:
+        UsageError: no GPU is named, or the flags contradict each other.
+        RefusedConfig: DeepSpeed would refuse the batch on these machines.
+    """
+    config = catalogue.load_config(name)
+    block: dict[str, Any] = {
+        "model": model,
+        "task": task,
+        "sequence_length": sequence_length,
+        "target_length": target_length,
+        "checkpoint_activations": checkpoint_activations,
+        "attention": attention,
+        "kernels": kernels,
+    }
+    changes = {f"trimtab.{key}": value for key, value in block.items() if value is not None}
+    if lora_r is not None or lora_targets is not None:
+        lora = {"r": lora_r or 8}
+        targets = {"target_modules": [one.strip() for one in lora_targets.split(",")]} if lora_targets else {}
+        changes["trimtab.lora"] = {**lora, **targets}
+    stated = config.raw.get("trimtab") or {}
+    notes: tuple[str, ...] = ()
+    if task is None and "task" not in stated:
+        usual = _usual_task(model or config.job.model)
+        if usual != config.job.task:
+            changes["trimtab.task"] = usual
+            notes = (f"no task is stated: {usual}, the usual one of this model",)
+    for section in ("bf16", "fp16"):
+        if _is_auto(config.raw.get(section)) and config.precision == "fp32":
+            changes[f"{section}.enabled"] = True
+            notes = (*notes, f'{section}.enabled is "auto": taken as true')
+            break
+    config = _with_batch(config.with_values(changes), micro_batch, grad_accum)
+    cluster = _cluster(name, config, gpu, gpus_per_node, nodes)
+    config, moved = fit_world(config, cluster.world_size)
+    return config, cluster, notes + moved
+
+
+def _is_auto(section: Any) -> bool:
+    return isinstance(section, dict) and section.get("enabled") == "auto"
+
+
+def _usual_task(model: str | None) -> str:
+    """What a model of this kind is trained on when nobody says: its pre-training."""
+    try:
+        kind: str = find_model(model).kind if model else "causal"
+    except UnknownArchitecture:  # a rehearsal can still build it
+        both = find_hf(model or "").hf.get("is_encoder_decoder")
+        kind = "encoder-decoder" if both else "causal"
+    return {"causal": "causal-lm", "encoder": "masked-lm", "encoder-decoder": "seq2seq-lm"}[kind]
+
+
+def _with_batch(config: Config, micro: int | None, accumulation: int | None) -> Config:
+    """The batch keys that the flags state; what they make untrue is left for DeepSpeed's rules to solve."""
+    if micro is None and accumulation is None:
+        return config
+    changes: dict[str, Any] = {}
+    if micro is not None:
+        changes["train_micro_batch_size_per_gpu"] = micro
+    if accumulation is not None:
+        changes["gradient_accumulation_steps"] = accumulation
+    elif config.get("gradient_accumulation_steps") is None:
+        changes["gradient_accumulation_steps"] = 1
+    return config.with_values({**changes, "train_batch_size": None})
+
+
+def _cluster(name: str, config: Config, gpu: str | None, per_node: int | None, nodes: int | None) -> Cluster:
+    if name in catalogue.names():
+        hardware = catalogue.card(name).hardware
+        own = gpu is None or find_gpu(gpu).name == hardware.gpu
+        return Cluster.of(
+            gpu or hardware.gpu,
+            per_node or hardware.gpus_per_node,
+            nodes or hardware.nodes,
+            inter_link=hardware.inter_node_link if own else None,
+            host_memory_bytes=hardware.host_memory_bytes if own and per_node is None else None,
+        )
+    if gpu is None:
+        raise UsageError(f"{name}: on which GPU? Give --gpu NAME, such as --gpu a100-80gb --gpus-per-node 8")
+    if per_node is None and nodes is None:
+        per_node = min(8, _stated_world(config))
+        nodes = max(1, _stated_world(config) // per_node)
+    return Cluster.of(gpu, per_node or 1, nodes or 1)
+
+
+def _stated_world(config: Config) -> int:
+    """The ranks that a file's three batch keys state together; 1 if they do not."""
+    keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    train, micro, accumulation = (config.get(key) for key in keys)
+    whole = all(isinstance(value, int) and value > 0 for value in (train, micro, accumulation))
+    return max(1, train // (micro * accumulation)) if whole else 1

@@ -1,0 +1,89 @@
+"""``trimtab rehearse``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from trimtab.cli import job_flags as job
+from trimtab.errors import Unsupported
+from trimtab.rehearse.answer import rehearse as answer_for
+from trimtab.rehearse.answer import to_json as document
+from trimtab.rehearse.on_gpu import gpu_is_here
+from trimtab.report.document import to_json
+
+
+def rehearse(
+    config: job.ConfigArgument,
+    phantom: Annotated[
+        bool | None,
+        typer.Option(
+            "--phantom/--no-phantom",
+            help="Without a GPU, or on this machine's (default: its GPU if it has one).",
+        ),
+    ] = None,
+    model: job.ModelOption = None,
+    gpu: job.GpuOption = None,
+    gpus_per_node: job.GpusOption = None,
+    nodes: job.NodesOption = None,
+    sequence_length: job.SequenceOption = None,
+    target_length: job.TargetOption = None,
+    micro_batch: job.MicroOption = None,
+    grad_accum: job.AccumulationOption = None,
+    task: job.TaskOption = None,
+    checkpoint_activations: job.RecomputeOption = None,
+    attention: job.AttentionOption = None,
+    kernels: job.KernelsOption = None,
+    lora_r: job.LoraRankOption = None,
+    lora_targets: job.LoraTargetsOption = None,
+    rank: Annotated[int, typer.Option("--rank", min=0, help="The rank to rehearse.")] = 0,
+    modules: Annotated[
+        int, typer.Option("--modules", min=0, help="Show the N modules that keep most activations.")
+    ] = 0,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Run again what was run before.")] = False,
+    as_json: job.JsonOption = False,
+) -> int:
+    """Run the real engine as one rank, without a GPU or on one.
+
+    Shows what DeepSpeed itself takes beside what the estimate predicts.  A phantom rehearsal needs no GPU
+    and no memory, and builds any model that transformers knows.  Exit 1 if the job does not fit.
+
+    \b
+    Examples:
+      trimtab rehearse llama_7b_single_node --phantom
+      trimtab rehearse ds_config.json --model ./my-model --gpu a100-40gb --phantom
+      trimtab rehearse gpt_neox_20b_zero3 --phantom --gpu l4 --modules 10 --json
+    """
+    if phantom is False and not gpu_is_here():
+        raise Unsupported(
+            "this machine shows no GPU to rehearse on; --phantom rehearses the real engine without one"
+        )
+    settled, cluster, notes = job.settle(
+        config,
+        model=model,
+        gpu=gpu,
+        gpus_per_node=gpus_per_node,
+        nodes=nodes,
+        sequence_length=sequence_length,
+        target_length=target_length,
+        micro_batch=micro_batch,
+        grad_accum=grad_accum,
+        task=task,
+        checkpoint_activations=checkpoint_activations,
+        attention=attention,
+        kernels=kernels,
+        lora_r=lora_r,
+        lora_targets=lora_targets,
+    )
+    if phantom is None:
+        phantom = not gpu_is_here()
+    answer = answer_for(settled, cluster, phantom=phantom, rank=rank, use_cache=not no_cache)
+    if as_json:
+        typer.echo(to_json({**document(answer), "notes": list(notes)}))
+    else:
+        from trimtab.report import console
+        from trimtab.report.rehearse import rehearsal_text
+
+        console.show(rehearsal_text(answer, notes, modules=modules))
+    return 0 if answer.fits else 1

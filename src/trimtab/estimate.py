@@ -1,0 +1,274 @@
+"""Whether a job fits, how fast it runs and what it costs, by arithmetic: no torch, well under a second.
+
+Memory is counted, not fitted: `trimtab.cost.memory` runs the model and the engine on tensors that have only
+a size.  What no tensor shows is added from measurements, each with its source beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from trimtab.cluster import Cluster
+from trimtab.config import Config
+from trimtab.cost.memory import Profile, profile
+from trimtab.cost.speed import Speed, step_speed
+from trimtab.errors import NotFound, UnknownArchitecture, UsageError
+from trimtab.model import Model, find_model
+from trimtab.parameters import tasks_of
+from trimtab.prices import Price, price
+from trimtab.units import GIB, MIB
+
+# cuBLAS keeps a workspace of 32 MiB per thread that computes, forward and backward
+# (aten/src/ATen/cuda/CublasHandlePool.cpp); 64 to 66 MiB over the counted tensors in every case of bench/data
+WORKSPACE_BYTES = 2 * 32 * MIB + 2 * MIB
+# device memory outside PyTorch's allocator: CUDA context and kernels (0.6 GiB before the first step, 0.82
+# with DeepSpeed's kernels, one H200), and NCCL's buffers (0.95 GiB more at four real ranks)
+CONTEXT_BYTES = int(0.82 * GIB)
+NCCL_BYTES = int(0.95 * GIB)
+# the process itself, Python and its libraries: 1.6 to 2.2 GiB resident in the measured cases without offload
+PROCESS_BYTES = int(1.8 * GIB)
+PROCESS_SPREAD_BYTES = int(0.4 * GIB)
+# errors of the counted peak over the measured cases (docs/accuracy.md): 0.1 % at the median, a tail of a few
+# percent where many small blocks are rounded up by the caching allocator (up to 1 MiB each)
+PEAK_SIGMA = 0.012
+PEAK_LOW, PEAK_HIGH = 0.975, 1.04
+# the caching allocator cannot use every hole: replayed on nine measured jobs (rehearse/allocator.py), the
+# smallest memory that runs was 1.5 to 28 % above the peak, 11 % at the median; 70.7 GiB ran in 77.5 on a card
+FRAGMENTATION_LOW, FRAGMENTATION_EXPECTED, FRAGMENTATION_HIGH = 0.01, 0.10, 0.28
+FRAGMENTATION_SIGMA = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """A figure with its bounds; the truth lies inside in at least 95 % of measured cases."""
+
+    low: float
+    expected: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """The answer about one job on one cluster; bytes, seconds and dollars."""
+
+    config: Config
+    model: Model
+    cluster: Cluster
+    profile: Profile
+    peak_allocated: Range
+    """Of PyTorch's allocator over forward, backward and step, once the optimizer's states exist."""
+    needed: Range
+    """The smallest card: allocator, fragmentation, CUDA context, NCCL; start included."""
+    capacity_bytes: int
+    host_bytes_per_node: Range
+    nvme_bytes_per_node: int
+    speed: Speed
+    price: Price | None
+    fits: bool
+    fits_probability: float
+    assumptions: tuple[str, ...]
+    method: str = "arithmetic"
+
+    @property
+    def tokens_per_second_per_gpu(self) -> float:
+        """Tokens of the encoder or decoder-only input a second and GPU."""
+        return self.speed.tokens_per_step / self.speed.step_seconds
+
+    @property
+    def samples_per_second_per_gpu(self) -> float:
+        """Samples a second and GPU."""
+        return self.speed.samples_per_step / self.speed.step_seconds
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilization: the model's own operations over what the card could do in that time."""
+        dtype = self.config.precision if self.config.precision in ("bf16", "fp16") else "tf32"
+        return self.speed.model_flops / self.speed.step_seconds / self.cluster.gpu.matrix_flops(dtype)
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """Dollars for the whole cluster and one hour."""
+        return None if self.price is None else self.price.usd_per_gpu_hour * self.cluster.world_size
+
+    @property
+    def usd_per_billion_tokens(self) -> float | None:
+        """Dollars for a billion tokens."""
+        if self.usd_per_hour is None:
+            return None
+        per_second = self.tokens_per_second_per_gpu * self.cluster.world_size
+        return self.usd_per_hour / 3600 * 1e9 / per_second
+
+
+def estimate(config: Config, cluster: Cluster, *, model: Model | None = None) -> Estimate:
+    """Memory, time and money of ``config`` on ``cluster``.
+
+    Raises:
+        UsageError: no model is named, or the job contradicts itself.
+        NotFound: the model's name is unknown.
+        RefusedConfig: DeepSpeed would refuse the configuration.
+        UnknownArchitecture: the arithmetic does not know the model type.
+    """
+    if model is None:
+        if config.job.model is None:
+            raise UsageError(
+                f"{config.name}: no model is named. Give --model NAME (a catalogue name, a Hub id or "
+                'a config.json), or a "trimtab" block with "model"'
+            )
+        model = find_model(config.job.model)
+    _refuse_other_heads(config, model)
+    counted = profile(config, model, cluster.world_size)
+    peak = counted.peak + WORKSPACE_BYTES
+    most = max(peak, counted.phase_peaks["init"])
+    outside = CONTEXT_BYTES + (NCCL_BYTES if cluster.world_size > 1 else 0)
+    needed = Range(
+        low=most * PEAK_LOW * (1 + FRAGMENTATION_LOW) + outside,
+        expected=most * (1 + FRAGMENTATION_EXPECTED) + outside,
+        high=most * (1 + FRAGMENTATION_HIGH) + outside,
+    )
+    capacity = cluster.gpu.usable_bytes
+    host = _host(counted, cluster)
+    probability = _probability(capacity, most, outside)
+    if host.expected > cluster.host_memory_bytes:
+        probability = 0.0
+    nvme = counted.nvme_bytes * cluster.gpus_per_node
+    if nvme and nvme > cluster.nvme_bytes:
+        probability = 0.0
+    return Estimate(
+        config=config,
+        model=model,
+        cluster=cluster,
+        profile=counted,
+        peak_allocated=Range(low=peak * PEAK_LOW, expected=peak, high=peak * PEAK_HIGH),
+        needed=needed,
+        capacity_bytes=capacity,
+        host_bytes_per_node=host,
+        nvme_bytes_per_node=nvme,
+        speed=step_speed(config, counted, cluster),
+        price=_price(cluster),
+        fits=probability >= 0.5,
+        fits_probability=probability,
+        assumptions=_assumptions(config, cluster, host),
+    )
+
+
+_CLASSIFIERS = ("sequence-classification", "token-classification", "question-answering")
+_HEADS: Mapping[str, tuple[str, ...]] = {
+    "causal": ("causal-lm", *_CLASSIFIERS),
+    "encoder": ("masked-lm", *_CLASSIFIERS),
+    "encoder-decoder": ("seq2seq-lm", "span-corruption"),
+}
+
+
+def _refuse_other_heads(config: Config, model: Model) -> None:
+    task, tasks = config.job.task, tasks_of(model)
+    if task not in tasks:
+        raise UsageError(f"{model.name} has no head for {task}; it has {', '.join(tasks)}. Give --task")
+    if task not in _HEADS[model.kind]:
+        raise UnknownArchitecture(
+            f"{model.name}: the arithmetic does not know {task} on a model of this kind; "
+            "`trimtab rehearse --phantom` builds it with transformers"
+        )
+
+
+def _probability(capacity: int, most: float, outside: float) -> float:
+    """That the job runs: the need as a normal about its expected value, fragmentation included."""
+    mean = most * (1 + FRAGMENTATION_EXPECTED) + outside
+    sigma = most * math.hypot(PEAK_SIGMA, FRAGMENTATION_SIGMA)
+    return round(0.5 * math.erfc((mean - capacity) / (sigma * math.sqrt(2))), 4)
+
+
+def _host(counted: Profile, cluster: Cluster) -> Range:
+    ranks = cluster.gpus_per_node
+    expected = ranks * (counted.host_bytes + PROCESS_BYTES)
+    spread = ranks * PROCESS_SPREAD_BYTES
+    return Range(low=expected * 0.98 - spread, expected=expected, high=expected * 1.05 + spread)
+
+
+def _price(cluster: Cluster) -> Price | None:
+    try:
+        return price(cluster.gpu)
+    except NotFound:
+        return None
+
+
+def _assumptions(config: Config, cluster: Cluster, host: Range) -> tuple[str, ...]:
+    job = config.job
+    said = [
+        f"{job.kernels} kernels, {job.attention} attention, "
+        + ("activations recomputed" if job.checkpoint_activations else "activations kept"),
+        "batches without padding masks",
+        "memory counted tensor by tensor; step time by a closed form, coarse",
+    ]
+    if config.precision == "bf16" and not cluster.gpu.bf16:
+        said.append(f"{cluster.gpu.name} has no bf16 arithmetic: the run needs fp16 instead")
+    if host.expected > cluster.host_memory_bytes:
+        said.append(
+            f"host memory short: {host.expected / GIB:.0f} GiB wanted of "
+            f"{cluster.host_memory_bytes / GIB:.0f} GiB"
+        )
+    return (*said, *(f"assumed: {text}" for text in cluster.assumptions))
+
+
+def to_json(answer: Estimate) -> Mapping[str, object]:
+    """The answer in base units, under the keys that other tools rely on."""
+    counted, speed = answer.profile, answer.speed
+    workspace = [{"name": "workspace", "bytes": WORKSPACE_BYTES}]
+    parts = [{"name": name, "bytes": size} for name, size in counted.peak_parts.items() if size]
+    price_of = answer.price
+    return {
+        "schema_version": 1,
+        "config": answer.config.name,
+        "model": answer.model.name,
+        "fits": answer.fits,
+        "fits_probability": answer.fits_probability,
+        "method": answer.method,
+        "assumptions": list(answer.assumptions),
+        "parameters": {"total": counted.parameters, "trainable": counted.trainable},
+        "gpu": {
+            "name": answer.cluster.gpu.name,
+            "gpus_per_node": answer.cluster.gpus_per_node,
+            "nodes": answer.cluster.nodes,
+            "capacity_bytes": answer.capacity_bytes,
+            "peak_allocated_bytes": _range(answer.peak_allocated),
+            "needed_bytes": _range(answer.needed),
+            "parts": parts + workspace,
+            "phases": [
+                {
+                    "name": name,
+                    "peak_allocated_bytes": size + (WORKSPACE_BYTES if name != "init" else 0),
+                }
+                for name, size in counted.phase_peaks.items()
+            ],
+        },
+        "host": {
+            "bytes_per_node": _range(answer.host_bytes_per_node),
+            "capacity_bytes_per_node": answer.cluster.host_memory_bytes,
+            "parts_per_rank": [{"name": name, "bytes": size} for name, size in counted.host_parts.items()],
+        },
+        "nvme": {"bytes_per_node": answer.nvme_bytes_per_node},
+        "speed": {
+            "step_seconds": {
+                "low": speed.low_seconds,
+                "expected": speed.step_seconds,
+                "high": speed.high_seconds,
+            },
+            "compute_seconds": speed.compute_seconds,
+            "communication_seconds": speed.communication_seconds,
+            "offload_seconds": speed.offload_seconds,
+            "tokens_per_second_per_gpu": answer.tokens_per_second_per_gpu,
+            "samples_per_second_per_gpu": answer.samples_per_second_per_gpu,
+            "mfu": answer.mfu,
+        },
+        "cost": {
+            "usd_per_hour": answer.usd_per_hour,
+            "usd_per_billion_tokens": answer.usd_per_billion_tokens,
+            "price_source": price_of.source if price_of else None,
+            "price_date": price_of.date if price_of else None,
+        },
+    }
+
+
+def _range(value: Range) -> dict[str, int]:
+    return {"low": round(value.low), "expected": round(value.expected), "high": round(value.high)}

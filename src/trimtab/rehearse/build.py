@@ -1,0 +1,166 @@
+"""The model that is trained and one micro batch for it, made under fake tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from trimtab.errors import Unsupported, UsageError
+from trimtab.rehearse import attention, corners
+from trimtab.rehearse.request import PhantomRequest
+
+AUTO_CLASSES = {
+    "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+    "span-corruption": "AutoModelForSeq2SeqLM",
+}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def configuration(request: PhantomRequest) -> Any:
+    """transformers' configuration of ``request.hf``, every default filled in.
+
+    Raises:
+        UsageError: ``hf`` has no ``model_type``, or one that transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    values = {key: value for key, value in request.hf.items() if key != "transformers_version"}
+    model_type = values.pop("model_type", None)
+    if model_type is None:
+        raise UsageError('the Hugging Face configuration has no "model_type"')
+    try:
+        config = AutoConfig.for_model(model_type, **values)
+    except ValueError as unknown:
+        raise UsageError(f'transformers does not know the model type "{model_type}"') from unknown
+    # flash-attn need not be installed: the model is built for sdpa and switched afterwards
+    config._attn_implementation = "sdpa" if request.attention == "flash" else request.attention
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
+    _fill_tokens(config, request.task)
+    return config
+
+
+def _fill_tokens(config: Any, task: str) -> None:
+    """The token ids without which a model cannot train, where its config has none (as trimtab.train)."""
+    if getattr(config, "is_encoder_decoder", False):
+        if config.pad_token_id is None:
+            config.pad_token_id = 0
+        if getattr(config, "decoder_start_token_id", None) is None:
+            config.decoder_start_token_id = config.pad_token_id
+    if task == "sequence-classification" and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = 0
+
+
+def model(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: int) -> Any:
+    """The model on the device in ``dtype``, partitioned as it is built at stage 3, with its LoRA if any."""
+    import transformers
+
+    if request.deepspeed.get("torch_autocast", {}).get("enabled"):
+        raise Unsupported(
+            "a phantom rehearsal cannot follow torch_autocast: torch has no casting rules for a device made "
+            "in Python; rehearse with bf16 or fp16 enabled, or use the arithmetic estimate"
+        )
+    if request.kernels != "plain":
+        raise Unsupported(
+            "a phantom rehearsal has no stand-ins for fused kernels yet; rehearse with kernels plain, "
+            "or use the arithmetic estimate"
+        )
+    config = configuration(request)
+    auto = getattr(transformers, AUTO_CLASSES[request.task])
+    with _place(request, deepspeed, dtype, stage):
+        # zero.Init itself casts what is built to its dtype, each parameter from the model's own
+        kind = {} if stage == 3 else {"dtype": dtype}
+        try:
+            try:
+                built = auto.from_config(config, **kind)
+            except ValueError as refused:
+                if "scaled_dot_product_attention" not in str(refused):
+                    raise
+                config._attn_implementation = "eager"  # as trimtab.train: the model has nothing else
+                built = auto.from_config(config, **kind)
+        except ValueError as unknown:
+            raise UsageError(
+                f"{AUTO_CLASSES[request.task]} has no model for {config.model_type}: {str(unknown)[:200]}"
+            ) from unknown
+    if request.attention == "flash":
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        ALL_ATTENTION_FUNCTIONS["flash_attention_2"] = attention.flash_function
+        for module in built.modules():
+            if hasattr(module, "config"):
+                module.config._attn_implementation_internal = "flash_attention_2"
+    if request.lora is not None:
+        from peft import LoraConfig, get_peft_model
+
+        lora = request.lora
+        built = get_peft_model(
+            built,
+            LoraConfig(
+                r=lora.r,
+                lora_alpha=lora.lora_alpha,
+                lora_dropout=lora.lora_dropout,
+                target_modules=None if lora.target_modules is None else list(lora.target_modules),
+                modules_to_save=list(lora.modules_to_save) or None,
+            ),
+            autocast_adapter_dtype=False,  # as trimtab.train: the engine casts the adapters with the rest
+        )
+    if request.checkpoint_activations:
+        built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if request.lora is not None:
+            built.enable_input_require_grads()
+    built.train()
+    return built
+
+
+@contextlib.contextmanager
+def _place(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: int) -> Iterator[None]:
+    with corners.uninitialized():
+        if stage == 3:
+            with deepspeed.zero.Init(config_dict_or_path=copy.deepcopy(engine_config(request)), dtype=dtype):
+                yield
+            return
+        with torch.device(corners.DEVICE):
+            yield
+
+
+def engine_config(request: PhantomRequest) -> dict[str, Any]:
+    """What goes to ``deepspeed.initialize``: the request's configuration with its batch keys settled."""
+    config = copy.deepcopy(dict(request.deepspeed))
+    config.pop("trimtab", None)
+    config.pop("train_batch_size", None)
+    config["train_micro_batch_size_per_gpu"] = request.micro_batch
+    config["gradient_accumulation_steps"] = request.accumulation
+    return config
+
+
+def batch(request: PhantomRequest, vocabulary: int) -> Mapping[str, Any]:
+    """One micro batch of tokens on the device, as the task's model takes it."""
+    size, length = request.micro_batch, request.sequence_length
+
+    def tokens(*shape: int) -> Any:
+        return torch.randint(0, vocabulary, shape, device=corners.DEVICE)
+
+    values = {"input_ids": tokens(size, length)}
+    if request.padding:
+        values["attention_mask"] = tokens(size, length)
+    match request.task:
+        case "causal-lm" | "masked-lm":
+            values["labels"] = values["input_ids"].clone()
+        case "sequence-classification":
+            values["labels"] = tokens(size)
+        case "token-classification":
+            values["labels"] = tokens(size, length)
+        case "question-answering":
+            values["start_positions"], values["end_positions"] = tokens(size), tokens(size)
+        case _:
+            values["labels"] = tokens(size, request.target_length or length)
+    return values

@@ -1,0 +1,90 @@
+"""The child process of a rehearsal: torch and DeepSpeed live there, and it changes them for good.
+
+It is asked by one JSON object on its standard input and answers in a file: ``{"rehearsal": {...}}`` or
+``{"error": {"kind": ..., "message": ...}}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from trimtab import errors
+from trimtab.errors import EngineMoved, MissingExtra, RefusedConfig, TrimtabError, Unsupported
+
+TAIL_LINES = 8
+CURE = "the arithmetic estimate (`trimtab estimate`) needs none of this"
+
+
+def need_packages(purpose: str) -> None:
+    """Raises MissingExtra unless torch, DeepSpeed and transformers are installed; imports none of them."""
+    for package in ("torch", "deepspeed", "transformers"):
+        if find_spec(package) is None:
+            raise MissingExtra(package, "train", purpose)
+
+
+def ask(module: str, request: Mapping[str, Any], timeout_seconds: float, *, device: str) -> dict[str, Any]:
+    """Run ``python -m module ANSWER`` with ``request`` on its standard input, and return its answer.
+
+    Raises:
+        Unsupported: the child did not end in time, or ended without an answer.
+        TrimtabError: what the child raised; RefusedConfig where DeepSpeed or the model itself did.
+    """
+    with tempfile.TemporaryDirectory(prefix="trimtab-rehearse-") as folder:
+        answer_file = Path(folder) / "answer.json"
+        environment = {**os.environ, "DS_ACCELERATOR": device, "TOKENIZERS_PARALLELISM": "false"}
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, (str(Path(__file__).parents[2]), environment.get("PYTHONPATH")))
+        )
+        environment.pop("DS_PIN_MEMORY_BACKEND", None)
+        try:
+            child = subprocess.run(
+                [sys.executable, "-m", module, str(answer_file)],
+                input=json.dumps(request),
+                capture_output=True,
+                text=True,
+                timeout=timeout_seconds,
+                cwd=folder,
+                env=environment,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise Unsupported(f"the rehearsal did not end within {timeout_seconds:.0f} s; {CURE}") from None
+        if not answer_file.exists():
+            raise Unsupported(
+                f"the rehearsal ended with exit code {child.returncode} and no answer: {_tail(child.stderr)}"
+            )
+        answer: dict[str, Any] = json.loads(answer_file.read_text(encoding="utf-8"))
+    if "error" in answer:
+        raise _error(answer["error"]["kind"], answer["error"]["message"])
+    return answer
+
+
+def _tail(text: str) -> str:
+    return " | ".join(line.strip() for line in text.strip().splitlines()[-TAIL_LINES:])
+
+
+def _error(kind: str, message: str) -> TrimtabError:
+    if kind == "EngineMoved":
+        return EngineMoved(message)
+    known = getattr(errors, kind, None)
+    if isinstance(known, type) and issubclass(known, TrimtabError):
+        try:
+            return known(message)
+        except TypeError:
+            return Unsupported(message)
+    first = message.strip().partition("\n")[0]
+    if "'phantom' backend" in message:  # torch's own words, at any length
+        operator = first.partition("Could not run '")[2].partition("'")[0] or "an operator"
+        return Unsupported(
+            f"a phantom rehearsal cannot follow this model: it calls {operator} where no fake tensor "
+            f"reaches; {CURE}"
+        )
+    return RefusedConfig(f"the DeepSpeed engine stopped: {first[:600]}")

@@ -1,0 +1,356 @@
+"""The phantom run itself, in a process of its own: it changes torch for good.
+
+Started as ``python -m trimtab.rehearse.engine_run ANSWER`` by `trimtab.rehearse.phantom`, with the request on
+standard input; writes ``{"rehearsal": {...}}`` or ``{"error": {"kind", "message"}}`` to the file ANSWER.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import TrimtabError, UsageError
+from trimtab.rehearse import corners
+from trimtab.rehearse.request import (
+    PHASES,
+    Collective,
+    Copy,
+    Moment,
+    Operator,
+    PhantomRequest,
+    Phase,
+    Rehearsal,
+)
+
+# aten/src/ATen/cuda/CublasHandlePool.cpp and CUDABlas.cpp: workspace of one handle; the forward pass and the
+# backward pass's thread have a handle each.  32 MiB from sm_90 on, 8.125 MiB (:4096:2:16:8) below.
+CUBLAS_WORKSPACE_BYTES = {True: 32 * 2**20, False: (4096 * 2 + 16 * 8) * 1024}
+CUBLAS_HANDLES = 2
+ROOT = "(model)"
+
+
+class Run:
+    """One rehearsal: builds, initializes, steps, and keeps what was seen at each moment."""
+
+    def __init__(self, request: PhantomRequest) -> None:
+        from trimtab.rehearse.ledger import Ledger
+
+        corners.make_device()
+        self.request = request
+        self.ledger = Ledger(all_true=not request.padding)
+        self.moments: list[tuple[str, int, int, int, int, int]] = []
+        self.phase_peaks: dict[str, tuple[int, int, str]] = {}
+        self.measured_from = 0
+        self.loss: Any = None
+        self.said: tuple[str, ...] = ()
+
+    def enter(self, phase: str) -> None:
+        """Close the phase that runs, keeping its peak, and start another."""
+        ledger = self.ledger
+        self._keep_peak()
+        ledger.phase = phase
+        ledger.note_order("phase", PHASES.index(phase))
+        ledger.peak, ledger.peak_at = ledger.allocated, None
+
+    def _keep_peak(self) -> None:
+        ledger = self.ledger
+        known = self.phase_peaks.get(ledger.phase)
+        if known is None or ledger.peak > known[0]:
+            made = ledger.peak_at
+            at = made.born if made is not None else ledger.clock
+            where = f"{made.module} {made.operator}".strip() if made is not None else ""
+            self.phase_peaks[ledger.phase] = (ledger.peak, at, where)
+
+    def mark(self, name: str) -> None:
+        """Keep what is alive now as the moment ``name``."""
+        ledger = self.ledger
+        self._keep_peak()
+        peak = max(peak for peak, _, _ in self.phase_peaks.values())
+        self.moments.append((name, ledger.allocated, peak, ledger.host, ledger.pinned, ledger.clock))
+
+    def go(self) -> Rehearsal:
+        """Run the whole rehearsal under fake tensors."""
+        import torch
+
+        from trimtab.config import Config
+        from trimtab.rehearse import accelerator, attention, build, parts
+
+        started, request, ledger = time.perf_counter(), self.request, self.ledger
+        corners.open_world(request.rank, request.world_size, request.ranks_per_node)
+        device = accelerator.PhantomAccelerator(
+            ledger, gpu_memory_bytes=request.gpu_memory_bytes, gpus_per_node=request.ranks_per_node
+        )
+        deepspeed = accelerator.install(device)
+        deepspeed.utils.logger.setLevel(logging.ERROR)
+        corners.no_shared_memory_op()
+        corners.quiet_engine(lambda flag: ledger.remember(flag, [0.0]))
+        config = Config.from_mapping(request.deepspeed)
+        dtype = build.DTYPES[config.precision]
+        with (
+            ledger,
+            corners.torch_calls(self._tensor(torch.tensor), attention.scaled_dot_product_attention),
+        ):
+            model = build.model(request, deepspeed, dtype, config.stage)
+            parts.label_model(ledger, model)
+            if request.attention == "sdpa" and model.config._attn_implementation == "eager":
+                self.said += (f"eager attention: transformers has no sdpa for {model.config.model_type}",)
+            self._watch(model)
+            self.mark("model")
+            total = sum(_count(p) for p in model.parameters())
+            trainable = sum(_count(p) for p in model.parameters() if p.requires_grad)
+            self.enter("initialize")
+            engine, *_ = deepspeed.initialize(
+                model=model,
+                model_parameters=[p for p in model.parameters() if p.requires_grad],
+                config=build.engine_config(request),
+                dist_init_required=False,
+            )
+            corners.quiet_engine(lambda flag: ledger.remember(flag, [0.0]))
+            parts.label_model(ledger, model)
+            parts.label_engine(ledger, engine)
+            self.mark("engine")
+            init_peak = max(peak for peak, _, _ in self.phase_peaks.values())
+            vocabulary = getattr(model.config.get_text_config(), "vocab_size", 1000)
+            for step in range(request.steps):
+                self._step(engine, model, vocabulary, measured=step == request.steps - 1)
+            self.mark("end")
+            head = _head_modules(model)
+        wrapper = engine.optimizer
+        return self._answer(
+            head=head,
+            parameters=total,
+            trainable_parameters=trainable,
+            init_peak_bytes=init_peak,
+            optimizer=type(getattr(wrapper, "optimizer", wrapper)).__name__,
+            engine_optimizer=type(wrapper).__name__,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _step(self, engine: Any, model: Any, vocabulary: int, *, measured: bool) -> None:
+        from trimtab.rehearse import build, parts
+
+        request, ledger = self.request, self.ledger
+        if measured:
+            self.phase_peaks = {}
+            ledger.phase = "forward"
+            ledger.reset_peaks()
+            self.measured_from = ledger.clock
+            ledger.recording = request.record != "none"
+            ledger.order = [] if request.record == "ordered" else None
+        for micro in range(request.accumulation):
+            last = measured and micro == request.accumulation - 1
+            self.enter("forward")
+            values = build.batch(request, vocabulary)
+            # as in a training loop, the last loss and what its graph still holds live until the next one
+            self.loss = loss = engine(**values).loss
+            if last:
+                self.mark("after_forward")
+            self.enter("backward")
+            engine.backward(loss)
+            parts.label_model(ledger, model)
+            parts.label_engine(ledger, engine)
+            if last:
+                self.mark("after_backward")
+            self.enter("step")
+            engine.step()
+            del values
+        parts.label_model(ledger, model)
+        parts.label_engine(ledger, engine)
+        ledger.module_of_node.clear()
+
+    def _tensor(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """``torch.tensor`` for a device that only fake tensors know; reading the tensor gives its values."""
+        import torch
+
+        def tensor(
+            data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, **_: Any
+        ) -> Any:
+            made = original(data, dtype=dtype, device="cpu")
+            place = torch.empty(0).device if device is None else torch.device(device)
+            if place.type == corners.DEVICE:
+                known = self.ledger.values_of(made)
+                made = torch.empty(made.shape, dtype=made.dtype, device=corners.DEVICE)
+                if known is not None:
+                    self.ledger.remember(made, known)
+            return made.requires_grad_(requires_grad) if requires_grad else made
+
+        return tensor
+
+    def _watch(self, model: Any) -> None:
+        """Follow which module runs, and label gradients as they arrive."""
+        from torch.nn.modules import module as modules
+
+        from trimtab.rehearse import parts
+
+        ledger = self.ledger
+        names = {id(module): name or ROOT for name, module in model.named_modules()}
+        ledger.module_classes = {
+            name or ROOT: type(module).__name__ for name, module in model.named_modules()
+        }
+
+        def before(module: Any, _: Any) -> None:
+            name = names.get(id(module))
+            if name is not None:
+                ledger.module_stack.append(name)
+
+        def after(module: Any, *_: Any) -> None:
+            if id(module) in names and ledger.module_stack:
+                ledger.module_stack.pop()
+
+        modules.register_module_forward_pre_hook(before)
+        modules.register_module_forward_hook(after, always_call=True)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(lambda p: parts.label_gradient(ledger, p))
+
+    @property
+    def workspace_bytes(self) -> int:
+        """The workspace of one cuBLAS handle."""
+        return CUBLAS_WORKSPACE_BYTES[self.request.compute_capability >= (9, 0)]
+
+    def _replay(self, ticks: list[int]) -> tuple[list[Any], int | None]:
+        from trimtab.rehearse.allocator import Request, replay, smallest_capacity
+        from trimtab.rehearse.ledger import ALIVE
+
+        requests = [
+            Request(size=a.size, born=2 * a.born, died=2 * a.died, stream=a.stream)
+            for a in self.ledger.allocations
+            if not a.host
+        ]
+        requests += [
+            Request(size=self.workspace_bytes, born=2 * tick + 1, died=2 * ALIVE, stream="compute")
+            for phase, tick in self.ledger.first_product.items()
+            if phase in ("forward", "backward")
+        ]
+        drops = [2 * tick + 1 for tick in self.ledger.cache_drops]
+        readings = replay(
+            requests,
+            [2 * tick + 1 for tick in ticks],
+            reset_at=2 * self.measured_from + 1,
+            cache_drops=drops,
+        )
+        if not self.request.find_capacity:
+            return readings, None
+        end = [2 * ticks[-1] + 1]
+        capacity = smallest_capacity(
+            lambda size: replay(requests, end, cache_drops=drops, capacity_bytes=size),
+            max(reading.peak_allocated_bytes for reading in readings),
+            max(reading.peak_reserved_bytes for reading in readings),
+        )
+        return readings, capacity
+
+    def _answer(self, *, head: set[str], **facts: Any) -> Rehearsal:
+        from trimtab.rehearse.parts import Sorter, kept_by_module
+
+        ledger = self.ledger
+        sorter = Sorter(head)
+        ticks = [at for *_, at in self.moments]
+        readings, capacity = self._replay(ticks)
+        moments = tuple(
+            Moment(
+                name=name,
+                allocated_bytes=allocated,
+                peak_bytes=peak,
+                blocks_bytes=reading.allocated_bytes,
+                peak_blocks_bytes=reading.peak_allocated_bytes,
+                reserved_bytes=reading.reserved_bytes,
+                peak_reserved_bytes=reading.peak_reserved_bytes,
+                host_bytes=host,
+                host_pinned_bytes=pinned,
+                parts=sorter.parts(ledger.alive(at)),
+            )
+            for (name, allocated, peak, host, pinned, at), reading in zip(self.moments, readings, strict=True)
+        )
+        forward_end = next(at for name, *_, at in self.moments if name == "after_forward")
+        return Rehearsal(
+            moments=moments,
+            phases=tuple(
+                Phase(name=name, peak_bytes=peak, at=where, parts=sorter.parts(ledger.alive(at)))
+                for name, (peak, at, where) in self.phase_peaks.items()
+            ),
+            workspace_bytes=CUBLAS_HANDLES * self.workspace_bytes,
+            step_peak_bytes=max(peak for peak, _, _ in self.phase_peaks.values()),
+            host_peak_bytes=ledger.host_peak,
+            host_pinned_peak_bytes=ledger.pinned_peak,
+            smallest_capacity_bytes=capacity,
+            nvme_bytes=sum(ledger.files.values()),
+            modules=kept_by_module(ledger, forward_end),
+            operators=tuple(
+                Operator(
+                    name=str(func),
+                    phase=phase,
+                    module_class=class_name,
+                    inputs=tuple((str(d).removeprefix("torch."), s) for d, s in inputs),
+                    outputs=tuple((str(d).removeprefix("torch."), s) for d, s in outputs),
+                    count=count,
+                    view=bool(getattr(func, "is_view", False)),
+                )
+                for (func, phase, class_name, inputs, outputs), count in ledger.operators.items()
+            ),
+            collectives=tuple(
+                Collective(name=n, phase=p, bytes=b, group_size=g, stream=s, count=count)
+                for (n, p, b, g, s), count in ledger.collectives.items()
+            ),
+            copies=tuple(
+                Copy(direction=d, phase=p, bytes=b, pinned=pinned, stream=s, count=count)
+                for (d, p, b, pinned, s), count in ledger.copies.items()
+            ),
+            order=tuple(ledger.order or ()),
+            assumptions=(
+                *self.said,
+                "matrix kernels' workspace is cuBLAS's default, "
+                f"{CUBLAS_HANDLES} handles of {self.workspace_bytes / 2**20:g} MiB",
+                "fused attention takes FlashAttention-2's buffers",
+                "sums over rows take the buffers of a card with 132 multiprocessors (H100, H200)",
+            ),
+            versions=corners.versions(),
+            **facts,
+        )
+
+
+def _count(parameter: Any) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _head_modules(model: Any) -> set[str]:
+    """The modules whose own allocations are logits and loss: the head, and the model class around it."""
+    output = model.get_output_embeddings()
+    names = {name or ROOT: module for name, module in model.named_modules()}
+    head = {name for name, module in names.items() if module is output}
+    around = {name for name, module in names.items() if "For" in type(module).__name__}
+    return {ROOT} | head | around
+
+
+def main(answer_file: str) -> int:
+    """Read a request from standard input, run it, write the answer to ``answer_file``."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    try:
+        request = PhantomRequest.from_json(json.load(sys.stdin))
+        if request.steps < 2:
+            raise UsageError("a phantom rehearsal needs 2 steps: the first makes the optimizer's states")
+        corners.probe()
+        answer: dict[str, Any] = {"rehearsal": Run(request).go().to_json()}
+    except TrimtabError as error:
+        answer = {"error": {"kind": type(error).__name__, "message": str(error)}}
+    except Exception as error:  # noqa: BLE001  the parent decides what a failure of the engine means
+        traceback.print_exc()
+        answer = {"error": {"kind": "Engine", "message": f"{type(error).__name__}: {error}"}}
+    Path(answer_file).write_text(json.dumps(answer), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    import os
+
+    code = main(sys.argv[1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a made-up device has no orderly end

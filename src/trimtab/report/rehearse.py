@@ -1,0 +1,134 @@
+"""A rehearsal for a reader: what was seen beside what was predicted, part by part and phase by phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from trimtab.estimate import WORKSPACE_BYTES, Estimate
+from trimtab.rehearse.answer import Answer, Seen
+from trimtab.units import format_bytes, format_count
+
+METHODS = {"phantom": "phantom rehearsal", "rehearsal": "rehearsal on a GPU"}
+
+
+def rehearsal_text(answer: Answer, notes: Sequence[str] = (), *, modules: int = 0) -> RenderableType:
+    """The rehearsal in words and tables, 80 columns wide; ``modules`` rows of what activations take."""
+    blocks: list[RenderableType] = []
+    if answer.seen is None:
+        from trimtab.report.estimate import estimate_text
+
+        assert answer.predicted is not None
+        blocks += [Text(f"not rehearsed: {answer.why_not}", style="bold yellow"), Text()]
+        return Group(*blocks, estimate_text(answer.predicted, notes))
+    blocks += [_verdict(answer, answer.seen), Text(), _comparison(answer, answer.seen), Text()]
+    blocks.append(_host(answer))
+    if modules and answer.seen.modules:
+        blocks += [Text(), _modules(answer.seen, modules)]
+    blocks.append(Text())
+    blocks += [Text(f"note: {note}", style="yellow") for note in notes]
+    blocks.append(Text("how this was got: " + "; ".join(answer.assumptions), style="dim"))
+    return Group(*blocks)
+
+
+def _verdict(answer: Answer, seen: Seen) -> Text:
+    cluster, config = answer.cluster, answer.config
+    batch = config.batch(cluster.world_size)
+    text = Text()
+    text.append("fits" if answer.fits else "does not fit", style="bold green" if answer.fits else "bold red")
+    text.append(f"   {METHODS[seen.method]}, {seen.seconds:.0f} s\n")
+    text.append(f"{answer.model_name}, {format_count(seen.parameters)} parameters")
+    if seen.trainable != seen.parameters:
+        text.append(f", {format_count(seen.trainable)} trained")
+    text.append(f"\n{cluster.world_size} × {cluster.gpu.name}, ZeRO-{config.stage}, {config.precision}, ")
+    text.append(f"batch {batch.train} = {batch.micro} × {batch.accumulation} × {batch.data_parallel}")
+    text.append(f", {config.job.sequence_length} tokens")
+    if seen.out_of_memory:
+        text.append(f"\nmemory ran out: {seen.out_of_memory}", style="red")
+    return text
+
+
+def _comparison(answer: Answer, seen: Seen) -> RenderableType:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("GPU memory at the peak", min_width=22)
+    for name in ("predicted", "rehearsed", "difference"):
+        table.add_column(name, justify="right", min_width=10)
+    predicted = answer.predicted
+    # a part of a few blocks says nothing
+    _rows(table, _predicted_parts(predicted), seen.parts, least=seen.peak.expected * 1e-4)
+    peak = predicted.peak_allocated.expected if predicted else None
+    _row(table, "peak allocated", peak, seen.peak.expected, style="bold")
+    needed = predicted.needed.expected if predicted else None
+    _row(table, "needed of the card", needed, answer.needed.expected, style="bold")
+    has = format_bytes(answer.capacity_bytes)
+    table.add_row(Text(f"{answer.cluster.gpu.name} has", style="bold"), has, has, "")
+    table.add_row("", "", "", "")
+    table.add_row(Text("peak by phase", style="bold"), "", "", "")
+    _rows(table, _predicted_phases(predicted), seen.phases)
+    return table
+
+
+def _predicted_parts(predicted: Estimate | None) -> Mapping[str, int]:
+    if predicted is None:
+        return {}
+    return {**predicted.profile.peak_parts, "workspace": WORKSPACE_BYTES}
+
+
+def _predicted_phases(predicted: Estimate | None) -> Mapping[str, int]:
+    if predicted is None:
+        return {}
+    peaks = predicted.profile.phase_peaks
+    return {name: size + WORKSPACE_BYTES * (name != "init") for name, size in peaks.items()}
+
+
+def _rows(table: Table, predicted: Mapping[str, int], seen: Mapping[str, int], *, least: float = 0) -> None:
+    for name in dict.fromkeys((*predicted, *seen)):
+        ours, found = predicted.get(name), seen.get(name)
+        if max(ours or 0, found or 0) > least:
+            # a GPU cannot say what its bytes are for; a phantom that names no part has none of it
+            _row(table, name, ours if predicted else None, found or 0 if seen else None)
+
+
+def _row(table: Table, name: str, predicted: float | None, seen: float | None, *, style: str = "") -> None:
+    difference = "" if predicted is None or seen is None else _difference(predicted, seen)
+    table.add_row(
+        Text(name, style=style),
+        "" if predicted is None else format_bytes(predicted),
+        "" if seen is None else format_bytes(seen),
+        difference,
+    )
+
+
+def _difference(predicted: float, seen: float) -> str:
+    if abs(seen - predicted) < 0.5:
+        return "none"
+    if not predicted or not seen:
+        return f"{'+' if seen > predicted else '-'}{format_bytes(abs(seen - predicted))}"
+    return f"{seen / predicted - 1:+.1%}"
+
+
+def _host(answer: Answer) -> Text:
+    host = answer.host_bytes_per_node
+    text = Text("host      ", style="bold")
+    text.append(f"{format_bytes(host.expected)} a node of {format_bytes(answer.cluster.host_memory_bytes)}")
+    if answer.predicted is not None:
+        text.append(f", predicted {format_bytes(answer.predicted.host_bytes_per_node.expected)}")
+    if answer.nvme_bytes_per_node:
+        text.append(f"; NVMe {format_bytes(answer.nvme_bytes_per_node)} a node")
+    return text
+
+
+def _modules(seen: Seen, count: int) -> RenderableType:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("kept for the backward pass by", overflow="fold")
+    table.add_column("class", overflow="fold")
+    table.add_column("bytes", justify="right", min_width=9)
+    for module in seen.modules[:count]:
+        table.add_row(module.name, module.class_name, format_bytes(module.kept_bytes))
+    left = seen.modules[count:]
+    if left:
+        table.add_row(f"{len(left)} more", "", format_bytes(sum(module.kept_bytes for module in left)))
+    return table
