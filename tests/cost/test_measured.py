@@ -35,6 +35,36 @@ def predicted(name: str) -> Profile:
     return profile(Config.from_mapping(case["config"]), model, case["world"], allocator=True)
 
 
+LARGE_ROWS = [
+    json.loads(line) for line in (ROOT / "bench/data/h200_cases.jsonl").read_text("utf-8").splitlines()
+]
+TASKS = {"causal": "causal-lm", "cls": "sequence-classification", "mlm": "masked-lm", "seq2seq": "seq2seq-lm"}
+
+
+@cache
+def predicted_large(name: str) -> Profile:
+    """A row that carries its DeepSpeed configuration and job rather than a case's name."""
+    row = next(row for row in LARGE_ROWS if row["id"] == name)
+    block = {
+        "task": TASKS[row["arch"]],
+        "sequence_length": row["seq"],
+        "attention": row["attention"],
+        "checkpoint_activations": row["checkpointing"],
+    }
+    if row["arch"] == "seq2seq":
+        block["target_length"] = row["tgt"]
+    if row["lora"]:
+        names = ("r", "lora_alpha", "lora_dropout", "target_modules")
+        block["lora"] = {key: row["lora"][key] for key in names if key in row["lora"]}
+    config = {
+        **row["deepspeed_config"],
+        "train_micro_batch_size_per_gpu": row["mbs"],
+        "gradient_accumulation_steps": row["gas"],
+        "trimtab": block,
+    }
+    return profile(Config.from_mapping(config), Model.from_hf(row["hf"], name), row["world"], allocator=True)
+
+
 def error(found: float, measured: float) -> float:
     """Per cent."""
     return 100 * (found / GIB / measured - 1)
@@ -59,11 +89,11 @@ def test_every_case_was_measured() -> None:
 
 @every_row
 def test_the_peak_is_that_of_the_gpu(row: Row) -> None:
-    assert abs(peak_error(row)) <= 0.5
+    assert abs(peak_error(row)) <= 0.4
 
 
 def test_the_usual_error_is_a_few_ten_thousandths() -> None:
-    assert middle([peak_error(row) for row in ROWS]) <= 0.05
+    assert middle([peak_error(row) for row in ROWS]) <= 0.03
 
 
 @every_row
@@ -102,6 +132,24 @@ def test_the_peak_of_the_start_is_that_of_the_gpu(row: Row) -> None:
 def test_reserved_memory_is_near_that_of_the_gpu(row: Row) -> None:
     """Within a fifth: streams and the driver's addresses decide which block is used again."""
     assert abs(reserved_error(row)) <= 20
+
+
+@pytest.mark.parametrize("row", LARGE_ROWS, ids=lambda row: row["id"])
+def test_large_models_are_predicted_as_closely(row: Row) -> None:
+    """One to seventy billion parameters, real ranks and fake ones, one of them out of memory at the end."""
+    measured = row["gib"]["end" if row["ok"] else "fail"]["peak_alloc"]
+    assert abs(error(predicted_large(row["id"]).allocated_peak, measured)) <= 0.1
+
+
+CAPPED = [row for row in LARGE_ROWS if row["allocator_cap_gib"]]
+
+
+@pytest.mark.parametrize("row", CAPPED, ids=lambda row: row["id"])
+def test_what_ran_in_a_capped_allocator_fits(row: Row) -> None:
+    found = predicted_large(row["id"])
+    assert found.reserved_peak > row["allocator_cap_gib"] * GIB  # free to, it takes more
+    assert found.fits(int(row["allocator_cap_gib"] * GIB))
+    assert not found.fits(found.allocated_peak - 1)
 
 
 def test_reserved_memory_is_usually_close() -> None:
