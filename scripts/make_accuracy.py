@@ -108,7 +108,7 @@ def cases() -> list[Case]:
                 lora=bool(row.get("lora")),
                 measured=row["gib"]["end"]["peak_alloc"],
                 phantom=phantom.get(row["id"]),
-                arithmetic=(profile(config, model, row["world"]).peak + WORKSPACE_BYTES) / GIB,
+                arithmetic=profile(config, model, row["world"], allocator=True).allocated_peak / GIB,
             )
         )
     return found
@@ -132,11 +132,11 @@ def page(found: list[Case]) -> str:
         "# How near the answers come",
         "",
         "Peak memory over a training step (`max_memory_allocated` once the optimizer's states exist) of",
-        f"{len(found)} jobs, measured on NVIDIA H200s with torch 2.11, DeepSpeed 0.19.8 and transformers 5.17,",
-        "and what `trimtab estimate` (arithmetic) and `trimtab rehearse --phantom` say of the same jobs. Most ran",
-        "as rank 0 of a world of 1 to 64 through torch's fake process group, some on four GPUs through NCCL.",
-        "Errors are relative to what was measured; figures are rounded to 0.001 GiB. The phantom has been run",
-        f"on {sum(case.phantom is not None for case in found)} of them.",
+        f"{len(found)} jobs, measured on NVIDIA H200s with torch 2.11, DeepSpeed 0.19.8 and transformers",
+        "5.17, and what `trimtab estimate` (arithmetic) and `trimtab rehearse --phantom` say of the same jobs.",
+        "Most ran as rank 0 of a world of 1 to 64 through torch's fake process group, some on four GPUs",
+        "through NCCL. Errors are relative to what was measured; figures are rounded to 0.001 GiB. The",
+        f"phantom has been run on {sum(case.phantom is not None for case in found)} of them.",
         "",
         "This page is written by `scripts/make_accuracy.py` from `bench/data`, and a test holds it to that.",
         "",

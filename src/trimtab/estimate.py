@@ -22,8 +22,9 @@ from trimtab.prices import Price, price
 from trimtab.units import GIB
 
 # device memory outside PyTorch's allocator: CUDA context and kernels (0.6 GiB before the first step, 0.82
-# with DeepSpeed's kernels, one H200), and NCCL's buffers (0.95 GiB more at four real ranks)
+# with DeepSpeed's kernels, one H200), and NCCL's buffers: 0.48 GiB more for one rank, 0.95 GiB for four
 CONTEXT_BYTES = int(0.82 * GIB)
+NCCL_ALONE_BYTES = int(0.48 * GIB)
 NCCL_BYTES = int(0.95 * GIB)
 # the process itself, Python and its libraries: 1.6 to 2.2 GiB resident in the measured cases without offload
 PROCESS_BYTES = int(1.8 * GIB)
@@ -127,7 +128,7 @@ def estimate(config: Config, cluster: Cluster, *, model: Model | None = None) ->
         config, model, cluster.world_size, allocator=True, workspace_bytes=WORKSPACE_BYTES[hopper]
     )
     peak = counted.allocated_peak
-    outside = CONTEXT_BYTES + (NCCL_BYTES if cluster.world_size > 1 else 0)
+    outside = outside_allocator(cluster.world_size)
     enough = _smallest_capacity(counted)
     needed = Range(
         low=enough * REPLAY_LOW + outside,
@@ -158,6 +159,11 @@ def estimate(config: Config, cluster: Cluster, *, model: Model | None = None) ->
         fits_probability=probability,
         assumptions=_assumptions(config, cluster, host),
     )
+
+
+def outside_allocator(world_size: int) -> int:
+    """Bytes of a GPU that PyTorch's allocator never sees: the CUDA context and NCCL."""
+    return CONTEXT_BYTES + (NCCL_BYTES if world_size > 1 else NCCL_ALONE_BYTES)
 
 
 _CLASSIFIERS = ("sequence-classification", "token-classification", "question-answering")
