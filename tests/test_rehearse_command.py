@@ -164,7 +164,7 @@ def test_the_answer_has_the_estimates_form_and_the_estimate(
 def test_parts_have_the_arithmetics_names(asked: list[PhantomRequest], capsys: Capture) -> None:
     _, answer = run_json(capsys, NAME, "--phantom")
     seen = {part["name"] for part in answer["gpu"]["parts"]}
-    assert seen == {"parameters", "temporaries", "activations", "workspace", "unused of blocks"}
+    assert seen == {"parameters", "temporaries", "activations", "workspace, slack"}
 
 
 def test_the_request_is_the_job_on_that_card(asked: list[PhantomRequest], capsys: Capture) -> None:

@@ -18,7 +18,6 @@ are for "could not do it".  Every message says what, where, why and what to do.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
@@ -89,6 +88,8 @@ def nearest(name: str, options: Iterable[str], *, count: int = 3) -> Sequence[st
     >>> nearest("llama7b", ["llama_70b_multi_node", "llama_7b_single_node"])[0]
     'llama_7b_single_node'
     """
+    import difflib  # only mistakes need it
+
     plain = {_plain(option): option for option in options}
     wanted = _plain(name)
     close = difflib.get_close_matches(wanted, plain, n=count, cutoff=0.55)

@@ -12,17 +12,15 @@ from dataclasses import dataclass
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
+from trimtab.cost.allocator import WORKSPACE_BYTES
 from trimtab.cost.memory import Profile, profile
 from trimtab.cost.speed import Speed, step_speed
 from trimtab.errors import NotFound, UnknownArchitecture, UsageError
 from trimtab.model import Model, find_model
 from trimtab.parameters import tasks_of
 from trimtab.prices import Price, price
-from trimtab.units import GIB, MIB
+from trimtab.units import GIB
 
-# cuBLAS keeps a workspace of 32 MiB per thread that computes, forward and backward
-# (aten/src/ATen/cuda/CublasHandlePool.cpp); 64 to 66 MiB over the counted tensors in every case of bench/data
-WORKSPACE_BYTES = 2 * 32 * MIB + 2 * MIB
 # device memory outside PyTorch's allocator: CUDA context and kernels (0.6 GiB before the first step, 0.82
 # with DeepSpeed's kernels, one H200), and NCCL's buffers (0.95 GiB more at four real ranks)
 CONTEXT_BYTES = int(0.82 * GIB)
@@ -34,10 +32,11 @@ PROCESS_SPREAD_BYTES = int(0.4 * GIB)
 # percent where many small blocks are rounded up by the caching allocator (up to 1 MiB each)
 PEAK_SIGMA = 0.012
 PEAK_LOW, PEAK_HIGH = 0.975, 1.04
-# the caching allocator cannot use every hole: replayed on nine measured jobs (rehearse/allocator.py), the
-# smallest memory that runs was 1.5 to 28 % above the peak, 11 % at the median; 70.7 GiB ran in 77.5 on a card
-FRAGMENTATION_LOW, FRAGMENTATION_EXPECTED, FRAGMENTATION_HIGH = 0.01, 0.10, 0.28
-FRAGMENTATION_SIGMA = 0.05
+# the caching allocator is replayed (cost/allocator.py): how far the smallest capacity of a replay may stand
+# from a GPU's, where streams hold blocks back a little longer
+REPLAY_LOW, REPLAY_HIGH, REPLAY_SIGMA = 0.97, 1.10, 0.02
+REPLAY_STEPS = 5
+"""Bisections of the smallest capacity: a thirty-second of the span between peak and reserved memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +69,11 @@ class Estimate:
     fits_probability: float
     assumptions: tuple[str, ...]
     method: str = "arithmetic"
+
+    @property
+    def slack_bytes(self) -> int:
+        """cuBLAS's workspaces, and what the allocator's blocks hold beyond the tensors in them."""
+        return self.profile.allocated_peak - self.profile.peak
 
     @property
     def tokens_per_second_per_gpu(self) -> float:
@@ -118,18 +122,21 @@ def estimate(config: Config, cluster: Cluster, *, model: Model | None = None) ->
             )
         model = find_model(config.job.model)
     _refuse_other_heads(config, model)
-    counted = profile(config, model, cluster.world_size)
-    peak = counted.peak + WORKSPACE_BYTES
-    most = max(peak, counted.phase_peaks["init"])
+    hopper = float(cluster.gpu.compute_capability) >= 9 if cluster.gpu.vendor == "nvidia" else False
+    counted = profile(
+        config, model, cluster.world_size, allocator=True, workspace_bytes=WORKSPACE_BYTES[hopper]
+    )
+    peak = counted.allocated_peak
     outside = CONTEXT_BYTES + (NCCL_BYTES if cluster.world_size > 1 else 0)
+    enough = _smallest_capacity(counted)
     needed = Range(
-        low=most * PEAK_LOW * (1 + FRAGMENTATION_LOW) + outside,
-        expected=most * (1 + FRAGMENTATION_EXPECTED) + outside,
-        high=most * (1 + FRAGMENTATION_HIGH) + outside,
+        low=enough * REPLAY_LOW + outside,
+        expected=enough + outside,
+        high=enough * REPLAY_HIGH + outside,
     )
     capacity = cluster.gpu.usable_bytes
     host = _host(counted, cluster)
-    probability = _probability(capacity, most, outside)
+    probability = _probability(capacity, enough, outside)
     if host.expected > cluster.host_memory_bytes:
         probability = 0.0
     nvme = counted.nvme_bytes * cluster.gpus_per_node
@@ -172,11 +179,23 @@ def _refuse_other_heads(config: Config, model: Model) -> None:
         )
 
 
-def _probability(capacity: int, most: float, outside: float) -> float:
-    """That the job runs: the need as a normal about its expected value, fragmentation included."""
-    mean = most * (1 + FRAGMENTATION_EXPECTED) + outside
-    sigma = most * math.hypot(PEAK_SIGMA, FRAGMENTATION_SIGMA)
-    return round(0.5 * math.erfc((mean - capacity) / (sigma * math.sqrt(2))), 4)
+def _smallest_capacity(counted: Profile) -> float:
+    """Bytes that PyTorch's allocator must be able to take for the job to run, by replays of its requests."""
+    low = max(reading.peak_allocated for reading in counted.readings.values())
+    high = max(reading.peak_reserved for reading in counted.readings.values())
+    for _ in range(REPLAY_STEPS):
+        middle = (low + high) // 2
+        if counted.fits(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _probability(capacity: int, enough: float, outside: float) -> float:
+    """That the job runs: what it needs as a normal about the replay's answer."""
+    sigma = enough * math.hypot(PEAK_SIGMA, REPLAY_SIGMA)
+    return round(0.5 * math.erfc((enough + outside - capacity) / (sigma * math.sqrt(2))), 4)
 
 
 def _host(counted: Profile, cluster: Cluster) -> Range:
@@ -214,8 +233,8 @@ def _assumptions(config: Config, cluster: Cluster, host: Range) -> tuple[str, ..
 def to_json(answer: Estimate) -> Mapping[str, object]:
     """The answer in base units, under the keys that other tools rely on."""
     counted, speed = answer.profile, answer.speed
-    workspace = [{"name": "workspace", "bytes": WORKSPACE_BYTES}]
     parts = [{"name": name, "bytes": size} for name, size in counted.peak_parts.items() if size]
+    rest = [{"name": "workspace and block slack", "bytes": answer.slack_bytes}]
     price_of = answer.price
     return {
         "schema_version": 1,
@@ -233,12 +252,9 @@ def to_json(answer: Estimate) -> Mapping[str, object]:
             "capacity_bytes": answer.capacity_bytes,
             "peak_allocated_bytes": _range(answer.peak_allocated),
             "needed_bytes": _range(answer.needed),
-            "parts": parts + workspace,
+            "parts": parts + rest,
             "phases": [
-                {
-                    "name": name,
-                    "peak_allocated_bytes": size + (WORKSPACE_BYTES if name != "init" else 0),
-                }
+                {"name": name, "peak_allocated_bytes": size + (answer.slack_bytes if name != "init" else 0)}
                 for name, size in counted.phase_peaks.items()
             ],
         },

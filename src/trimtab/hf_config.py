@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -25,7 +25,9 @@ ALWAYS_TIED = frozenset({"t5", "mt5"})
 
 @cache
 def _table() -> Mapping[str, Any]:
-    return MappingProxyType(json.loads(files("trimtab").joinpath("data/hf_defaults.json").read_text("utf-8")))
+    return MappingProxyType(
+        json.loads((Path(__file__).parent / "data" / "hf_defaults.json").read_text("utf-8"))
+    )
 
 
 def known_model_types() -> tuple[str, ...]:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -84,7 +83,7 @@ class Model:
 @cache
 def catalogue() -> Mapping[str, Mapping[str, Any]]:
     """The shipped models by canonical name: ``name``, ``family``, ``aliases``, ``source`` and ``hf``."""
-    rows = json.loads(files("trimtab").joinpath("data/models.json").read_text("utf-8"))
+    rows = json.loads((Path(__file__).parent / "data" / "models.json").read_text("utf-8"))
     return MappingProxyType({row["name"]: MappingProxyType(row) for row in rows})
 
 

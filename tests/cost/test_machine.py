@@ -8,6 +8,7 @@ import pytest
 
 from trimtab.cost import operators as ops
 from trimtab.cost.machine import BLOCK_BYTES, PART, PARTS, PASS, Machine, Meter, Storage, Tensor, Weight
+from trimtab.cost.reduction import reduction_bytes
 
 K = 1024
 ITEM = 2
@@ -207,4 +208,4 @@ def test_work_counts_products_forward_and_backward(machine: Machine) -> None:
     ],
 )
 def test_long_sums_are_split_over_thread_blocks(rows: int, columns: int, expected: int) -> None:
-    assert ops.reduction_bytes(rows, columns, ITEM) == expected
+    assert reduction_bytes(rows, columns, ITEM) == expected

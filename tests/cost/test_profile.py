@@ -126,7 +126,9 @@ def test_recomputation_lowers_the_peak_and_changes_nothing_else(
     recomputed = run(model, 2, checkpoint_activations=True, **given_job)
     assert recomputed.live["forward"] < plain.live["forward"]
     assert recomputed.peak <= plain.peak
-    assert recomputed.live["step"] == plain.live["step"]
+    # T5's cross-attention bias is a leaf then: it and its gradient live as long as the loss
+    leaf = 4 * 128 * 256 * (2 if precision else 4)
+    assert recomputed.live["step"] - plain.live["step"] == (2 * leaf if model == "t5" else 0)
     assert recomputed.initialized == plain.initialized
 
 

@@ -88,7 +88,7 @@ CASES = [
         {"stage": 3},
         ShardedParameters,
         8 * P // N + 2 * BUCKET,
-        10 * P // N,
+        8 * P // N + 2 * BUCKET + 2 * LARGE,  # every parameter is gathered for a moment
         16 * P // N + 2 * BUCKET,
     ),
     (
@@ -102,7 +102,7 @@ CASES = [
         {"stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"},
         ShardedParameters,
         2 * BUCKET,
-        2 * BUCKET,
+        2 * BUCKET + 2 * LARGE,
         2 * BUCKET,
     ),
 ]
@@ -200,3 +200,20 @@ def test_buckets_are_reduced_when_full_and_gradients_leave() -> None:
     engine.end_backward()
     assert engine.meter.parts[PART["buckets"]] == 0
     assert engine.meter.parts[PART["gradients"]] == 2 * LARGE  # rank 0's partition touches the first weight
+
+
+def test_a_gathered_group_lives_until_all_of_it_was_asked_for() -> None:
+    sizes = {"first": SMALL, "second": SMALL, "third": SMALL}
+    parameters = [Weight(name, numel, 2, 1024) for name, numel in sizes.items()]
+    given = settings(stage=3, prefetch_bucket=10**9, max_reuse_distance=0)
+    engine = started(given, parameters)
+    gathered = {}
+    for complete in (False, True):  # the first micro step records the order of uses
+        engine.begin_micro(boundary=True)
+        for weight in parameters:
+            engine.before_use((weight,), backward=False)
+            gathered[complete, weight.name] = engine.meter.parts[PART["gathered parameters"]] // (2 * SMALL)
+            engine.after_use((weight,), backward=False)
+    assert [gathered[False, name] for name in sizes] == [1, 1, 1]
+    # itself and the others in flight; their copies too, while the third still waits; the third alone
+    assert [gathered[True, name] for name in sizes] == [3, 4, 1]

@@ -7,7 +7,6 @@ offered.
 
 from __future__ import annotations
 
-import ast
 import importlib
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -90,6 +89,8 @@ def quick(name: str) -> Callable[[list[str]], int | None] | None:
 
 def summary(name: str) -> str:
     """The first line of a command's docstring, read from its source without importing it."""
+    import ast  # only help needs it, and it costs 2 ms
+
     target = available()[name]
     function = target.partition(":")[2]
     for node in ast.parse(_file(target).read_text(encoding="utf-8")).body:

@@ -135,9 +135,9 @@ def plain(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape, bias: Tenso
         )
     softmaxed = ops.safe_softmax(m, scores)
     del scores
-    returned = m.tensor(softmaxed.numel, item) if item != ops.FLOAT else None  # the weights, for the caller
     probabilities = ops.dropout(m, softmaxed, shape.dropout)
     del softmaxed
+    returned = m.tensor(probabilities.numel, item) if item != ops.FLOAT else None  # the weights, cast
     rows = shape.batch * shape.heads * shape.queries
     wide = _product(
         m,

@@ -75,9 +75,8 @@ def _tokens(net: Net) -> int:
 
 
 def _llama(net: Net) -> Tensor:
-    x = net.embedding("model.embed_tokens", _tokens(net))
-    if net.model.family == "gemma":
-        x = ops.scale(net.m, x)
+    embedded = net.embedding("model.embed_tokens", _tokens(net))
+    x = ops.scale(net.m, embedded) if net.model.family == "gemma" else embedded
     x = net.start(ops.dropout(net.m, x, net.model.embedding_dropout))
     layer = _parallel_layer if net.model.parallel_residual else _llama_layer
     for index in range(net.model.layers):
@@ -179,7 +178,6 @@ def _gpt2(net: Net) -> Tensor:
     words = net.embedding("transformer.wte", _tokens(net))
     places = net.embedding("transformer.wpe", net.job.sequence_length)
     x = net.start(net.dropout(ops.add(m, words, places), model.embedding_dropout))
-    del words, places
     for index in range(model.layers):
         x = net.layer(partial(_gpt2_layer, net, f"transformer.h.{index}"), x)
     return net.norm(x, "transformer.ln_f")
@@ -219,7 +217,6 @@ def _gpt_neo(net: Net) -> Tensor:
     words = net.embedding("transformer.wte", _tokens(net))
     places = net.embedding("transformer.wpe", net.job.sequence_length)
     x = net.start(net.dropout(ops.add(m, words, places), model.embedding_dropout))
-    del words, places
     for index in range(model.layers):
         x = net.layer(partial(_gpt_neo_layer, net, f"transformer.h.{index}"), x)
     return net.norm(x, "transformer.ln_f")
@@ -348,7 +345,6 @@ def _opt(net: Net) -> Tensor:
         words = net.linear(words, "model.decoder.project_in")
     places = net.embedding("model.decoder.embed_positions", _tokens(net))
     x = net.start(ops.add(m, words, places))
-    del words, places
     for index in range(model.layers):
         x = net.layer(partial(_opt_layer, net, f"model.decoder.layers.{index}"), x)
     if "model.decoder.final_layer_norm.weight" in net.weights:

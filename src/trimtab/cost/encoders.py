@@ -96,7 +96,8 @@ class _Stack:
     def run(self) -> Tensor:
         net, model = self.net, self.net.model
         net.m.enter()
-        x = net.dropout(net.embedding("shared", net.batch * self.queries), model.residual_dropout)
+        embedded = net.embedding("shared", net.batch * self.queries)  # a local of T5Stack.forward
+        x = net.dropout(embedded, model.residual_dropout)
         layers = model.layers if self.encoded is None else model.decoder_layers
         x = net.start(x)
         for index in range(layers):

@@ -15,6 +15,8 @@ from trimtab.cost.machine import PART, Meter, Storage, Weight
 ALLREDUCE_ELEMENTS = 500_000_000  # engine.py:151, MEMORY_OPT_ALLREDUCE_SIZE
 NORM_ITEM = 8  # zero/utils.py:59: norms are taken in fp64
 MASTER_ITEM = 4
+MAIN, GATHER, REDUCE = 0, 1, 2
+"""Streams of the device: the model's, the all-gathers' and the reductions'."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +86,9 @@ class Engine:
         self.model: list[Storage] = []
         self.boundary = True
 
-    def new(self, count: int, part: str) -> Storage:
-        """A storage of ``count`` bytes counted as ``part``."""
-        return Storage(self.meter, count, PART[part])
+    def new(self, count: int, part: str, stream: int = MAIN) -> Storage:
+        """A storage of ``count`` bytes counted as ``part``, made on ``stream``."""
+        return Storage(self.meter, count, PART[part], stream)
 
     def build(self) -> None:
         """The model's own weights, before ``deepspeed.initialize``."""

@@ -33,11 +33,15 @@ PART = {name: index for index, name in enumerate(PARTS)}
 
 
 class Meter:
-    """Live bytes by part, with the peak since the last reset and what it was made of."""
+    """Live bytes by part, with the peak since the last reset and what it was made of.
 
-    __slots__ = ("live", "parts", "peak", "peak_parts")
+    ``record``, if there is one, lists every request and its end for `trimtab.cost.allocator.replay`.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("live", "parts", "peak", "peak_parts", "record", "requests")
+
+    def __init__(self, record: list[int] | None = None) -> None:
+        self.record, self.requests = record, 0
         self.live = 0
         self.peak = 0
         self.parts = [0] * len(PARTS)
@@ -56,6 +60,19 @@ class Meter:
         self.parts[part] -= count
         self.live -= count
 
+    def request(self, size: int, stream: int = 0) -> int:
+        """Record a request of ``size`` bytes and return its number, 0 where nothing is recorded."""
+        if self.record is None or not size:
+            return 0
+        self.requests += 1
+        self.record.append(size + stream)
+        return self.requests
+
+    def mark(self, kind: int) -> None:
+        """Record one of the allocator's marks."""
+        if self.record is not None:
+            self.record.append(kind)
+
     def reset_peak(self) -> None:
         """Start a new peak from what is live."""
         self.peak = self.live
@@ -65,15 +82,19 @@ class Meter:
 class Storage:
     """Bytes on the device; they end when nothing refers to them any more."""
 
-    __slots__ = ("bytes", "meter", "part")
+    __slots__ = ("bytes", "meter", "part", "request")
 
-    def __init__(self, meter: Meter, count: int, part: int) -> None:
+    def __init__(self, meter: Meter, count: int, part: int, stream: int = 0) -> None:
         self.meter, self.part = meter, part
         self.bytes = (count + BLOCK_BYTES - 1) // BLOCK_BYTES * BLOCK_BYTES
+        self.request = 0 if meter.record is None else meter.request(self.bytes, stream)
         meter.add(self.bytes, part)
 
     def __del__(self) -> None:
-        self.meter.drop(self.bytes, self.part)
+        meter = self.meter
+        meter.drop(self.bytes, self.part)
+        if self.request and meter.record is not None:
+            meter.record.append(-self.request)
 
     def move(self, part: int) -> None:
         """Count these bytes as ``part`` from now on."""
@@ -202,6 +223,8 @@ class Machine:
     phase: str = "forward"
     sharded: bool = False
     """Stage 3: the engine counts modules without parameters too, and has a linear function of its own."""
+    kept: list[Storage] = field(default_factory=list)
+    """Leaves and their gradients: they live as long as the loss whose graph they end."""
     _region: Region | None = None
     _replaying: Region | None = None
     _replayed: list[tuple[Storage, ...]] = field(default_factory=list)
@@ -334,7 +357,7 @@ class Machine:
     def leaf(self, tensor: Tensor) -> Tensor:
         """``tensor`` made to require a gradient (``enable_input_require_grads``)."""
         node = Node()
-        node.part = self.part
+        node.part, node.saved = self.part, (tensor.storage,)
         tensor.edge = node
         return tensor
 
@@ -375,6 +398,8 @@ class Machine:
                 self._step_back(node, gradients)
             if node.region is not None and node.slot == 0:
                 node.region.finish()
+        for leaf, gradient in gradients.items():
+            self.kept += [*leaf.saved, gradient]
         self.phase = "forward"
 
     def _step_back(self, node: Node, gradients: dict[Node, Storage]) -> None:
@@ -396,11 +421,11 @@ class Machine:
         if any(size != PASS for size in node.gradients):
             self.work["backward", node.flops * len(made), moved] += 1
         self.part = part
-        node.saved = ()
-        del saved, scratch
+        del scratch
         if node.tail:
             self.new(node.tail)
-        del incoming
+        node.saved = ()
+        del saved, incoming
         made.reverse()
         while made:
             edge, gradient = made.pop()

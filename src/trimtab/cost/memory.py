@@ -7,10 +7,12 @@ and the next is measured, as `rehearse` and a GPU measure it.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from trimtab.config import Config
 from trimtab.cost import heads
+from trimtab.cost.allocator import NOTE, RESET, WORKSPACE_BYTES, OutOfMemory, Reading, replay
 from trimtab.cost.engine import Engine, Settings
 from trimtab.cost.machine import PARTS, Machine, Meter, Storage
 from trimtab.cost.net import Net, weights_of
@@ -51,6 +53,32 @@ class Profile:
     nvme_bytes: int
     work: Counter[tuple[str, int, int]]
     """Operators of the last micro step by (phase, flops, bytes moved)."""
+    readings: dict[str, Reading] = field(default_factory=dict)
+    """The caching allocator's statistics after each of `PHASES`, if asked for."""
+    record: Sequence[int] = field(default=(), repr=False, compare=False)
+    """Every request to the allocator, for `fits`."""
+
+    @property
+    def allocated_peak(self) -> int:
+        """Peak of ``memory_allocated``: ``peak``, cuBLAS's workspaces, and what blocks have too much."""
+        return self.readings["step"].peak_allocated
+
+    @property
+    def reserved_peak(self) -> int:
+        """Peak of ``memory_reserved`` on a card without limit: more than what is needed."""
+        return self.readings["step"].peak_reserved
+
+    def fits(self, capacity_bytes: int) -> bool:
+        """Whether PyTorch's allocator serves every request of the job within ``capacity_bytes``.
+
+        Needs a profile made with ``allocator=True``; the CUDA context and NCCL's buffers come on top.
+        """
+        assert self.record, "profile(..., allocator=True) records what this replays"
+        try:
+            replay(self.record, capacity_bytes)
+        except OutOfMemory:
+            return False
+        return True
 
 
 def settings_of(config: Config, world_size: int) -> Settings:
@@ -87,8 +115,19 @@ def settings_of(config: Config, world_size: int) -> Settings:
     )
 
 
-def profile(config: Config, model: Model, world_size: int) -> Profile:
+def profile(
+    config: Config,
+    model: Model,
+    world_size: int,
+    *,
+    allocator: bool = False,
+    workspace_bytes: int = WORKSPACE_BYTES[True],
+) -> Profile:
     """Run ``config`` on ``model`` as rank 0 of ``world_size`` and say what it allocates.
+
+    Args:
+        allocator: replay PyTorch's caching allocator too (``readings``, `Profile.fits`).
+        workspace_bytes: what cuBLAS takes in each of its two threads; only the allocator counts it.
 
     Raises:
         RefusedConfig: the batch does not solve for this world.
@@ -99,13 +138,14 @@ def profile(config: Config, model: Model, world_size: int) -> Profile:
     listing = parameters(model, job.task, job.lora)
     prefix = "base_model.model." if job.lora else ""
     weights = weights_of(listing, settings.item, conv1d=model.model_type == "gpt2")
-    meter = Meter()
+    meter = Meter([] if allocator else None)
     engine = engine_for(meter, list(weights.values()), settings)
     engine.build()
     buffer_bytes = [Storage(meter, one.bytes, 0) for one in buffers(model, job.task)]
     built = meter.live
     engine.initialize()
     initialized, init_peak = meter.live, meter.peak
+    meter.mark(NOTE)
     # peft trains a copy of what "modules_to_save" names, and the forward pass goes through it
     table = {
         name.removeprefix(prefix).replace(".modules_to_save.default", ""): weight
@@ -125,15 +165,22 @@ def profile(config: Config, model: Model, world_size: int) -> Profile:
     parts: list[int] = []
     for measured in (False, True):
         micros = min(settings.accumulation, 2)
+        if measured:
+            meter.mark(RESET)
         for micro in range(micros):
             machine.work.clear()
             engine.begin_micro(boundary=micro == micros - 1)
-            _micro_step(net, engine, live, peaks if measured else {}, parts if measured else [])
+            handles = 0 if measured or micro else workspace_bytes
+            _micro_step(net, engine, live, peaks if measured else {}, parts if measured else [], handles)
         meter.reset_peak()
         engine.step()
         live["step"] = meter.live
         if measured:
             _note(meter, "step", peaks, parts)
+            meter.mark(NOTE)
+    record = meter.record or ()
+    readings = replay(record)
+    meter.record = None
     del buffer_bytes
     return Profile(
         parameters=sum(one.numel for one in listing),
@@ -150,25 +197,32 @@ def profile(config: Config, model: Model, world_size: int) -> Profile:
         host_parts=dict(engine.host.parts),
         nvme_bytes=engine.nvme_bytes,
         work=machine.work,
+        readings={"init": readings[0], **dict(zip(PHASES[1:], readings[-3:], strict=True))} if record else {},
+        record=record,
     )
 
 
 def _micro_step(
-    net: Net, engine: Engine, live: dict[str, int], peaks: dict[str, int], parts: list[int]
+    net: Net, engine: Engine, live: dict[str, int], peaks: dict[str, int], parts: list[int], handle_bytes: int
 ) -> None:
     meter = net.m.meter
     tokens = net.batch * (net.job.sequence_length + 2 * (net.job.target_length or net.job.sequence_length))
     inputs = net.m.tensor(tokens, 8)
     meter.reset_peak()
+    meter.request(handle_bytes)
     loss = heads.loss(net)
+    net.m.kept.clear()  # the name that held the last loss holds this one now
     live["forward"] = meter.live
     _note(meter, "forward", peaks, parts)
+    meter.mark(NOTE)
     meter.reset_peak()
+    meter.request(handle_bytes)
     net.m.backward(loss)
     del loss
     engine.end_backward()
     live["backward"] = meter.live
     _note(meter, "backward", peaks, parts)
+    meter.mark(NOTE)
     del inputs
 
 

@@ -185,7 +185,10 @@ def fused_rms_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
 
 
 def _rsqrt_of_mean_square(m: Machine, wide: Tensor, rows: int) -> Tensor:
-    square = m.op(wide.numel, (wide,), (wide.bytes,), item=FLOAT, keep=(wide.storage,))
+    # pow_backward: grad * (2 * x.pow(1)), FunctionsManual.cpp
+    square = m.op(
+        wide.numel, (wide,), (wide.bytes,), item=FLOAT, keep=(wide.storage,), scratch=2 * wide.bytes
+    )
     mean = m.op(rows, (square,), (square.bytes,), item=FLOAT)
     return m.op(rows, (mean,), (mean.bytes,), item=FLOAT, keep_output=True)
 
@@ -193,10 +196,11 @@ def _rsqrt_of_mean_square(m: Machine, wide: Tensor, rows: int) -> Tensor:
 def _mul_by_rows(m: Machine, x: Tensor, factor: Tensor, item: int | None = None) -> Tensor:
     keep = (*((x.storage,) if factor.edge else ()), *((factor.storage,) if x.edge else ()))
     item = x.item if item is None else item
-    # the factor's gradient is a full product before it is summed over the columns
-    return m.op(
-        x.numel, (x, factor), (x.numel * item, factor.bytes), item=item, keep=keep, scratch=x.numel * item
-    )
+    # the factor's gradient is a full product before it is summed over the columns, and that of a narrower x
+    # is wide before it is cast
+    full = x.numel * item
+    scratch = full if x.item == item else 2 * full
+    return m.op(x.numel, (x, factor), (x.bytes, factor.bytes), item=item, keep=keep, scratch=scratch)
 
 
 def _weighted(m: Machine, x: Tensor, weight: Weight) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trimtab.cost.allocator import EMPTY, FLATTEN
 from trimtab.cost.engine import ALLREDUCE_ELEMENTS, MASTER_ITEM, NORM_ITEM, Engine, chunks
 from trimtab.cost.machine import Storage, Weight
 
@@ -18,6 +19,8 @@ class ShardedOptimizer(Engine):
         s = self.settings
         self.partition = _ceil(self.numel, FLAT_ALIGNMENT * s.ranks) // s.ranks
         frozen = [x for weight, x in zip(self.weights, self.model, strict=True) if not weight.trainable]
+        self.meter.mark(EMPTY)  # :449
+        self.meter.mark(FLATTEN)
         flat = self.new(self.partition * s.ranks * s.item, "parameters")
         self.model = [*frozen, flat]
         del frozen

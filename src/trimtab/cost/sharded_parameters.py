@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from trimtab.cost.engine import MASTER_ITEM, NORM_ITEM, Engine
+from trimtab.cost.engine import GATHER, MAIN, MASTER_ITEM, NORM_ITEM, REDUCE, Engine
 from trimtab.cost.machine import Storage, Weight
 
 NORM_CHUNK = 250_000_000  # stage3.py:1960, elements
@@ -35,8 +35,14 @@ class ShardedParameters(Engine):
         """Under ``zero.Init`` every rank holds its shard of each parameter alone."""
         s = self.settings
         self.shards = {weight.name: -(-weight.numel // s.ranks) for weight in self.weights}
-        if s.offload_param == "none":
-            self.model = [self.new(self.shards[w.name] * s.item, "parameters") for w in self.weights]
+        self.gather_stream, self.reduce_stream = (GATHER, REDUCE) if s.overlap_comm else (MAIN, MAIN)
+        self.secondary: dict[str, Storage] = {}
+        for weight in self.weights:
+            whole = self.new(weight.bytes, "parameters")
+            self._keep_secondary(weight)
+            if s.offload_param == "none":
+                self.model.append(self.new(self.shards[weight.name] * s.item, "parameters"))
+            del whole
 
     def initialize(self) -> None:
         """The flat shard, fp32 sub-groups, gradient partition, one bucket (:735-800, :1120-1175, :1301)."""
@@ -58,10 +64,9 @@ class ShardedParameters(Engine):
             self.held.append(self.new(s.reduce_bucket * s.item, "buckets"))
         if s.offload_optimizer == "none":
             self.held.append(self.new(self.partition * s.gradient_item, "gradients"))
+        for weight in self.trainable:  # create_reduce_and_remove_grad_hooks gathers each for a moment (:1504)
+            self.new(self.shards[weight.name] * s.ranks * s.item, "gathered parameters")
         self._initialize_host()
-        self.secondary: dict[str, Storage] = {}
-        for weight in self.weights:
-            self._keep_secondary(weight)
         self.persistent = self._persistent()
         self.gathered: dict[str, Storage] = {}
         self.in_flight: dict[str, Gather] = {}
@@ -147,7 +152,7 @@ class ShardedParameters(Engine):
         s = self.settings
         self.available += sum(weight.numel for weight in weights)
         sizes = [self.shards[weight.name] * s.ranks * s.item for weight in weights]
-        gather = Gather(weights, self.new(sum(sizes), "gathered parameters"))
+        gather = Gather(weights, self.new(sum(sizes), "gathered parameters", self.gather_stream))
         for weight in weights:
             self.in_flight[weight.name] = gather
 
@@ -161,8 +166,8 @@ class ShardedParameters(Engine):
             self.gathered[name] = gather.result
             return
         for weight in gather.weights:
-            copied = self.new(weight.numel * self.settings.item, "gathered parameters")
-            self.gathered[weight.name] = copied
+            size = weight.numel * self.settings.item
+            self.gathered[weight.name] = self.new(size, "gathered parameters", self.gather_stream)
 
     def _advance(self, weights: tuple[Weight, ...]) -> None:
         wanted = {w.name for w in weights if self.fetched_until.get(w.name, -1) < self.position}
@@ -231,13 +236,14 @@ class ShardedParameters(Engine):
             return
         sizes = [self.shards[weight.name] * s.ranks * s.item for weight, _ in self.bucket]
         alone = len(self.bucket) == 1 and self.bucket[0][0].numel % s.ranks == 0
-        flat = None if alone else self.new(sum(sizes), "temporaries")  # coalesced_collectives.py:100-133
+        # coalesced_collectives.py:100-133
+        flat = None if alone else self.new(sum(sizes), "temporaries", self.reduce_stream)
         if s.offload_optimizer != "none":  # partition_grads: back on the device, its norm in fp64 (:2006)
             for weight, _ in self.bucket:
                 shard = self.shards[weight.name]
-                back = self.new(shard * s.gradient_item, "temporaries")
-                self.new(min(shard, NORM_CHUNK) * NORM_ITEM, "temporaries")
-                self.new(shard * MASTER_ITEM, "temporaries")
+                back = self.new(shard * s.gradient_item, "temporaries", self.reduce_stream)
+                self.new(min(shard, NORM_CHUNK) * NORM_ITEM, "temporaries", self.reduce_stream)
+                self.new(shard * MASTER_ITEM, "temporaries", self.reduce_stream)
                 del back
         del flat
         self.bucket.clear()

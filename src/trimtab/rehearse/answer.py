@@ -265,10 +265,7 @@ def seen_by_phantom(answer: Rehearsal, said: tuple[str, ...] = ()) -> Seen:
     parts: Counter[str] = Counter()
     for part in highest.parts:
         parts[PART_NAMES.get(part.name, "temporaries")] += part.bytes
-    parts["workspace"] = workspace
-    rounding = peak - answer.step_peak_bytes - workspace
-    if rounding > 0:
-        parts["unused of blocks"] = rounding
+    parts["workspace, slack"] = max(workspace, peak - answer.step_peak_bytes)
     start = answer.moment("engine")
     reserved = max(answer.peak_reserved_bytes, start.peak_reserved_bytes)
     least = max(peak, start.peak_blocks_bytes)

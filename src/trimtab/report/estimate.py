@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from trimtab.estimate import WORKSPACE_BYTES, Estimate
+from trimtab.estimate import Estimate
 from trimtab.units import format_bytes, format_count, format_dollars, format_seconds
 
 BAR_WIDTH = 46
@@ -51,7 +51,7 @@ def _memory(answer: Estimate) -> RenderableType:
     table.add_column("", justify="right", min_width=9)
     table.add_column("")
     parts = [(name, size) for name, size in answer.profile.peak_parts.items() if size]
-    for name, size in [*parts, ("workspace", WORKSPACE_BYTES)]:
+    for name, size in [*parts, ("workspace, slack", answer.slack_bytes)]:
         table.add_row(name, format_bytes(size), _bar(size, answer.capacity_bytes, "cyan"))
     peak, needed = answer.peak_allocated, answer.needed
     table.add_row(
@@ -84,7 +84,7 @@ def _bar(size: float, whole: float, style: str) -> Text:
 def _phases(answer: Estimate) -> Text:
     text = Text("by phase  ", style="bold")
     for name, size in answer.profile.phase_peaks.items():
-        text.append(f"{name} {format_bytes(size + WORKSPACE_BYTES * (name != 'init'))}   ", style="")
+        text.append(f"{name} {format_bytes(size + answer.slack_bytes * (name != 'init'))}   ", style="")
     return text
 
 

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from trimtab.estimate import WORKSPACE_BYTES, Estimate
+from trimtab.estimate import Estimate
 from trimtab.rehearse.answer import Answer, Seen
 from trimtab.units import format_bytes, format_count
 
@@ -74,14 +74,14 @@ def _comparison(answer: Answer, seen: Seen) -> RenderableType:
 def _predicted_parts(predicted: Estimate | None) -> Mapping[str, int]:
     if predicted is None:
         return {}
-    return {**predicted.profile.peak_parts, "workspace": WORKSPACE_BYTES}
+    return {**predicted.profile.peak_parts, "workspace, slack": predicted.slack_bytes}
 
 
 def _predicted_phases(predicted: Estimate | None) -> Mapping[str, int]:
     if predicted is None:
         return {}
     peaks = predicted.profile.phase_peaks
-    return {name: size + WORKSPACE_BYTES * (name != "init") for name, size in peaks.items()}
+    return {name: size + predicted.slack_bytes * (name != "init") for name, size in peaks.items()}
 
 
 def _rows(table: Table, predicted: Mapping[str, int], seen: Mapping[str, int], *, least: float = 0) -> None:

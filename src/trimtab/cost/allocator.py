@@ -1,0 +1,201 @@
+"""PyTorch's caching allocator for CUDA, replayed: what its statistics show, and whether a card is enough.
+
+Tensors ask for bytes; the allocator hands out blocks cut from segments that it takes from the driver,
+sometimes larger than asked, and keeps what is freed.  The rules are those of
+``c10/cuda/CUDACachingAllocator.cpp`` in PyTorch 2.11 with its default settings (no ``max_split_size``, no
+expandable segments).  A block that another stream used counts as free at once; on a GPU it waits for that
+stream.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+UNIT = 512  # kMinBlockSize: every request is rounded up to it
+SMALL_REQUEST = 1 << 20  # kSmallSize: the largest request of the small pool
+SMALL_SEGMENT = 2 << 20  # kSmallBuffer
+LARGE_SEGMENT = 20 << 20  # kLargeBuffer: for requests below LARGE_REQUEST
+LARGE_REQUEST = 10 << 20  # kMinLargeAlloc: from here on a request gets a segment of its own
+LARGE_UNIT = 2 << 20  # kRoundLarge
+
+RESET, NOTE, EMPTY, FLATTEN = 1, 2, 3, 4
+"""Marks in a record: peaks start anew, statistics are read, ``torch.cuda.empty_cache``, and a request that
+may wait until what ends right after it has gone (DeepSpeed flattens on the host where the device has no room,
+stage_1_and_2.py:450)."""
+STREAMS = 8
+"""A request's low bits tell its stream."""
+WORKSPACE_BYTES = {True: 32 << 20, False: (4096 * 2 + 16 * 8) << 10}
+"""What one cuBLAS handle takes at its first product, on Hopper and later, and before.
+
+aten/src/ATen/cuda/CublasHandlePool.cpp, ``parseChosenWorkspaceSize``.  The forward and the backward pass run
+in threads of their own, and each has a handle.
+"""
+
+
+class OutOfMemory(Exception):
+    """The capacity is too small, even after giving cached segments back."""
+
+
+class _Block:
+    __slots__ = ("address", "after", "before", "free", "pool", "size")
+
+    def __init__(self, size: int, pool: int, address: int) -> None:
+        self.size, self.pool, self.address = size, pool, address
+        self.before: _Block | None = None
+        self.after: _Block | None = None
+        self.free = False
+
+
+class CachingAllocator:
+    """One device's allocator: blocks, segments and statistics, with a capacity in bytes or without."""
+
+    def __init__(self, capacity_bytes: int | None = None) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.allocated = self.peak_allocated = 0
+        self.reserved = self.peak_reserved = 0
+        self._address = 0
+        self._free: list[list[tuple[int, int, _Block]]] = [[] for _ in range(2 * STREAMS)]
+
+    def take(self, size: int, stream: int = 0) -> _Block:
+        """The smallest free block of at least ``size`` bytes (a multiple of 512), cut where that pays.
+
+        Raises:
+            OutOfMemory: no free block fits and the capacity allows no further segment.
+        """
+        small = size <= SMALL_REQUEST
+        pool = 2 * stream + small
+        free = self._free[pool]
+        place = bisect_left(free, (size, 0))
+        block = free.pop(place)[2] if place < len(free) else self._segment(size, pool)
+        rest_size = block.size - size
+        if rest_size >= UNIT if small else rest_size > SMALL_REQUEST:  # should_split
+            rest = _Block(rest_size, pool, block.address + size)
+            rest.before, rest.after = block, block.after
+            if block.after is not None:
+                block.after.before = rest
+            block.after, block.size = rest, size
+            rest.free = True
+            insort(free, (rest_size, rest.address, rest))
+        block.free = False
+        self.allocated += block.size
+        if self.allocated > self.peak_allocated:
+            self.peak_allocated = self.allocated
+        return block
+
+    def give(self, block: _Block) -> None:
+        """Return ``block``; it joins its free neighbours."""
+        self.allocated -= block.size
+        free = self._free[block.pool]
+        before, after = block.before, block.after
+        if before is not None and before.free:
+            free.pop(bisect_left(free, (before.size, before.address)))
+            before.size += block.size
+            before.after = after
+            if after is not None:
+                after.before = before
+            block = before
+        if after is not None and after.free:
+            free.pop(bisect_left(free, (after.size, after.address)))
+            block.size += after.size
+            block.after = after.after
+            if after.after is not None:
+                after.after.before = block
+        block.free = True
+        insort(free, (block.size, block.address, block))
+
+    def empty_cache(self) -> None:
+        """Segments with nothing in them go back to the driver."""
+        for free in self._free:
+            whole = [entry for entry in free if entry[2].before is None and entry[2].after is None]
+            for entry in whole:
+                free.remove(entry)
+                self.reserved -= entry[0]
+
+    def reset_peaks(self) -> None:
+        """Start new peaks from what is there."""
+        self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
+
+    def _segment(self, size: int, pool: int) -> _Block:
+        if size <= SMALL_REQUEST:
+            segment = SMALL_SEGMENT
+        elif size < LARGE_REQUEST:
+            segment = LARGE_SEGMENT
+        else:
+            segment = -(-size // LARGE_UNIT) * LARGE_UNIT
+        limit = self.capacity_bytes
+        if limit is not None and self.reserved + segment > limit:
+            self.empty_cache()
+            if self.reserved + segment > limit:
+                raise OutOfMemory(
+                    f"{segment} bytes wanted, {self.reserved} of {limit} reserved, {self.allocated} allocated"
+                )
+        self.reserved += segment
+        if self.reserved > self.peak_reserved:
+            self.peak_reserved = self.reserved
+        self._address += segment
+        return _Block(segment, pool, self._address - segment)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The statistics at one moment, in bytes; peaks since they were last reset."""
+
+    allocated: int
+    peak_allocated: int
+    reserved: int
+    peak_reserved: int
+
+
+def replay(record: Sequence[int], capacity_bytes: int | None = None) -> list[Reading]:
+    """Replay a `Meter`'s record and return the statistics at every ``NOTE``.
+
+    An entry of 512 and more is a request of that many bytes, with its stream in the low bits; a negative
+    entry ``-n`` ends the ``n``-th request; the others are marks.
+
+    Raises:
+        OutOfMemory: a request does not fit in ``capacity_bytes``.
+    """
+    allocator = CachingAllocator(capacity_bytes)
+    blocks: dict[int, _Block] = {}
+    requests = 0
+    readings = []
+    for entry in _flattened_on_host(record, capacity_bytes):
+        if entry < 0:
+            allocator.give(blocks.pop(-entry))
+        elif entry >= UNIT:
+            requests += 1
+            stream = entry % UNIT
+            blocks[requests] = allocator.take(entry - stream, stream)
+        elif entry == RESET:
+            allocator.reset_peaks()
+        elif entry == EMPTY:
+            allocator.empty_cache()
+        elif entry == NOTE:
+            readings.append(
+                Reading(
+                    allocated=allocator.allocated,
+                    peak_allocated=allocator.peak_allocated,
+                    reserved=allocator.reserved,
+                    peak_reserved=allocator.peak_reserved,
+                )
+            )
+    return readings
+
+
+def _flattened_on_host(record: Sequence[int], capacity_bytes: int | None) -> Sequence[int]:
+    """``record``, its request after ``FLATTEN`` moved behind the ends that follow, if it finds no room."""
+    if capacity_bytes is None or FLATTEN not in record:
+        return record
+    at = record.index(FLATTEN) + 1
+    if _segments_bytes(record[:at]) + record[at] <= capacity_bytes:
+        return record
+    after = at + 1
+    while record[after] < 0:
+        after += 1
+    return [*record[:at], *record[at + 1 : after], record[at], *record[after:]]
+
+
+def _segments_bytes(record: Sequence[int]) -> int:
+    return replay([*record, NOTE])[-1].reserved
