@@ -188,7 +188,7 @@ def test_the_text_holds_both_figures_and_their_difference(
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     peak = next(line.split() for line in text.splitlines() if line.startswith("peak allocated"))
-    assert peak[2:] == ["28.8", "GiB", "20.0", "GiB", "-30.5%"]
+    assert peak[2:] == ["28.7", "GiB", "20.0", "GiB", "-30.4%"]
     assert "layer.2" in text
     assert "layer.3" not in text
     assert "1 more" in text

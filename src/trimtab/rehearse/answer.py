@@ -14,8 +14,6 @@ from trimtab.config import Config
 from trimtab.errors import EngineMoved, NotFound, UnknownArchitecture, Unsupported, UsageError
 from trimtab.estimate import (
     CONTEXT_BYTES,
-    FRAGMENTATION_EXPECTED,
-    FRAGMENTATION_HIGH,
     NCCL_BYTES,
     PROCESS_BYTES,
     PROCESS_SPREAD_BYTES,
@@ -34,6 +32,8 @@ from trimtab.rehearse.request import Module, PhantomRequest, Rehearsal
 ACCUMULATION_ENOUGH = 2
 # phantom peaks against those measured (docs/accuracy.md): within 0.1 % at the median, 1.9 % at most
 PHANTOM_LOW, PHANTOM_HIGH, PHANTOM_SIGMA = 0.98, 1.02, 0.01
+# the allocator cannot use every hole: 70.7 GiB ran under a cap of 77.5 GiB (bench/data/h200_cases.jsonl)
+FRAGMENTATION_EXPECTED, FRAGMENTATION_HIGH = 0.02, 0.06
 # one name for a part in both answers: the arithmetic's
 PART_NAMES = {
     "parameters": "parameters",
