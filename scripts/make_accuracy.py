@@ -23,7 +23,6 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from trimtab.config import Config  # noqa: E402
 from trimtab.cost.memory import profile  # noqa: E402
-from trimtab.estimate import WORKSPACE_BYTES  # noqa: E402
 from trimtab.model import Model  # noqa: E402
 from trimtab.units import GIB  # noqa: E402
 
@@ -133,10 +132,10 @@ def page(found: list[Case]) -> str:
         "",
         "Peak memory over a training step (`max_memory_allocated` once the optimizer's states exist) of",
         f"{len(found)} jobs, measured on NVIDIA H200s with torch 2.11, DeepSpeed 0.19.8 and transformers",
-        "5.17, and what `trimtab estimate` (arithmetic) and `trimtab rehearse --phantom` say of the same jobs.",
+        "5.17, and what `trimtab estimate` (arithmetic) and `trimtab rehearse --phantom` say of the same.",
         "Most ran as rank 0 of a world of 1 to 64 through torch's fake process group, some on four GPUs",
-        "through NCCL. Errors are relative to what was measured; figures are rounded to 0.001 GiB. The",
-        f"phantom has been run on {sum(case.phantom is not None for case in found)} of them.",
+        "through NCCL. Errors are relative to what was measured; figures are rounded to 0.001 GiB.",
+        f"The phantom has been run on {sum(case.phantom is not None for case in found)} of them.",
         "",
         "This page is written by `scripts/make_accuracy.py` from `bench/data`, and a test holds it to that.",
         "",
@@ -192,13 +191,7 @@ def notable(found: list[Case]) -> Iterable[str]:
 KNOWN = """\
 What is known of errors above 1 %:
 
-- `drawn-12` has 40 thin layers. The caching allocator's blocks are larger than what was asked, by up to
-  1 MiB each and 0.15 GiB together; the phantom replays the allocator, the arithmetic does not.
-- `llama-s-z0-fp32`, `llama-s-z1-fp32`: in fp32, grouped keys leave only attention written out, of which
-  autograd keeps 16 MiB a layer more than the arithmetic counts. Which tensors is not known yet.
-- `drawn-07`: stage 3 that never keeps a parameter for reuse and prefetches 200M elements holds 0.39 GiB
-  of gathered parameters after the forward pass that the arithmetic lets go.
-- T5 with recomputation: the arithmetic errs in both directions, the phantom by up to 1.6 %. Not explained.
+- T5 with recomputation: the phantom is off by up to 1.4 %, in both directions. Not explained.
 - OPT: the phantom keeps one hidden state a layer too many (1.5 %). Not explained.
 - `llama-m-lora-z2-ckpt-wide`: the phantom says 1.9 % too much. Not explained.
 """.splitlines()

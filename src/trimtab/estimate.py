@@ -240,7 +240,7 @@ def to_json(answer: Estimate) -> Mapping[str, object]:
     """The answer in base units, under the keys that other tools rely on."""
     counted, speed = answer.profile, answer.speed
     parts = [{"name": name, "bytes": size} for name, size in counted.peak_parts.items() if size]
-    rest = [{"name": "workspace and block slack", "bytes": answer.slack_bytes}]
+    rest = [{"name": "workspace, slack", "bytes": answer.slack_bytes}]
     price_of = answer.price
     return {
         "schema_version": 1,

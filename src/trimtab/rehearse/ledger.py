@@ -62,11 +62,8 @@ class Ledger(TorchDispatchMode):
     _inside: ClassVar[dict[Any, Callable[..., list[torch.Tensor]]]] = {
         # aten/src/ATen/native/TensorCompare.cpp isinf: self.abs() == infinity
         aten.isinf.default: lambda x, *_: [torch.empty_like(x)] if x.is_floating_point() else [],
-        # aten/src/ATen/native/transformers/attention.cpp _safe_softmax: softmax, masked, then where
-        aten._safe_softmax.default: lambda x, *_: [
-            torch.empty_like(x),
-            torch.empty_like(x, dtype=torch.bool),
-        ],
+        # aten/src/ATen/native/transformers/attention.cpp _safe_softmax: which of the scores are masked
+        aten._safe_softmax.default: lambda x, *_: [torch.empty_like(x, dtype=torch.bool)],
     }
 
     def __init__(self, *, all_true: bool = True) -> None:
