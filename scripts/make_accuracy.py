@@ -203,7 +203,7 @@ LIMITS = """\
   8 MiB a handle below compute capability 9.0) and may choose other kernels.
 - The LoRA rows of `h200_memory.jsonl` hold 12.6 MB that are the measuring script's own.
 - What the allocator reserves beyond this peak depends on the order of every request. The phantom replays
-  it and is right to 1 % in most cases, but up to 24 % off; the arithmetic adds a share.
+  it and is right to 1 % in most cases, but up to 24 % off; the arithmetic replays its own requests.
 - Tokens are random and unpadded.
 """.splitlines()
 
