@@ -99,5 +99,8 @@ def _sentence(edge: edges.Edge) -> str:
         f"{format_count(answer.tokens_per_second_per_gpu)} tokens/s per GPU"
     )
     if last is not None:
-        text += f"\none step further needs {format_bytes(last.needed.expected)}"
+        text += (
+            f"\none step further needs {format_bytes(last.needed.expected)} "
+            f"and would fit with {last.fits_probability:.0%} certainty; {edges.SURE:.0%} is asked"
+        )
     return text
