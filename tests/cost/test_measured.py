@@ -152,5 +152,15 @@ def test_what_ran_in_a_capped_allocator_fits(row: Row) -> None:
     assert not found.fits(found.allocated_peak - 1)
 
 
+@pytest.mark.parametrize("row", [row for row in LARGE_ROWS if not row["ok"]], ids=lambda row: row["id"])
+def test_what_ran_out_of_memory_does_not_fit(row: Row) -> None:
+    """It had run one step at this very peak: the cache cut up by that step left no room for the next."""
+    found, at_the_end = predicted_large(row["id"]), row["gib"]["fail"]
+    card_gib = 143_771 / 1024  # an H200's memory by nvidia-smi, in MiB
+    room_gib = card_gib - (at_the_end["device_used"] - at_the_end["peak_reserved"])
+    assert found.allocated_peak < room_gib * GIB
+    assert not found.fits(int(room_gib * GIB))
+
+
 def test_reserved_memory_is_usually_close() -> None:
     assert middle([reserved_error(row) for row in ROWS]) <= 2
