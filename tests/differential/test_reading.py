@@ -29,8 +29,9 @@ def version() -> str:
         installed = importlib.metadata.version("deepspeed")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("DeepSpeed is not installed")
-    if installed != schema.known_versions()[-1]:
-        pytest.skip(f"DeepSpeed {installed} is installed; the rules speak of {schema.known_versions()[-1]}")
+    if installed not in schema.known_versions():
+        pytest.skip(f"DeepSpeed {installed} is installed; the rules know releases up to "
+                    f"{schema.known_versions()[-1]}")  # fmt: skip
     return installed
 
 
@@ -57,7 +58,8 @@ def compare(engine: Engine, version: str, count: int, seed: int) -> None:
     )
     assert 0.2 * count < refused < 0.8 * count  # both verdicts are well represented
     assert missed == []
-    known = EXCEPTIONS["reading"]["false_errors"]
+    newest = version == schema.known_versions()[-1]
+    known = EXCEPTIONS["reading" if newest else "reading an older release"]["false_errors"]
     assert [case for case in false_errors if not set(case[0]) <= set(known)] == []
     assert len(false_errors) < 0.01 * count
 

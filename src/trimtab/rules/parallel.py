@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from trimtab.rules.base import Hit, put, remove, rule, shown
 from trimtab.rules.batch import engine_passes
 from trimtab.rules.subject import Subject
+from trimtab.rules.types import BATCH
 
 # names that published mixtures of experts go by, and those whose module is a leaf by default
 # (runtime/zero/leaf_module_config.py)
@@ -243,7 +244,8 @@ def load_balance_coefficient(subject: Subject) -> Iterable[Hit]:
         deepspeed/module_inject/auto_ep_config.py:73-78
     """
     value = subject.block("expert_parallel").get("load_balance_coeff")
-    if value is not None:
+    known = subject.schema.key("expert_parallel.load_balance_coeff") is not None
+    if known and value is not None:
         place = ("expert_parallel", "load_balance_coeff")
         yield Hit(
             place,
@@ -271,6 +273,9 @@ def sequence_parallel_size(subject: Subject) -> Iterable[Hit]:
     value, place = subject.raw["sequence_parallel_size"], ("sequence_parallel_size",)
     if value is True:
         return
+    # the division's error was caught, and the world counted as 1; three batch keys do not multiply to that
+    old = not subject.since("0.18.7") and not isinstance(value, float)
+    forgiven = old and not all(key in subject.raw for key in BATCH)
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
@@ -281,7 +286,7 @@ def sequence_parallel_size(subject: Subject) -> Iterable[Hit]:
             place,
             f"sequence_parallel_size is {shown(value)}, but must be a whole number above 0.",
             at_value=True,
-            refused="building" if engine_passes(subject) else "reading",
+            refused="building" if forgiven or engine_passes(subject) else "reading",
         )
     elif subject.world.size is not None and value > subject.world.size:
         message = f"sequence_parallel_size {value} is more than the {subject.world.size} GPUs there are."

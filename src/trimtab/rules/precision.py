@@ -56,7 +56,7 @@ def half_master_weights_without_zero(subject: Subject) -> Iterable[Hit]:
     """Finds half-precision master weights or optimizer states without ZeRO.
 
     Why is this bad?
-        DeepSpeed asserts that the stage is 1, 2 or 3.
+        DeepSpeed asserts that the stage is 1, 2 or 3; before 0.18.3, with fp16, that it is 2.
     Example
         {"bf16": {"enabled": true, "bf16_master_weights_and_grads": true}}
     Use instead
@@ -67,6 +67,11 @@ def half_master_weights_without_zero(subject: Subject) -> Iterable[Hit]:
     Source
         deepspeed/runtime/config.py:702-712
     """
+    if not subject.since("0.18.3") and subject.stage in (1, 3) and subject.on(MASTER["fp16"]):
+        place = subject.place(MASTER["fp16"])
+        if place:
+            message = f"{place[-1]} needs ZeRO stage 2 before DeepSpeed 0.18.3."
+            yield Hit(place, message, remove(place, safety="unsafe"))
     if subject.stage != 0:
         return
     for name in (*MASTER.values(), "bf16.bf16_optimizer_states"):

@@ -18,6 +18,7 @@ from trimtab.rules import (  # noqa: F401  importing a family enters its rules
     parallel,
     precision,
     recomputation,
+    retired,
     scheduler,
     types,
     zero,
@@ -38,6 +39,7 @@ FAMILIES: Mapping[str, str] = {
     "RC": "Recomputation: activation checkpointing",
     "CM": "Communication, accumulation and logging",
     "PL": "Parallelism: pipelines, tensors, sequences, experts, DeepCompile",
+    "RT": "Retired: blocks that only older releases read",
     "LD": 'Loader: who fills "auto" and who else owns a value',
     "AD": "Advice: what the numbers say of a known model on known machines",
 }

@@ -81,7 +81,7 @@ def wrong_type(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/config_utils.py:100-110
     """
     for place, key, value in _keys(subject):
-        if not key.validated or key.choices or not _wrong(key, value) or _fp16_scale(key, value):
+        if not key.validated or key.choices or not _wrong(key, value) or _fp16_scale(subject, key, value):
             continue
         if isinstance(value, Mapping) and "object" in key.types:
             continue
@@ -429,9 +429,9 @@ def loss_scale_not_a_number(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/precision_config.py:111-185
     """
     for place, key, value in _keys(subject):
-        if key.path not in _SCALE or not key.validated:
+        if not _scale_is_checked(subject, key):
             continue
-        if _fp16_scale(key, value):
+        if _fp16_scale(subject, key, value):
             yield Hit(
                 place, f"{key.path} is {shown(value)}, but must be a {_SCALE[key.path]}.", at_value=True
             )
@@ -454,9 +454,16 @@ _SCALE = {
 }
 
 
-def _fp16_scale(key: Key, value: Any) -> bool:
-    """Whether the field's own checks refuse the value, before pydantic's."""
+def _scale_is_checked(subject: Subject, key: Key) -> bool:
+    """Whether this release has checks of its own for the key: since 0.18.8 the scale, since 0.19.3 all."""
     if key.path not in _SCALE or not key.validated:
+        return False
+    return subject.since("0.18.8" if key.path == "fp16.loss_scale" else "0.19.3")
+
+
+def _fp16_scale(subject: Subject, key: Key, value: Any) -> bool:
+    """Whether the field's own checks refuse the value, before pydantic's."""
+    if not _scale_is_checked(subject, key):
         return False
     if isinstance(value, bool) or value is None or isinstance(value, (dict, list)):
         return True

@@ -190,6 +190,8 @@ def summed_gradients(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/config.py:694-700
     """
     place = subject.place("gradient_allreduce_op")
+    if subject.schema.key("gradient_allreduce_op") is None:
+        return
     if place is None or (subject.text("gradient_allreduce_op") or "").lower() != "sum":
         return
     for met, what in (
