@@ -204,6 +204,8 @@ LIMITS = """\
 - The LoRA rows of `h200_memory.jsonl` hold 12.6 MB that are the measuring script's own.
 - What the allocator reserves beyond this peak depends on the order of every request. The phantom replays
   it and is right to 1 % in most cases, but up to 24 % off; the arithmetic replays its own requests.
+- How probable it is that a job fits has not been calibrated: three measured jobs came near a limit (two
+  under a capped allocator ran, one ran out of memory), and the bounds are by judgement.
 - Tokens are random and unpadded.
 """.splitlines()
 

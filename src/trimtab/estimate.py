@@ -29,12 +29,12 @@ NCCL_BYTES = int(0.95 * GIB)
 # the process itself, Python and its libraries: 1.6 to 2.2 GiB resident in the measured cases without offload
 PROCESS_BYTES = int(1.8 * GIB)
 PROCESS_SPREAD_BYTES = int(0.4 * GIB)
-# errors of the counted peak over the measured cases (docs/accuracy.md): 0.1 % at the median, a tail of a few
-# percent where many small blocks are rounded up by the caching allocator (up to 1 MiB each)
+# the counted peak is off by 0.3 % at most over the measured cases (docs/accuracy.md), which the counting was
+# made with; these bounds are wider by judgement, for jobs that nobody measured
 PEAK_SIGMA = 0.012
 PEAK_LOW, PEAK_HIGH = 0.975, 1.04
 # the caching allocator is replayed (cost/allocator.py): how far the smallest capacity of a replay may stand
-# from a GPU's, where streams hold blocks back a little longer
+# from a GPU's. By judgement: three measured jobs ran near a limit, and all three come out right
 REPLAY_LOW, REPLAY_HIGH, REPLAY_SIGMA = 0.97, 1.10, 0.02
 REPLAY_STEPS = 5
 """Bisections of the smallest capacity: a thirty-second of the span between peak and reserved memory."""

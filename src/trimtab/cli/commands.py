@@ -7,7 +7,6 @@ offered.
 
 from __future__ import annotations
 
-import gc
 import importlib
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -84,11 +83,7 @@ def quick(name: str) -> Callable[[list[str]], int | None] | None:
     if name not in QUICK:
         return None
     module, _, function = QUICK[name].partition(":")
-    gc.disable()  # an import leaves nothing to collect, and looking costs a fifteenth of a short command
-    try:
-        found: Callable[[list[str]], int | None] = getattr(importlib.import_module(module), function)
-    finally:
-        gc.enable()
+    found: Callable[[list[str]], int | None] = getattr(importlib.import_module(module), function)
     return found
 
 

@@ -64,7 +64,7 @@ def compression_groups(subject: Subject) -> Iterable[Hit]:
         {"compression_training": {"row_pruning": {"shared_parameters": {"enabled": true},
           "different_groups": {"all": {"params": {"dense_ratio": 0.5}, "modules": ["*"]}}}}}
     Source
-        deepspeed/compression/config.py:79-330 (0.17.6)
+        deepspeed/compression/config.py:130-450 (0.17.6)
     """
     for name, block in _techniques(subject):
         place: KeyPath = (COMPRESSION, name)
@@ -100,7 +100,7 @@ def compression_parameters(subject: Subject) -> Iterable[Hit]:
         {"compression_training": {"row_pruning": {"shared_parameters": {"method": "l1"},
           "different_groups": {}}}}
     Source
-        deepspeed/compression/config.py:93-375 (0.17.6)
+        deepspeed/compression/config.py:80-434 (0.17.6)
     """
     if subject.schema.key(COMPRESSION) is not None:
         yield from _shared_of_nothing(subject)
@@ -175,7 +175,7 @@ def elastic_batch(subject: Subject) -> Iterable[Hit]:
         {"elasticity": {"enabled": true, "max_train_batch_size": 64, "micro_batch_sizes": [1, 2, 4],
           "version": 0.1}}
     Source
-        deepspeed/elasticity/config.py:47-101, deepspeed/runtime/config.py:689-727 (0.17.6)
+        deepspeed/elasticity/config.py:49-101, deepspeed/runtime/config.py:689-727 (0.17.6)
     """
     block = subject.block("elasticity")
     if subject.schema.key("elasticity") is None or not block.get("enabled"):
@@ -216,7 +216,7 @@ def block_without_switch(subject: Subject) -> Iterable[Hit]:
         With `--deepspeed 0.17.6`:
         {"amp": {"enabled": true, "opt_level": "O1"}}
     Source
-        deepspeed/runtime/config.py:133-155 (0.17.6)
+        deepspeed/runtime/config.py:133-155, deepspeed/runtime/data_pipeline/config.py:140 (0.17.6)
     """
     for name in ("amp", "progressive_layer_drop", "curriculum_learning"):
         value = subject.raw.get(name)
