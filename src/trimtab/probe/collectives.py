@@ -81,10 +81,12 @@ def _call(kind: str, size: int, ranks: int, group: Any, device: str) -> Callable
     part = torch.zeros(elements // ranks, dtype=torch.bfloat16, device=device)
     if kind == "all_reduce":
         return lambda: dist.all_reduce(whole, group=group)
-    if kind == "all_gather":
-        return lambda: dist.all_gather_into_tensor(whole, part, group=group)
+    if kind == "all_gather":  # torch 2.13 calls it by another name
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        return lambda: gather(whole, part, group=group)
     if kind == "reduce_scatter":
-        return lambda: dist.reduce_scatter_tensor(part, whole, group=group)
+        scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+        return lambda: scatter(part, whole, group=group)
     if kind == "all_to_all":
         other = torch.zeros_like(whole)
         return lambda: dist.all_to_all_single(other, whole, group=group)

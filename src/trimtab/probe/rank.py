@@ -35,6 +35,7 @@ def run(wishes: dict[str, Any]) -> dict[str, Any] | None:
     import torch
     import torch.distributed as dist
 
+    warnings.filterwarnings("ignore")  # those of torch and DeepSpeed: this process does nothing else
     began = time.perf_counter()
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local, locals_ = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -140,7 +141,6 @@ def _processor() -> str:
 
 def main(wishes_file: str) -> int:
     """Read the wishes, measure, and let rank 0 write the sheet or what went wrong."""
-    warnings.filterwarnings("ignore")
     wishes = json.loads(Path(wishes_file).read_text(encoding="utf-8"))
     try:
         sheet = run(wishes)
