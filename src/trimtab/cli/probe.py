@@ -34,7 +34,7 @@ def probe(
     ] = True,
     as_json: job.JsonOption = False,
 ) -> int:
-    """Measure this machine: products, kernels, host, copies and collectives.
+    """Measure what this machine's GPUs, links and host really do.
 
     Takes a minute or two, with every GPU that it sees.  The sheet is kept in the cache folder, and
     estimates for this GPU then stand on it instead of the figures that come with Trimtab.  Without a GPU it
