@@ -65,7 +65,7 @@ def whole_run(
     >>> run = whole_run(10**12, tokens_per_second=1e6, tokens_per_step=2**22, gpus=1024, usd_per_hour=None,
     ...     checkpoint_bytes=10**12, write_bytes_per_second=1e11, read_bytes_per_second=1e11)
     >>> round(run.training_seconds / 86400, 2), round(run.interruptions, 1), run.effective_ratio > 0.98
-    (11.57, 5.6, True)
+    (11.57, 5.7, True)
     """
     training = tokens / tokens_per_second
     between = GPU_HOURS_BETWEEN_INTERRUPTIONS * 3600 / gpus
