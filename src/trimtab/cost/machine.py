@@ -17,6 +17,7 @@ from typing import Protocol
 
 from trimtab.cost.meter import PART, Account, Storage
 
+
 @dataclass(slots=True, eq=False)
 class Weight:
     """A parameter as the machine sees it: a size, whether it trains, and the gradients still to come."""
