@@ -9,18 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.allocator import WORKSPACE_BYTES
 from trimtab.cost.memory import MOMENTS, Profile, profile
-from trimtab.cost.run import NOTICE_SECONDS, WholeRun, whole_run
 from trimtab.cost.speed import Speed, step_speed
 from trimtab.errors import NotFound, UnknownArchitecture, UsageError
 from trimtab.model import Model, find_model
 from trimtab.parameters import tasks_of
-from trimtab.prices import Price, price
 from trimtab.units import GIB
+
+if TYPE_CHECKING:
+    from trimtab.cost.run import WholeRun
+    from trimtab.prices import Price
 
 # device memory outside PyTorch's allocator: CUDA context and kernels (0.6 GiB before the first step, 0.82
 # with DeepSpeed's kernels, one H200), and NCCL's buffers: 0.48 GiB more for one rank, 0.95 GiB for four
@@ -169,6 +172,8 @@ def estimate(
 
 def _with_run(answer: Estimate, tokens: int) -> Estimate:
     """The same answer with the whole run of ``tokens`` in it."""
+    from trimtab.cost.run import NOTICE_SECONDS, whole_run
+
     if tokens < 1:
         raise UsageError(f"{tokens} tokens: a run needs at least 1")
     cluster, config = answer.cluster, answer.config
@@ -249,6 +254,8 @@ def _host(counted: Profile, cluster: Cluster) -> Range:
 
 
 def _price(cluster: Cluster) -> Price | None:
+    from trimtab.prices import price
+
     try:
         return price(cluster.gpu)
     except NotFound:
