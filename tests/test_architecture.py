@@ -37,6 +37,7 @@ LAYERS = (
         "fit",
         "fixing",
         "judging",
+        "ladder",
         "plan",
         "suppression",
     ),

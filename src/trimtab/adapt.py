@@ -23,6 +23,7 @@ from trimtab.moves import (
     Move,
     attention,
     differences,
+    edits,
     micro_batch,
     offload_optimizer,
     offload_param,
@@ -38,12 +39,14 @@ from trimtab.moves.batch import sizes, stated_micro_batch
 from trimtab.moves.communication import MIDDLE_BUCKET, SMALL_BUCKET
 from trimtab.moves.offload import DEVICES
 from trimtab.moves.writing import data_parallel, global_batch, with_micro_batch
+from trimtab.source import Source, apply_edits
 from trimtab.units import format_bytes
 
 SURE = 0.9
 """How probable "fits" must be."""
 MOST_MOVES = 5
 MOST_NODES = 64
+SURER = "it takes the moves before it to a sure fit"
 WORTH = 0.03
 """The share of a step that a change must save to be worth naming; below it the arithmetic says nothing."""
 
@@ -59,6 +62,13 @@ class Step:
     before: Estimate | None
     """None where the configuration could not run at all."""
     after: Estimate | None
+
+    @property
+    def title(self) -> str:
+        """What is done: the move's own title, but for a batch of which the accumulation alone changes."""
+        if set(self.changes) == {("gradient_accumulation_steps",)}:
+            return f"{self.changes[('gradient_accumulation_steps',)]} micro steps of the same size"
+        return self.move.title
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +104,15 @@ class Adaptation:
         """Whether there is an answer."""
         return self.after is not None
 
-    @property
-    def changes(self) -> Mapping[tuple[str, ...], Any]:
-        """The key paths that differ in the end, with their new values; None removes a key."""
-        return differences(self.before.raw, self.after.raw) if self.after is not None else {}
+    def written(self, source: Source) -> str:
+        """The text of ``source``, which ``before`` was read from, after the moves; all else stays as it is.
+
+        Raises:
+            UsageError: a place that cannot be changed alone; names the key.
+        """
+        if self.after is None or self.after is self.before:
+            return source.text
+        return apply_edits(source, edits(self.before.raw, self.after.raw))
 
 
 def adapt(
@@ -120,10 +135,7 @@ def adapt(
         UsageError: no model is named.
         NotFound, UnknownArchitecture: the model is not known.
     """
-    if model is None:
-        if config.job.model is None:
-            raise UsageError(f'{config.name}: no model is named. Give --model NAME, or a "trimtab" block')
-        model = find_model(config.job.model)
+    model = model or named_model(config)
     found = _Search(model=model, cluster=cluster, sure=sure)
     notes: list[str] = []
     train = global_batch(config, home or cluster)
@@ -146,7 +158,7 @@ def adapt(
         path = found.fewest(current)
         if path is None:
             return _nothing_fits(found, config, current, home, steps, notes)
-        steps += _steps(found, current, path, why=_short)
+        steps += _steps(found, current, path)
         current = path[-1][1]
     faster = found.faster(current)
     while fastest and faster:
@@ -165,6 +177,18 @@ def adapt(
         faster=tuple(faster),
         notes=tuple(notes),
     )
+
+
+def named_model(config: Config) -> Model:
+    """The model that a configuration names.
+
+    Raises:
+        UsageError: it names none.
+        NotFound, UnknownArchitecture: the model is not known.
+    """
+    if config.job.model is None:
+        raise UsageError(f'{config.name}: no model is named. Give --model NAME, or a "trimtab" block')
+    return find_model(config.job.model)
 
 
 # -- what the machines demand --------------------------------------------------------------------------------
@@ -225,8 +249,8 @@ def _solves(config: Config, cluster: Cluster) -> bool:
 # -- the search ----------------------------------------------------------------------------------------------
 
 
-class _Search:
-    """Estimates of configurations on one cluster, each made once, and the search over moves."""
+class Estimates:
+    """Estimates of configurations of one model on one cluster, each made once."""
 
     def __init__(self, *, model: Model, cluster: Cluster, sure: float) -> None:
         self.model, self.cluster, self.sure = model, cluster, sure
@@ -246,6 +270,10 @@ class _Search:
         """Whether the estimate is sure enough."""
         found = self.answer(config)
         return found is not None and found.fits_probability >= self.sure
+
+
+class _Search(Estimates):
+    """The search over moves."""
 
     def fewest(self, config: Config) -> Path | None:
         """The fewest moves after which ``config`` fits, the fastest of equally few; None if none do."""
@@ -363,7 +391,7 @@ def _ends(moves: tuple[Move, ...]) -> tuple[Move, ...]:
     return moves if moves[0].kind.startswith("offload") else moves[-1:]
 
 
-def _steps(found: _Search, config: Config, path: Path, why: Any = None) -> list[Step]:
+def _steps(found: _Search, config: Config, path: Path) -> list[Step]:
     """A path as steps, with the estimates before and after each."""
     steps = []
     for move, after, reason in path:
@@ -372,7 +400,7 @@ def _steps(found: _Search, config: Config, path: Path, why: Any = None) -> list[
         steps.append(
             Step(
                 move=move,
-                reason=reason or why(before_answer, move),
+                reason=reason or (missing(before_answer) if before_answer else None) or SURER,
                 changes=differences(config.raw, after.raw),
                 before=before_answer,
                 after=answer,
@@ -380,12 +408,6 @@ def _steps(found: _Search, config: Config, path: Path, why: Any = None) -> list[
         )
         config = after
     return steps
-
-
-def _short(answer: Estimate | None, move: Move) -> str:
-    """Why a move is made: what is short, and what it saves."""
-    lacking = missing(answer) if answer is not None else None
-    return f"{lacking}; it saves {move.saves}" if lacking else f"it saves {move.saves}"
 
 
 def missing(answer: Estimate) -> str | None:
