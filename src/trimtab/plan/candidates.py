@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +26,10 @@ class Family:
     config: Config
     moves: tuple[Move, ...]
 
-    def value(self, kind: str, default: Any = None) -> Any:
-        """What the family's move of ``kind`` set."""
-        return next((move.value for move in self.moves if move.kind == kind), default)
+    @property
+    def name(self) -> tuple[str, ...]:
+        """The moves' names; smaller buckets are a way out within a family."""
+        return tuple(move.name for move in self.moves if move.kind != "reduce-bucket")
 
     @property
     def complexity(self) -> tuple[int, ...]:
@@ -59,8 +60,10 @@ def plain(wishes: Wishes, cluster: Cluster) -> Config:
         **wishes.recipe.sections(wishes.steps(batch), batch * wishes.tokens_per_sample),
         "trimtab": job,
     }
-    config = Config.from_mapping(raw, name="plan")
-    return moves.precision(number_format(wishes, cluster)).apply(config, cluster)
+    form = number_format(wishes, cluster)
+    if form == "fp32":
+        raw["bf16"] = {"enabled": False}  # said, so that nobody takes it for forgotten
+    return moves.precision(form).apply(Config.from_mapping(raw, name="plan"), cluster)
 
 
 def number_format(wishes: Wishes, cluster: Cluster) -> str:
@@ -136,8 +139,3 @@ def smaller_bucket(family: Family, wishes: Wishes, cluster: Cluster) -> Family |
 def with_micro_batch(family: Family, size: int, cluster: Cluster) -> Config:
     """The family's configuration with its micro batch settled."""
     return moves.micro_batch(size).apply(family.config, cluster)
-
-
-def setting(family: Family) -> Mapping[str, Any]:
-    """What each kind of move was set to."""
-    return {move.kind: move.value for move in family.moves}

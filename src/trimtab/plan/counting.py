@@ -17,6 +17,10 @@ from trimtab.cost.speed import Speed, step_speed
 from trimtab.estimate import PEAK_SIGMA, PROCESS_BYTES, REPLAY_SIGMA, outside_allocator
 from trimtab.model import Model
 
+FRAGMENTED = 1.35
+"""Smallest capacities of nine measured jobs stood at most 28 % above their tensors' peak (rehearse/answer.py);
+below this the caching allocator need not be replayed, and what is chosen is replayed anyway."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
@@ -53,13 +57,15 @@ class Arithmetic:
             return Shortfall(where="NVMe a node", needed=nvme, there=cluster.nvme_bytes)
         outside = outside_allocator(cluster.world_size)
         room = int((cluster.gpu.usable_bytes - outside) / (1 + margin(self.sure)))
-        if counted.peak > room or not self.profile(config, cluster, replayed=True).fits(room):
-            return Shortfall(
-                where="GPU memory",
-                needed=int(counted.peak * (1 + margin(self.sure))) + outside,
-                there=cluster.gpu.usable_bytes,
-            )
-        return None
+        if counted.peak * FRAGMENTED <= room:
+            return None
+        if counted.peak <= room and self.profile(config, cluster, replayed=True).fits(room):
+            return None
+        return Shortfall(
+            where="GPU memory",
+            needed=int(counted.peak * (1 + margin(self.sure))) + outside,
+            there=cluster.gpu.usable_bytes,
+        )
 
     def speed(self, config: Config, cluster: Cluster) -> Speed:
         """The time of one optimizer step."""

@@ -6,6 +6,7 @@ are compared at every size below it.  Among configurations that are as fast with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trimtab import moves
@@ -57,61 +58,62 @@ class Loser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """Everything considered on one cluster: per family the fastest that fits, and those that do not fit."""
+    """Everything that was considered on one cluster."""
 
     cluster: Cluster
-    contenders: tuple[Contender, ...]
-    """The best of each family, the chosen one first, then by step time."""
-    losers: tuple[Loser, ...]
     every: tuple[Contender, ...]
-    """All that fit, at every micro batch."""
-    beyond: Loser | None = None
-    """The chosen family one micro batch larger, if that does not fit."""
+    """All that fit, of every family at every micro batch."""
+    losers: tuple[Loser, ...]
+    """Of each family the smallest micro batch that does not fit."""
+    divides: bool = True
+    """Whether the global batch divides by the ranks; nothing is considered where it does not."""
+
+    def contenders(self) -> tuple[Contender, ...]:
+        """The best of each family, the one to choose first, then by step time."""
+        by_family: dict[tuple[str, ...], list[Contender]] = {}
+        for one in self.every:
+            by_family.setdefault(one.family.name, []).append(one)
+        best = [choose(found) for found in by_family.values()]
+        if not best:
+            return ()
+        first = choose(best)
+        rest = (one for one in best if one is not first)
+        return (first, *sorted(rest, key=lambda one: (one.step_seconds, one.family.complexity)))
 
     @property
     def best(self) -> Contender | None:
         """The one to choose on this cluster."""
-        return self.contenders[0] if self.contenders else None
+        found = self.contenders()
+        return found[0] if found else None
+
+    def without(self, refuted: Contender) -> Field:
+        """What is left once ``refuted`` turned out not to fit: larger micro batches of its family go too."""
+        kept = (
+            one
+            for one in self.every
+            if one.family.name != refuted.family.name or one.micro < refuted.micro
+        )
+        return Field(cluster=self.cluster, every=tuple(kept), losers=self.losers)
 
 
 def search(wishes: Wishes, cluster: Cluster, arithmetic: Arithmetic) -> Field:
-    """Every family on ``cluster``; empty where the global batch does not divide by its ranks."""
-    batch = wishes.batch_for(cluster.world_size)
-    if batch % cluster.world_size:
-        return Field(cluster=cluster, contenders=(), losers=(), every=())
-    best: list[Contender] = []
+    """Every family on ``cluster``."""
+    if wishes.batch_for(cluster.world_size) % cluster.world_size:
+        return Field(cluster=cluster, every=(), losers=(), divides=False)
     every: list[Contender] = []
     losers: list[Loser] = []
-    beyond: dict[int, Loser] = {}
     for family in families(wishes, cluster):
         found, lost = _sizes(family, wishes, cluster, arithmetic)
         every += found
-        if found:
-            best.append(_choose(found))
-            if lost is not None:
-                beyond[id(best[-1])] = lost
-        elif lost is not None:
-            losers.append(lost)
-    if not best:
-        return Field(cluster=cluster, contenders=(), losers=tuple(losers), every=())
-    chosen = _choose(best)
-    rest = sorted(
-        (one for one in best if one is not chosen), key=lambda one: (one.step_seconds, one.family.complexity)
-    )
-    return Field(
-        cluster=cluster,
-        contenders=(chosen, *rest),
-        losers=tuple(losers),
-        every=tuple(every),
-        beyond=beyond.get(id(chosen)),
-    )
+        losers += [lost] if lost is not None else []
+    return Field(cluster=cluster, every=tuple(every), losers=tuple(losers))
 
 
-def _choose(contenders: list[Contender]) -> Contender:
+def choose(contenders: Sequence[Contender]) -> Contender:
     """The simplest of those that are as fast as the fastest, then the one that leaves most memory."""
     fastest = min(one.step_seconds for one in contenders)
     close = [one for one in contenders if one.step_seconds <= fastest * (1 + TIE)]
-    return min(close, key=lambda one: (one.family.complexity, one.peak_bytes, one.micro))
+    return min(close, key=lambda one: (one.family.complexity, one.peak_bytes, one.micro, one.family.name))
 
 
 def _sizes(
