@@ -19,6 +19,7 @@ LAYERS = (
         "catalogue",
         "cluster",
         "config",
+        "folders",
         "hf_config",
         "job",
         "model",

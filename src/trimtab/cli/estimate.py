@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from trimtab.cli import job_flags as job
 from trimtab.estimate import estimate as answer_for
 from trimtab.estimate import to_json as document
 from trimtab.report.document import to_json
+from trimtab.units import parse_count
 
 
 def estimate(
@@ -26,6 +29,10 @@ def estimate(
     kernels: job.KernelsOption = None,
     lora_r: job.LoraRankOption = None,
     lora_targets: job.LoraTargetsOption = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option("--tokens", metavar="N", help="Tokens of the whole run, such as 300B: days, dollars."),
+    ] = None,
     as_json: job.JsonOption = False,
 ) -> int:
     """Say whether a job fits its GPUs, how fast it runs and what it costs.
@@ -35,7 +42,7 @@ def estimate(
 
     \b
     Examples:
-      trimtab estimate llama_7b_single_node
+      trimtab estimate llama_7b_single_node --tokens 1T
       trimtab estimate ds_config.json --model ./my-model --gpu a100-40gb \\
         --gpus-per-node 8
       trimtab estimate llama_13b_zero3_offload --gpu rtx4090 --micro-batch 1
@@ -57,7 +64,7 @@ def estimate(
         lora_r=lora_r,
         lora_targets=lora_targets,
     )
-    answer = answer_for(settled, cluster)
+    answer = answer_for(settled, cluster, tokens=parse_count(tokens) if tokens else None)
     if as_json:
         typer.echo(to_json({**document(answer), "notes": list(notes)}))
     else:
