@@ -38,6 +38,7 @@ LAYERS = (
         "fit",
         "fixing",
         "judging",
+        "ladder",
         "plan",
         "suppression",
     ),
