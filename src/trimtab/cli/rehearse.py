@@ -9,7 +9,7 @@ import typer
 from trimtab.cli import job_flags as job
 from trimtab.errors import Unsupported
 from trimtab.rehearse.answer import rehearse as answer_for
-from trimtab.rehearse.answer import to_json as document
+from trimtab.rehearse.document import to_json as document
 from trimtab.rehearse.on_gpu import gpu_is_here
 from trimtab.report.document import to_json
 

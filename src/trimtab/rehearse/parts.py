@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -38,7 +38,14 @@ _PARAMETERS = (
 )
 
 
-def label_model(ledger: Ledger, model: torch.nn.Module) -> None:
+class Labelled(Protocol):
+    """What takes labels: the ledger of a phantom, or a count of real tensors."""
+
+    def label(self, tensor: Any, part: str) -> None:
+        """Say what ``tensor``'s storage is for; the first label stays."""
+
+
+def label_model(ledger: Labelled, model: torch.nn.Module) -> None:
     """Label the parameters, whole or partitioned, their gradients, and the buffers of ``model``."""
     for parameter in model.parameters():
         ledger.label(getattr(parameter, "ds_tensor", None), "parameters")
@@ -50,13 +57,13 @@ def label_model(ledger: Ledger, model: torch.nn.Module) -> None:
         ledger.label(buffer, "model_buffers")
 
 
-def label_gradient(ledger: Ledger, parameter: Any) -> None:
+def label_gradient(ledger: Labelled, parameter: Any) -> None:
     """Label what holds ``parameter``'s gradient."""
     for name in ("grad", "grad_accum", "_hp_grad"):
         ledger.label(getattr(parameter, name, None), "gradients")
 
 
-def label_engine(ledger: Ledger, engine: Any) -> None:
+def label_engine(ledger: Labelled, engine: Any) -> None:
     """Label what the engine and its optimizer hold."""
     wrapper = engine.optimizer
     inner = getattr(wrapper, "optimizer", wrapper)
