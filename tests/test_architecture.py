@@ -32,6 +32,7 @@ LAYERS = (
         "adapt",
         "check",
         "compare",
+        "corrections",
         "diagnose",
         "estimate",
         "fit",

@@ -26,12 +26,13 @@ def estimate(
     kernels: job.KernelsOption = None,
     lora_r: job.LoraRankOption = None,
     lora_targets: job.LoraTargetsOption = None,
+    no_corrections: job.NoCorrectionsOption = False,
     as_json: job.JsonOption = False,
 ) -> int:
     """Say whether a job fits its GPUs, how fast it runs and what it costs.
 
-    Counts every tensor of the model and of DeepSpeed's engine, without torch or a GPU.  Exit 1 if it does
-    not fit.
+    Counts every tensor of the model and of DeepSpeed's engine, without torch or a GPU.  What rehearsals and
+    trainings of the job on this machine have measured corrects it.  Exit 1 if it does not fit.
 
     \b
     Examples:
@@ -58,6 +59,8 @@ def estimate(
         lora_targets=lora_targets,
     )
     answer = answer_for(settled, cluster)
+    if not no_corrections:
+        answer = job.corrected_by_history(answer)
     if as_json:
         typer.echo(to_json({**document(answer), "notes": list(notes)}))
     else:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from trimtab.cluster import Cluster, find_gpu
 from trimtab.config import Config
+from trimtab.corrections import RAN
 from trimtab.errors import EngineMoved, NotFound, UnknownArchitecture, Unsupported, UsageError
 from trimtab.estimate import PROCESS_SPREAD_BYTES, Estimate, Range, estimate, outside_allocator
 from trimtab.model import HfConfig, find_hf
@@ -19,8 +20,6 @@ from trimtab.rehearse.seen import Seen, seen_by_phantom, seen_on_gpu
 # memory of the third and later micro steps of a step is that of the second
 ACCUMULATION_ENOUGH = 2
 PHANTOM_SIGMA = 0.01
-RAN = 0.99
-"""That a job runs which ran within the card's memory: more steps, another rank, NCCL may still differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +33,7 @@ class Answer:
     """None where the engine could not be rehearsed and the arithmetic stands in."""
     predicted: Estimate | None
     """None for an architecture that the arithmetic does not know."""
+    rank: int = 0
     why_not: str | None = None
     """Why nothing was seen."""
 
@@ -128,24 +128,30 @@ class Answer:
             return False
 
     @property
-    def step_seconds(self) -> Range | None:
-        """Of one optimizer step: measured, communication predicted; None where it was not timed."""
+    def alone_seconds(self) -> Range | None:
+        """Of one optimizer step without communication, measured; None where it was not timed on this card."""
         if self.seen is None or self.seen.on_gpu is None or not self.on_the_card:
             return None
-        measured, steps = self.seen.on_gpu.seconds, self.seen.on_gpu.step_seconds
+        measured, steps = self.seen.on_gpu.seconds, sorted(self.seen.on_gpu.step_seconds)
         if measured is None:
             return None
-        communication, spread = 0.0, 0.0
-        if self.cluster.world_size > 1:
-            if self.predicted is None:
-                return None
-            speed = self.predicted.speed
-            communication, spread = speed.communication_seconds, speed.high_seconds / speed.step_seconds - 1
-        middle = sorted(steps)[len(steps) // 2]
+        middle = steps[len(steps) // 2]
+        return Range(low=measured * steps[0] / middle, expected=measured, high=measured * steps[-1] / middle)
+
+    @property
+    def step_seconds(self) -> Range | None:
+        """Of one optimizer step: measured, communication predicted; None where it was not timed."""
+        alone = self.alone_seconds
+        if alone is None or self.cluster.world_size == 1:
+            return alone
+        if self.predicted is None:
+            return None
+        speed = self.predicted.speed
+        communication = speed.communication_seconds
         return Range(
-            low=measured * min(steps) / middle,
-            expected=measured + communication,
-            high=measured * max(steps) / middle + communication * (1 + spread),
+            low=alone.low,
+            expected=alone.expected + communication,
+            high=alone.high + communication * speed.high_seconds / speed.step_seconds,
         )
 
     @property
@@ -203,6 +209,7 @@ def rehearse(
         model_name=found.name,
         seen=seen,
         predicted=predicted,
+        rank=rank,
         why_not=why_not,
     )
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from trimtab.rehearse.ledger import Allocation, Ledger
 from trimtab.rehearse.request import Module, Part
+
+if TYPE_CHECKING:  # a run on a GPU labels too, and needs none of what fake tensors stand on
+    from trimtab.rehearse.ledger import Allocation, Ledger
 
 _MASTER = (  # runtime/zero/stage_1_and_2.py:560, stage3.py:1170, bf16_optimizer.py:182, fp16/*.py
     "single_partition_of_fp32_groups",
