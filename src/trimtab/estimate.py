@@ -54,6 +54,21 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """One figure that a measurement changed (`trimtab.corrections`), in its base unit."""
+
+    what: str
+    """Its place in the JSON answer, such as ``speed.step_seconds``."""
+    factor: float | None = None
+    offset: float | None = None
+    """How the measurement acts on such figures: by a factor or by an offset; neither where it replaces."""
+    uncorrected: float
+    corrected: float
+    source: str
+    """The run that was measured, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """The answer about one job on one cluster; bytes, seconds and dollars."""
 
@@ -76,6 +91,8 @@ class Estimate:
     run: WholeRun | None = None
     """The whole run, if a number of tokens was asked for."""
     method: str = "arithmetic"
+    corrections: tuple[Correction, ...] = ()
+    """What measurements of this job, or of one like it, changed in it."""
 
     @property
     def slack_bytes(self) -> int:
@@ -167,10 +184,10 @@ def estimate(
         fits_probability=probability,
         assumptions=_assumptions(config, cluster, host),
     )
-    return answer if tokens is None else _with_run(answer, tokens)
+    return answer if tokens is None else with_run(answer, tokens)
 
 
-def _with_run(answer: Estimate, tokens: int) -> Estimate:
+def with_run(answer: Estimate, tokens: int) -> Estimate:
     """The same answer with the whole run of ``tokens`` in it."""
     from trimtab.cost.run import NOTICE_SECONDS, whole_run
 
@@ -294,6 +311,17 @@ def to_json(answer: Estimate) -> Mapping[str, object]:
         "fits_probability": answer.fits_probability,
         "method": answer.method,
         "assumptions": list(answer.assumptions),
+        "corrections": [
+            {
+                "what": one.what,
+                "factor": one.factor,
+                "offset": one.offset,
+                "uncorrected": one.uncorrected,
+                "corrected": one.corrected,
+                "from": one.source,
+            }
+            for one in answer.corrections
+        ],
         "parameters": {"total": counted.parameters, "trainable": counted.trainable},
         "gpu": {
             "name": answer.cluster.gpu.name,
