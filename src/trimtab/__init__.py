@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trimtab.findings import Finding
     from trimtab.job import Job
     from trimtab.model import Model, find_model
+    from trimtab.plan import Plan, plan
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "Finding",
     "Job",
     "Model",
+    "Plan",
     "TrimtabError",
     "__version__",
     "catalogue",
@@ -41,6 +43,7 @@ __all__ = [
     "find_gpu",
     "find_model",
     "load_config",
+    "plan",
 ]
 
 _MODULES = ("catalogue", "errors")
@@ -51,12 +54,14 @@ _HOMES = {
     "Finding": "trimtab.findings",
     "Job": "trimtab.job",
     "Model": "trimtab.model",
+    "Plan": "trimtab.plan",
     "TrimtabError": "trimtab.errors",
     "check": "trimtab.check",
     "estimate": "trimtab.estimate",
     "find_gpu": "trimtab.cluster",
     "find_model": "trimtab.model",
     "load_config": "trimtab.catalogue",
+    "plan": "trimtab.plan",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 
 from trimtab.cluster import Cluster, Gpu, Link, find_gpu, gpus
 from trimtab.errors import NotFound, UsageError
@@ -126,9 +127,14 @@ def _kin(one: Gpu, own: Gpu) -> bool:
     return one.name.rpartition("-")[0] == own.name.rpartition("-")[0] != ""
 
 
-def price_of(cluster: Cluster, wishes: Wishes) -> Price | None:
-    """What a GPU hour costs, or None where nobody is known to rent it out."""
+@cache
+def _price(gpu: Gpu, spot: bool, file: str | None) -> Price | None:
     try:
-        return price(cluster.gpu, spot=wishes.spot, file=wishes.price_file)
+        return price(gpu, spot=spot, file=file)
     except NotFound:
         return None
+
+
+def price_of(cluster: Cluster, wishes: Wishes) -> Price | None:
+    """What a GPU hour costs, or None where nobody is known to rent it out."""
+    return _price(cluster.gpu, wishes.spot, wishes.price_file)
