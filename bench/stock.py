@@ -4,10 +4,10 @@
     python bench/stock.py --write    write the files anew, one per tool, file and world
 
 The settings are those that each project ships, with "auto" filled as transformers fills it
-(integrations/deepspeed.py: ``reduce_bucket_size`` = hidden², ``stage3_prefetch_bucket_size`` = 0.9 hidden²,
-``stage3_param_persistence_threshold`` = 10 hidden), and the micro batch and recomputation of the project's own
-example.  The global batch, the model and the sequence are the same for all.  A file named ``…-largest`` is the
-same with the largest micro batch that fits: what a user who tries gets out of it.
+(integrations/deepspeed.py: ``reduce_bucket_size`` = hidden squared, ``stage3_prefetch_bucket_size`` = 0.9 of
+that, ``stage3_param_persistence_threshold`` = 10 hidden), and the micro batch and recomputation of the
+project's own example.  The global batch, the model and the sequence are the same for all.  A file named
+``...-largest`` is the same with the largest micro batch that fits: what a user who tries gets out of it.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ LLAMA_FACTORY = {
     "ds_z3_offload_config": {**_LF_3, "offload_optimizer": CPU, "offload_param": CPU},
 }
 # axolotl-ai-cloud/axolotl, deepspeed_configs: zero1 at 3fa91bd, zero2 at 58b1d3a, zero3_bf16 at 1aaebb0,
-# zero3_bf16_cpuoffload_all at 1377ccc; examples/llama-3/fft-1b-fsdp.yml at 4afb265: micro_batch_size 1, bf16, no
-# gradient_checkpointing
+# zero3_bf16_cpuoffload_all at 1377ccc; examples/llama-3/fft-1b-fsdp.yml at 4afb265: micro_batch_size 1, bf16,
+# no gradient_checkpointing
 _AXOLOTL_3 = {
     "stage": 3,
     "overlap_comm": True,

@@ -106,7 +106,7 @@ def resized(cluster: Cluster, per_node: int, nodes: int, gpu: Gpu | None = None)
 
 
 def bigger_cards(cluster: Cluster) -> tuple[Gpu, ...]:
-    """Cards of the same vendor with more memory: the same card's larger version first, then the least more."""
+    """Cards of the same vendor with more memory: the same card first, then the least more."""
     own = cluster.gpu
     found = [one for one in gpus().values() if one.vendor == own.vendor and _bigger(one, own)]
     return tuple(sorted(found, key=lambda one: (not _kin(one, own), one.usable_bytes, one.name)))

@@ -232,7 +232,7 @@ def _within_tie(value: float) -> float:
 
 
 def choose_bill(bills: Sequence[Bill], wishes: Wishes) -> Bill:
-    """The best by what the wishes ask for; among those within `TIE` of it the fewest GPUs, then the cheapest."""
+    """The best as the wishes ask; of those within `TIE` of it the one with the fewest GPUs."""
     first = min(one.rank(wishes)[0] for one in bills)
     close = [one for one in bills if one.rank(wishes)[0] <= _within_tie(first)]
     return min(

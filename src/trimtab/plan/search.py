@@ -1,8 +1,8 @@
 """The best configuration on one cluster: every family at every micro batch, by time first and memory second.
 
-Times cost next to nothing to predict, so all candidates are put in order of time, and the first that fits is the
-fastest that fits: nothing is greedy.  Memory is counted only for those that may still win.  Among configurations
-that are as fast within `TIE` the simplest wins.
+Times cost next to nothing to predict, so all candidates are put in order of time, and the first that fits is
+the fastest that fits: nothing is greedy.  Memory is counted only for those that may still win.  Among
+configurations that are as fast within `TIE` the simplest wins.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class Contender:
     micro: int
     accumulation: int
     speed: Speed
+    peak_bytes: int = 0
+    """Of tensors over a step; counted for those that fit."""
 
     @property
     def step_seconds(self) -> float:
@@ -121,7 +123,10 @@ class Field:
         key = (one.family.name, one.micro)
         if key not in self._short:
             self._short[key] = self._verdict(one)
-        return None if self._short[key] is not None else self._lean.get(key, one)
+        return None if self._short[key] is not None else self._counted(self._lean.get(key, one))
+
+    def _counted(self, one: Contender) -> Contender:
+        return replace(one, peak_bytes=self.arithmetic.profile(one.config, self.cluster).peak)
 
     def shortfall(self, one: Contender) -> Shortfall | None:
         """What ``one`` lacks, smaller buckets tried."""
@@ -160,7 +165,7 @@ class Field:
             return self.fitting(one)
         if self._known_short(one) or self._hopeless(one):
             return None
-        return one if self.arithmetic.likely(one.config, self.cluster) else None
+        return self._counted(one) if self.arithmetic.likely(one.config, self.cluster) else None
 
     def beyond(self, one: Contender) -> Loser | None:
         """The next larger micro batch of the same family, if that does not fit."""

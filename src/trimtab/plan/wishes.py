@@ -32,7 +32,7 @@ TASKS = {
 }
 """The usual task of pre-training, and of adapting, by kind of model."""
 SPAN_CORRUPTION_TARGET = 114
-"""Tokens of a target for 512 of input: 15 % corrupted in spans of 3 (Raffel et al. 2020, T5, section 3.3.4)."""
+"""Tokens of a target for 512 of input: 15 % in spans of 3 (Raffel et al. 2020, T5, section 3.3.4)."""
 SURE = 0.9
 
 
@@ -138,7 +138,8 @@ def make_wishes(
         )
     if adapters is not None and adapters.target_modules is None:
         raise NothingToAdapt(
-            f"{found.name}: peft names no modules to adapt for {found.model_type}; name them with --lora-targets"
+            f"{found.name}: peft names no modules to adapt for {found.model_type}; name them with "
+            "--lora-targets"
         )
     if kernels == "fused" and found.model_type not in LIGER:
         raise UsageError(f"{found.name}: Liger has no kernels for {found.model_type}; leave --kernels out")

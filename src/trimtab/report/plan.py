@@ -68,15 +68,15 @@ def _choice(choice: Choice, style: str) -> RenderableType:
     text = Text()
     text.append(f"{machines(choice.cluster)}: ", style="default")
     text.append(f"{choice.summary}, {answer.config.precision}\n", style=style)
+    rate = format_count(answer.tokens_per_second_per_gpu)
     text.append(
         f"{format_seconds(speed.step_seconds)} a step ({format_seconds(speed.low_seconds)} to "
-        f"{format_seconds(speed.high_seconds)}), {format_count(answer.tokens_per_second_per_gpu)} tokens/s per "
-        f"GPU, {answer.mfu:.0%} MFU\n".replace("%", " %")
+        f"{format_seconds(speed.high_seconds)}), {rate} tokens/s per GPU, "
+        f"{answer.mfu:.0%} MFU\n".replace("%", " %")
     )
     odds = ">99 %" if answer.fits_probability > 0.99 else f"{answer.fits_probability:.0%}".replace("%", " %")
-    text.append(
-        f"{format_bytes(answer.needed.expected)} of {format_bytes(answer.capacity_bytes)} a GPU, fits {odds} sure"
-    )
+    capacity = format_bytes(answer.capacity_bytes)
+    text.append(f"{format_bytes(answer.needed.expected)} of {capacity} a GPU, fits {odds} sure")
     if bill.usd_per_hour is not None and bill.usd_per_token is not None:
         text.append(
             f"; {format_dollars(bill.usd_per_hour)} an hour, "
