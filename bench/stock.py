@@ -184,6 +184,42 @@ def _save(name: str, raw: Mapping[str, Any]) -> None:
     (FOLDER / f"{name}.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
 
+def compare() -> None:
+    """A line a file, by world and predicted time, the plan's own first."""
+    from trimtab.cluster import Cluster
+    from trimtab.config import Config
+    from trimtab.estimate import estimate
+    from trimtab.plan import plan
+    from trimtab.units import GIB
+
+    for world in WORLDS:
+        cluster = Cluster.of(GPU, world)
+        answer = plan(
+            MODEL,
+            gpu=GPU,
+            gpus_per_node=world,
+            objective="finetune",
+            global_batch=GLOBAL_BATCH,
+            sequence_length=SEQUENCE,
+            alternatives=False,
+        )
+        assert answer.chosen is not None
+        own = answer.chosen.estimate
+        print(f"{world} x {GPU}, {MODEL}, batch {GLOBAL_BATCH} x {SEQUENCE}: predicted")
+        print(f"  {'plan: ' + answer.chosen.summary:62} {own.speed.step_seconds:7.2f} s  {_memory(own, GIB)}")
+        found = []
+        for file in sorted(FOLDER.glob(f"*-{world}gpu*.json")):
+            config = Config.from_mapping(json.loads(file.read_text("utf-8")), name=file.stem)
+            found.append((estimate(config, cluster), file.stem))
+        for other, name in sorted(found, key=lambda row: (not row[0].fits, row[0].speed.step_seconds)):
+            ratio = other.speed.step_seconds / own.speed.step_seconds
+            print(f"  {name:62} {other.speed.step_seconds:7.2f} s  {_memory(other, GIB)}  {ratio:5.2f} x")
+
+
+def _memory(answer: Any, gib: int) -> str:
+    return f"{answer.needed.expected / gib:6.1f} GiB{'' if answer.fits else ' DOES NOT FIT'}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -191,6 +227,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the files anew")
     if parser.parse_args().write:
         write()
+    else:
+        compare()
 
 
 if __name__ == "__main__":

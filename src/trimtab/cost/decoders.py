@@ -339,7 +339,7 @@ def _phi_attention(net: Net, path: str, x: Tensor) -> Tensor:
 
 
 def _opt(net: Net) -> Tensor:
-    m, model = net.m, net.model
+    m = net.m
     words = net.embedding("model.decoder.embed_tokens", _tokens(net))
     if "model.decoder.project_in.weight" in net.weights:
         words = net.linear(words, "model.decoder.project_in")

@@ -12,37 +12,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from trimtab.cost.meter import PART, Account, Storage
 
-@dataclass(slots=True, eq=False)
+
 class Weight:
-    """A parameter as the machine sees it: a size, whether it trains, and the gradients still to come."""
+    """A parameter as the machine sees it: a size, whether it trains, and the gradients still to come.
 
-    name: str
-    numel: int
-    item: int
-    index: int = 0
-    """Its place among the model's parameters."""
-    columns: int = 0
-    """Width of a row: the inputs of a linear layer, the width of an embedding."""
-    trainable: bool = True
-    uses: int = 0
-    """Operators of this forward pass whose gradients are still to come."""
-    pending: Storage | None = None
-    """The sum of the gradients that have come so far."""
+    ``index`` is its place among the model's parameters, ``columns`` the width of a row: the inputs of a linear
+    layer, the width of an embedding.
+    """
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of the whole parameter."""
-        return self.numel * self.item
+    __slots__ = (
+        "bytes", "columns", "edge", "index", "item", "name", "numel", "pending", "trainable", "uses",
+    )  # fmt: skip
 
-    @property
-    def edge(self) -> Weight | None:
-        """Where its gradient goes: to itself, unless it is frozen."""
-        return self if self.trainable else None
+    def __init__(
+        self, name: str, numel: int, item: int, index: int = 0, columns: int = 0, trainable: bool = True
+    ) -> None:
+        self.name, self.numel, self.item, self.index = name, numel, item, index
+        self.columns, self.trainable = columns, trainable
+        self.bytes = numel * item
+        self.edge = self if trainable else None
+        """Where its gradient goes."""
+        self.uses = 0
+        """Operators of this forward pass whose gradients are still to come."""
+        self.pending: Storage | None = None
+        """The sum of the gradients that have come so far."""
 
 
 class Node:
@@ -110,40 +107,39 @@ class _Stop(Exception):
     """Recomputation has made the last tensor that the backward pass needs."""
 
 
-@dataclass(slots=True, eq=False)
 class Region:
     """A stretch of the forward pass whose activations are recomputed (non-reentrant checkpointing)."""
 
-    run: Callable[..., Tensor]
-    arguments: tuple[Tensor, ...]
-    nodes: int = 0
-    saves: int = 0
-    recomputed: list[tuple[Storage, ...]] | None = None
+    __slots__ = ("arguments", "nodes", "recomputed", "run", "saves")
+
+    def __init__(self, run: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> None:
+        self.run, self.arguments = run, arguments
+        self.nodes = self.saves = 0
+        self.recomputed: list[tuple[Storage, ...]] | None = None
 
     def finish(self) -> None:
         """Let go of everything: its backward pass is done."""
         self.run, self.arguments, self.recomputed = _nothing, (), None
 
 
-@dataclass(slots=True)
 class Machine:
-    """Runs operators forward, then backward, counting what is live and what work is done."""
+    """Runs operators forward, then backward, counting what is live and what work is done.
 
-    meter: Account
-    listener: Listener
-    item: int
-    """Bytes of an activation element."""
-    tape: list[Node] = field(default_factory=list)
-    part: int = PART["activations"]
-    phase: str = "forward"
-    sharded: bool = False
-    """Stage 3: the engine counts modules without parameters too, and has a linear function of its own."""
-    kept: list[Storage] = field(default_factory=list)
-    """Leaves and their gradients: they live as long as the loss whose graph they end."""
-    _region: Region | None = None
-    _replaying: Region | None = None
-    _replayed: list[tuple[Storage, ...]] = field(default_factory=list)
-    _replayed_saves: int = 0
+    ``item`` is the bytes of an activation element.  ``sharded`` says that it is stage 3, where the engine
+    counts modules without parameters too and has a linear function of its own.
+    """
+
+    def __init__(self, *, meter: Account, listener: Listener, item: int, sharded: bool = False) -> None:
+        self.meter, self.listener, self.item, self.sharded = meter, listener, item, sharded
+        self.tape: list[Node] = []
+        self.part = PART["activations"]
+        self.phase = "forward"
+        self.kept: list[Storage] = []
+        """Leaves and their gradients: they live as long as the loss whose graph they end."""
+        self._region: Region | None = None
+        self._replaying: Region | None = None
+        self._replayed: list[tuple[Storage, ...]] = []
+        self._replayed_saves = 0
 
     def new(self, count: int) -> Storage:
         """A fresh storage of ``count`` bytes."""

@@ -53,7 +53,9 @@ class Meter:
     ``record``, if there is one, lists every request and its end for `trimtab.cost.allocator.replay`.
     """
 
-    __slots__ = ("live", "now", "parts", "peak", "peak_at", "peak_parts", "place", "record", "requests", "work")
+    __slots__ = (
+        "live", "now", "parts", "peak", "peak_at", "peak_parts", "place", "record", "requests", "work",
+    )  # fmt: skip
 
     def __init__(self, record: list[int] | None = None) -> None:
         self.record, self.requests = record, 0

@@ -1,10 +1,10 @@
 """One micro step of a model, written down once and played for any engine.
 
-What a model allocates and when depends on its shape, the batch and the job, not on how DeepSpeed shards it.
-So the counting machine runs a micro step on a `Tape`, which notes every storage's beginning and end, every use
-of a parameter and every finished gradient, and a `Recording` plays that back to as many engines as are asked
-about.  A stack of equal layers is run on four of them: the first two, one that stands for all between, and
-the last (`tests/cost/test_tape.py` holds the result against whole models).
+What a model allocates and when depends on its shape, the batch and the job, not on how DeepSpeed shards
+it.  So the counting machine runs a micro step on a `Tape`, which notes every storage's beginning and end,
+every use of a parameter and every finished gradient, and a `Recording` plays that back to as many engines as
+are asked about.  A stack of equal layers is run on four of them: the first two, one that stands for all
+between, and the last (`tests/cost/test_tape.py` holds the result against whole models).
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Section:
     def __init__(self, place: Place | None) -> None:
         self.place = place
         self.events: list[tuple[int, ...]] = []
-        """(TAKE, bytes, part), (GIVE, bytes, part, section, number), (MOVE, bytes, part, part), (USE, weight…),
-        (USED, weight…) or (GRADIENT, bytes, part, section, number, weight); a storage is known by its section
-        and its number among what was taken there."""
+        """(TAKE, bytes, part), (GIVE, bytes, part, section, number), (MOVE, bytes, part, part),
+        (USE, weight…), (USED, weight…) or (GRADIENT, bytes, part, section, number, weight); a storage is
+        known by its section and its number among what was taken there."""
         self.takes = 0
         self.work: Work = Counter()
         self._chunks: dict[bool, list[Chunk]] = {}
@@ -197,7 +197,7 @@ class Recording:
         self.sections, self.stacks, self.shown = tape.sections, tape.stacks, tape.shown
         self._strides = strides
         self._groups = self._grouped(tape.phases)
-        self.reels = [list(self._reel(numbers, phase)) for phase, numbers in zip(PHASES, tape.phases, strict=True)]
+        self.reels = [list(self._reel(tape.phases[phase], phase)) for phase in PHASES]
         """By phase: sections with the layer that each stands for and the distance of its parameters."""
 
     def _grouped(self, phases: Sequence[Sequence[int]]) -> list[int]:
@@ -285,12 +285,12 @@ class Recording:
                     taken.append(meter.add(event[1], event[2]))
                 elif kind == GIVE:
                     _, count, part, home, number = event
-                    meter.drop(count, part, numbers[self._groups[home], self._layer_of(home, here, layer)][number])
+                    meter.drop(count, part, numbers[self._home_of(home, here, layer)][number])
                 elif kind == MOVE:
                     meter.move(*event[1:])
                 elif kind == GRADIENT:
                     _, count, part, home, number, index = event
-                    request = numbers[self._groups[home], self._layer_of(home, here, layer)][number]
+                    request = numbers[self._home_of(home, here, layer)][number]
                     gradient = Storage.adopted(meter, count, part, request)
                     engine.on_gradient(weights[index + shift], gradient)
                     del gradient
@@ -298,15 +298,18 @@ class Recording:
                     told = engine.before_use if kind == USE else engine.after_use
                     told(event[1:], shift)
 
-    def _layer_of(self, home: int, here: int, layer: int) -> int:
-        """The layer meant by what was taken in section ``home``, seen from ``layer`` in section ``here``."""
-        there, seen = self.sections[home].place, self.sections[here].place
+    def _home_of(self, home: int, here: int, layer: int) -> tuple[int, int]:
+        """Group and layer meant by what was taken in section ``home``, seen from section ``here``.
+
+        A neighbour of the layer that runs is the neighbour of the ``layer`` that it stands for.
+        """
+        there, seen, group = self.sections[home].place, self.sections[here].place, self._groups[home]
         if there is None:
-            return 0
+            return group, 0
         path, shown = there
         if seen is not None and seen[0] == path and abs(seen[1] - shown) <= 1:
-            return layer + shown - seen[1]
-        return self.stacks[path] - self.shown + shown if shown == self.shown - 1 else shown
+            return group, layer + shown - seen[1]
+        return group, self.stacks[path] - 1 if shown == self.shown - 1 else shown
 
     # -- what the bytes are ----------------------------------------------------------------------------
 

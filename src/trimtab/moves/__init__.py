@@ -20,7 +20,8 @@ from trimtab.moves.communication import (
     secondary_partition,
 )
 from trimtab.moves.computation import attention, fused_kernels, lora, precision, qlora, recomputation
-from trimtab.moves.move import Effect, Kind, Move, Value, differences
+from trimtab.moves.edits import differences, edits
+from trimtab.moves.move import ALREADY, Effect, Kind, Move, Value
 from trimtab.moves.offload import offload_optimizer, offload_param, super_offload, zenflow
 from trimtab.moves.optimizers import optimizer, torch_adam
 from trimtab.moves.parallel import deepcompile, pipeline, sequence_parallel, tensor_parallel
@@ -28,6 +29,7 @@ from trimtab.moves.registry import MOVES, all_moves, find, options
 from trimtab.moves.sharding import sub_group, zero_stage
 
 __all__ = [
+    "ALREADY",
     "MOVES",
     "Effect",
     "Kind",
@@ -38,6 +40,7 @@ __all__ = [
     "attention",
     "deepcompile",
     "differences",
+    "edits",
     "find",
     "fused_kernels",
     "lora",

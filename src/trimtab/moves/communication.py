@@ -5,7 +5,7 @@ from __future__ import annotations
 from trimtab.cluster import Cluster
 from trimtab.config import ZERO_DEFAULTS, Config
 from trimtab.model import Model
-from trimtab.moves.move import Kind, Move, Value, moved, single, switch
+from trimtab.moves.move import ALREADY, Kind, Move, Value, moved, single, switch
 from trimtab.moves.writing import data_parallel, with_zero
 
 SMALL_BUCKET, MIDDLE_BUCKET = 50_000_000, 200_000_000
@@ -105,7 +105,7 @@ def overlap_comm(on: bool) -> Move:
         if not on and config.get("zero_optimization.zenflow.offload"):
             return "zenflow.offload needs it (zenflow_stage_1_and_2.py:115)"
         if bool(config.zero("overlap_comm")) == on:
-            return "the configuration has it already"
+            return ALREADY
         return None
 
     return moved(

@@ -11,7 +11,7 @@ from trimtab.config import BLOCK, Config
 from trimtab.hf_config import lora_targets
 from trimtab.job import ATTENTIONS
 from trimtab.model import Model
-from trimtab.moves.move import Kind, Move, Value, choice, moved, single, switch
+from trimtab.moves.move import ALREADY, Kind, Move, Value, choice, moved, single, switch
 
 # no scaled_dot_product_attention in their files of transformers 5.17 (models/gptj, gpt_neo, bloom)
 EAGER_ONLY = frozenset(("gptj", "gpt_neo", "bloom"))
@@ -125,7 +125,7 @@ def precision(name: str) -> Move:
 
     def refuses(config: Config, model: Model, cluster: Cluster) -> str | None:
         if name == config.precision:
-            return "the configuration has it already"
+            return ALREADY
         if name == "bf16" and not cluster.gpu.bf16:
             return f"{cluster.gpu.name} has no bf16 units; PyTorch emulates them slowly"
         if name == "fp16" and cluster.gpu.bf16 and model.model_type in BF16_FAMILIES:

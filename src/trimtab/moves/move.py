@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ Effect = Literal["same", "rounding", "training"]
 """What becomes of the training: ``same`` but for the order of sums, the same in a coarser number format
 (``rounding``), or another training (other optimizer, fewer trained weights)."""
 
+ALREADY = "the configuration has it already"
 Value = int | str | bool | None
 Applies = Callable[[Config, Model, Cluster], str | None]
 Apply = Callable[[Config, Cluster], Config]
@@ -95,7 +96,7 @@ def _no(text: str) -> str:
 
 def already(config: Config, after: Config) -> str | None:
     """A reason where a change changes nothing."""
-    return "the configuration has it already" if dict(config.raw) == dict(after.raw) else None
+    return ALREADY if dict(config.raw) == dict(after.raw) else None
 
 
 def moved(
@@ -139,21 +140,3 @@ def spelled(value: Value) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return str(value).lower()
-
-
-def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-    """The key paths that ``after`` sets or removes (None), each as deep as the two still agree on an object.
-
-    >>> differences({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"c": 2, "d": 4}})
-    {('a',): None, ('b', 'd'): 4}
-    """
-    found: dict[tuple[str, ...], Any] = {}
-    for key in dict.fromkeys((*before, *after)):
-        one, other = before.get(key), after.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping) and other:
-            found |= {(key, *rest): value for rest, value in differences(one, other).items()}
-        elif key not in after:
-            found[(key,)] = None
-        elif key not in before or one != other or isinstance(one, bool) != isinstance(other, bool):
-            found[(key,)] = other
-    return found
