@@ -24,8 +24,8 @@ def plain(
 ) -> Given | None:
     """The options of a command line of known flags with fitting values; None for any other.
 
-    ``flags``: option and type by flag; a type raises ValueError for what it cannot hold.  ``switches``: option
-    and value by flag.  ``repeated``: options that hold a list.
+    ``flags``: option and type by flag; a type raises ValueError for what it cannot hold.  ``switches``:
+    option and value by flag.  ``repeated``: options that hold a list.
     """
     given = Given()
     rest = iter(arguments)

@@ -21,13 +21,14 @@ REPLAY_STEPS = 5
 
 Ratios = tuple[tuple[float, float], ...]
 """Probabilities, and the ratios of truth to expectation that are not passed with that probability."""
-# the smallest capacity of a whole replay over what one quick replay sees in use at once, of the 135 measured and
-# ready jobs and 337 of bench/sweep.py's first 400 (scripts/make_spread.py)
+# the smallest capacity of a whole replay over what one quick replay sees in use at once, of the 135 measured
+# and ready jobs and 337 of bench/sweep.py's first 400 (scripts/make_spread.py)
 QUICK_RATIOS: Ratios = (
     (0.0, 0.88), (0.005, 0.906), (0.025, 0.942), (0.1, 0.969), (0.25, 0.998), (0.5, 1.002), (0.75, 1.012),
     (0.9, 1.059), (0.975, 1.14), (0.995, 1.219), (1.0, 1.4),
 )  # fmt: skip
-# the smallest capacity of a GPU over that of a whole replay: by judgement, three measured jobs ran near a limit
+# the smallest capacity of a GPU over that of a whole replay: by judgement, three measured jobs ran near a
+# limit
 REPLAY_RATIOS: Ratios = (
     (0.0, 0.93), (0.025, 0.954), (0.16, 0.977), (0.5, 1.0), (0.84, 1.023), (0.975, 1.046), (1.0, 1.1),
 )  # fmt: skip
@@ -94,8 +95,8 @@ def outside_allocator(world_size: int) -> int:
 def needed(config: Config, model: Model, cluster: Cluster) -> tuple[Profile, Need]:
     """What the job allocates, and what PyTorch's allocator needs for it on the cards of ``cluster``.
 
-    The allocator is replayed quickly first; only where a card's memory is near what that finds is every request
-    replayed, as often as it takes to find the smallest capacity.
+    The allocator is replayed quickly first; only where a card's memory is near what that finds is every
+    request replayed, as often as it takes to find the smallest capacity.
 
     Raises:
         RefusedConfig: the batch does not solve for this world.

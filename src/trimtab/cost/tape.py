@@ -84,7 +84,7 @@ class Section:
 
     @property
     def lasting(self) -> list[tuple[int, ...]]:
-        """The events without storages that begin and end here, and without uses."""
+        """The events without storages that begin and end here."""
         if self._lasting is None:
             brief = {event[4] for event in self.events if event[0] == GIVE and event[3] == self.number}
             self._lasting = [event for event in self.events if not self._is_brief(event, brief)]
@@ -92,11 +92,7 @@ class Section:
 
     def _is_brief(self, event: tuple[int, ...], brief: set[int]) -> bool:
         kind = event[0]
-        if kind == TAKE:
-            return event[3] in brief
-        if kind == GIVE:
-            return event[3] == self.number
-        return False
+        return (kind == TAKE and event[3] in brief) or (kind == GIVE and event[3] == self.number)
 
     def net_parts(self) -> list[int]:
         """How much the bytes of each part change."""
@@ -296,8 +292,8 @@ class Recording:
     def play_to_record(self, phase: int, engine: Engine, numbers: Numbers, *, whole: bool = True) -> None:
         """The same storage by storage, so that ``engine.meter`` records every request.
 
-        Unless it shall be ``whole``, layers in the middle of a long stack leave out what begins and ends in them,
-        and their weights are not gathered.
+        Unless it shall be ``whole``, layers in the middle of a long stack leave out what begins and ends in
+        them.
         """
         meter, weights, uses = engine.meter, engine.weights, engine.hears_uses
         for here, layer, shift in self.reels[phase]:
