@@ -22,6 +22,7 @@ from trimtab.parameters import tasks_of
 from trimtab.units import GIB
 
 if TYPE_CHECKING:
+    from trimtab.corrections import Correction
     from trimtab.cost.run import WholeRun
     from trimtab.prices import Price
 
@@ -40,21 +41,6 @@ class Range:
     low: float
     expected: float
     high: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Correction:
-    """One figure that a measurement changed (`trimtab.corrections`), in its base unit."""
-
-    what: str
-    """Its place in the JSON answer, such as ``speed.step_seconds``."""
-    factor: float | None = None
-    offset: float | None = None
-    """How the measurement acts on such figures: by a factor or by an offset; neither where it replaces."""
-    uncorrected: float
-    corrected: float
-    source: str
-    """The run that was measured, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

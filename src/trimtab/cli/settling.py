@@ -162,7 +162,7 @@ def machines(
     inter = joint if joint is not None and joint.kind == "inter" else None
     intra = joint if joint is not None and joint.kind == "intra" else None
     memory = parse_bytes(host_memory) if host_memory is not None else None
-    hardware = catalogue.card(name).hardware if name in catalogue.names() else None
+    hardware = catalogue.hardware(name) if name in catalogue.names() else None
     if hardware is not None:
         own = gpu is None or find_gpu(gpu).name == hardware.gpu
         gpu, nodes = gpu or hardware.gpu, nodes or hardware.nodes
@@ -185,7 +185,7 @@ def home(name: str) -> Cluster | None:
     """The machines that a ready configuration is made for; None for a file."""
     if name not in catalogue.names():
         return None
-    hardware = catalogue.card(name).hardware
+    hardware = catalogue.hardware(name)
     return Cluster.of(
         hardware.gpu,
         hardware.gpus_per_node,

@@ -260,6 +260,8 @@ class _Run:
         else:
             self._step(workspace_bytes)
             meter.mark(RESET)
+            if not self._whole and isinstance(engine, ShardedParameters):
+                engine.learn(self.recording.order)
             self._step(workspace_bytes)
             if self._whole:
                 # a third finds the cache as the second has cut it up, and may no longer fit where that did
@@ -289,9 +291,9 @@ class _Run:
         engine, meter = self.engine, self.meter
         exact = self._whole and meter.record is not None
         micros = min(engine.settings.accumulation, 2 if exact or self._steps else 1)
-        before = engine.state()
+        left = engine.after_micro() if micros == 2 and not exact else None
         for micro in range(micros):
-            if micro and not exact and before is not None and engine.state() == before:
+            if micro and left is not None and engine.after_micro() == left:
                 break  # it would go as the one before it
             engine.begin_micro(boundary=micro == micros - 1)
             self._micro_step(0 if self._steps or micro else workspace_bytes)
@@ -323,7 +325,8 @@ class _Run:
             self.recording.play(phase, self.engine)
         else:
             numbers = self._numbers if numbers is None else numbers
-            self.recording.play_to_record(phase, self.engine, numbers, whole=self._whole)
+            whole, uses = self._whole, self._whole or self._steps > 0
+            self.recording.play_to_record(phase, self.engine, numbers, whole=whole, uses=uses)
 
     def _note(self, name: str, phase: int, start: int) -> None:
         meter = self.meter

@@ -16,6 +16,8 @@ from trimtab.units import GIB
 CONTEXT_BYTES = int(0.82 * GIB)
 NCCL_ALONE_BYTES = int(0.48 * GIB)
 NCCL_BYTES = int(0.95 * GIB)
+DECIDED = 0.98
+"""How sure a quick replay must be, either way."""
 REPLAY_STEPS = 5
 """Bisections of the smallest capacity: a thirty-second of the span between peak and reserved memory."""
 
@@ -109,7 +111,7 @@ def needed(config: Config, model: Model, cluster: Cluster) -> tuple[Profile, Nee
     used = max(reading.peak_used for reading in counted.readings.values())
     quick = Need(expected=max(used, counted.allocated_peak), ratios=QUICK_RATIOS)
     room = gpu.usable_bytes - outside_allocator(world)
-    if quick.probability_within(room) in (0.0, 1.0):
+    if not 1 - DECIDED < quick.probability_within(room) < DECIDED:
         return counted, quick
     counted = profile(config, model, world, allocator=True, workspace_bytes=workspace)
     return counted, Need(expected=smallest_capacity(counted), ratios=REPLAY_RATIOS)

@@ -289,18 +289,22 @@ class Recording:
                     engine.on_gradient(weights[index + shift], gradient)
                     del gradient
 
-    def play_to_record(self, phase: int, engine: Engine, numbers: Numbers, *, whole: bool = True) -> None:
+    def play_to_record(
+        self, phase: int, engine: Engine, numbers: Numbers, *, whole: bool = True, uses: bool = True
+    ) -> None:
         """The same storage by storage, so that ``engine.meter`` records every request.
 
         Unless it shall be ``whole``, layers in the middle of a long stack leave out what begins and ends in
-        them.
+        them, and without ``uses`` also that their parameters are used.
         """
-        meter, weights, uses = engine.meter, engine.weights, engine.hears_uses
+        meter, weights = engine.meter, engine.weights
         for here, layer, shift in self.reels[phase]:
             section = self.sections[here]
+            edge = self._is_edge(section, layer)
+            hears = engine.hears_uses and (uses or edge)
             taken: dict[int, int] = {}
             numbers[self._groups[here], layer] = taken
-            for event in section.events if whole or self._is_edge(section, layer) else section.lasting:
+            for event in section.events if whole or edge else section.lasting:
                 kind = event[0]
                 if kind == TAKE:
                     taken[event[3]] = meter.add(event[1], event[2])
@@ -315,7 +319,7 @@ class Recording:
                     gradient = Storage.adopted(meter, count, part, request)
                     engine.on_gradient(weights[index + shift], gradient)
                     del gradient
-                elif uses:
+                elif hears:
                     told = engine.before_use if kind == USE else engine.after_use
                     told(event[1:], shift)
 
