@@ -15,7 +15,7 @@ from trimtab.cost import heads
 from trimtab.cost.allocator import NOTE, RESET, WORKSPACE_BYTES, OutOfMemory, Reading, replay
 from trimtab.cost.engine import Engine, Settings
 from trimtab.cost.machine import Machine, Weight
-from trimtab.cost.meter import PART, PARTS, Meter, Storage, Work
+from trimtab.cost.meter import PART, PARTS, Meter, Recorder, Storage, Work
 from trimtab.cost.net import Net, weights_of
 from trimtab.cost.sharded_parameters import ShardedParameters
 from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, SHOWN, START, Numbers, Recording, Tape
@@ -157,7 +157,7 @@ def profile(
     run.all_steps(job_buffers, workspace_bytes)
     replayed = run
     if allocator and not whole:
-        replayed = _Run(recording, engine_for(Meter([]), weights, settings), whole=False)
+        replayed = _Run(recording, engine_for(Recorder(), weights, settings), whole=False)
         replayed.all_steps(job_buffers, workspace_bytes)
     record = replayed.record
     readings = replay(record)
