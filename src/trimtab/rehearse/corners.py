@@ -458,7 +458,7 @@ def uninitialized() -> Iterator[None]:
 def ask_no_processor() -> None:
     """Leave out the processor's name: DeepSpeed's CPU optimizers ask other programs for it, for a second."""
     with contextlib.suppress(ImportError):
-        importlib.import_module("cpuinfo").get_cpu_info = dict
+        vars(importlib.import_module("cpuinfo"))["get_cpu_info"] = dict
 
 
 def no_shared_memory_op() -> None:

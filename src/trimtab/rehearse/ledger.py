@@ -32,6 +32,7 @@ _PRODUCTS = frozenset((aten.mm.default, aten.addmm.default, aten.bmm.default, at
 _SUM = aten.sum.dim_IntList
 _SUM_ALL, _EQUAL = aten.sum.default, aten.eq.Scalar
 _ADD, _ADD_IN_PLACE = aten.add.Tensor, aten.add_.Tensor
+_DROPOUT = aten.native_dropout.default  # native/cuda/Dropout.cu dropout_cuda makes the mask first
 _COPIES = (aten._to_copy.default, aten.copy_.default)
 
 
@@ -60,14 +61,16 @@ class _Storage(weakref.ref):  # type: ignore[type-arg]
 class Ledger(TorchDispatchMode):
     """Counts live bytes on the made-up device and on the host while it is active."""
 
-    # what composite operators make inside, on a GPU, and free when they return
-    _inside: ClassVar[dict[Any, Callable[..., list[torch.Tensor]]]] = {
+    # what operators make inside, on a GPU, and free when they return: before their result, or after it
+    _before: ClassVar[dict[Any, Callable[..., Any]]] = {
         # aten/src/ATen/native/TensorCompare.cpp isinf: self.abs() == infinity
-        aten.isinf.default: lambda x, *_: [torch.empty_like(x)] if x.is_floating_point() else [],
+        aten.isinf.default: lambda x, *_: torch.empty_like(x) if x.is_floating_point() else None,
+    }
+    _after: ClassVar[dict[Any, Callable[..., Any]]] = {
         # aten/src/ATen/native/transformers/attention.cpp _safe_softmax: which of the scores are masked
-        aten._safe_softmax.default: lambda x, *_: [torch.empty_like(x, dtype=torch.bool)],
+        aten._safe_softmax.default: lambda x, *_: torch.empty_like(x, dtype=torch.bool),
         # aten/src/ATen/native/cuda/SoftMax.cu softmax_backward_cuda_out: tmp = grad * output
-        aten._softmax_backward_data.default: lambda gradient, *_: [torch.empty_like(gradient)],
+        aten._softmax_backward_data.default: lambda gradient, *_: torch.empty_like(gradient),
     }
 
     def __init__(self, *, all_true: bool = True) -> None:
@@ -128,22 +131,21 @@ class Ledger(TorchDispatchMode):
             self.first_product.setdefault(self.phase, self.clock)
         if self._values and func._schema.is_mutable:
             self._forget(args[0])
-        inside = self._inside.get(func)
-        taken: Any = ()
-        if inside is not None:
-            with self.fakes.mode:
-                taken = [self._seen(made) for made in inside(*args)]
-        elif func is _SUM:
+        before, after = self._before.get(func), self._after.get(func)
+        taken = None if before is None else self._take(before, args)
+        if func is _SUM:
             taken = self._partial_sums(args)
         result = self.fakes.run(func, args, kwargs)
         if type(result) is FakeTensor:
             self._see(result)
         elif isinstance(result, (tuple, list)):
-            for item in result:
+            for item in reversed(result) if func is _DROPOUT else result:
                 if isinstance(item, torch.Tensor):
                     self._see(item)
         elif isinstance(result, torch.Tensor):
             self._see(result)
+        if after is not None:
+            self._take(after, args)
         del taken
         if func is _SUM_ALL or func is _EQUAL:
             self._follow(func, args, result)
@@ -190,14 +192,16 @@ class Ledger(TorchDispatchMode):
         size = reduction_bytes(summed.numel() // columns, columns, summed.element_size())
         if not size:
             return ()
-        with self.fakes.mode:
-            buffer = self._seen(torch.empty(size, dtype=torch.uint8, device=corners.DEVICE))
+        buffer = self._take(lambda: torch.empty(size, dtype=torch.uint8, device=corners.DEVICE), ())
         self.label(buffer, "temporaries")
         return buffer
 
-    def _seen(self, tensor: torch.Tensor) -> torch.Tensor:
-        self._see(tensor)
-        return tensor
+    def _take(self, make: Callable[..., Any], args: Sequence[Any]) -> Any:
+        with self.fakes.mode:
+            made = make(*args)
+        if made is not None:
+            self._see(made)
+        return made
 
     def _see(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
