@@ -455,6 +455,16 @@ def uninitialized() -> Iterator[None]:
         PreTrainedModel.initialize_weights = saved
 
 
+def compile_nothing() -> None:
+    """Run what asks for ``torch.compile`` as it is: fake tensors cannot be compiled for.
+
+    The engine imports an optimizer whose decorator would load torch's compiler, for a second.
+    """
+    import torch
+
+    torch.compile = lambda model=None, **_: (lambda function: function) if model is None else model
+
+
 def ask_no_processor() -> None:
     """Leave out the processor's name: DeepSpeed's CPU optimizers ask other programs for it, for a second."""
     with contextlib.suppress(ImportError):

@@ -92,6 +92,7 @@ class Run:
         deepspeed.utils.logger.setLevel(logging.ERROR)
         corners.no_shared_memory_op()
         corners.ask_no_processor()
+        corners.compile_nothing()
         corners.quiet_engine(lambda flag: ledger.remember(flag, [0.0]))
         config = Config.from_mapping(request.deepspeed)
         dtype = build.DTYPES[config.precision]
