@@ -1,20 +1,28 @@
-"""Run many measured cases on the GPUs of one host, each in processes of its own that are ready when it starts.
+"""Run many measured cases on the GPUs of one host, each in processes of its own that wait ready for it.
 
     python bench/case_pool.py JOBS.jsonl --output ROWS.jsonl [--gpus 4] [--seconds 540]
     python bench/case_pool.py JOBS.jsonl --output ROWS.jsonl --device cpu --tiny     tries the path
 
-A job is one JSON line: ``id``; ``config``, the file with its ``"trimtab"`` block; ``hf``, the model's config, where
-the block names none; ``group``: ``nccl`` (``world`` real ranks), ``fake`` (one GPU as rank 0 of ``world``) or
-``single``.  It may have ``family`` and ``order``: once a job of a family ran out of memory, those of a higher order
-are not tried.  ``cap_gib`` holds PyTorch's allocator to that size.  What else it has is copied to its row under ``job``.  ``scripts/prove_on_gpu.py`` does the measuring.
+A job is one JSON line:
 
-Jobs start in the order of the file as GPUs become free.  Processes that have imported everything wait for the next
-job, since importing takes longer than most cases.  A row is appended as soon as its job ends.
+``id``
+``config``            the file with its ``"trimtab"`` block
+``hf``                the model's config, where the block names none
+``group``, ``world``  ``nccl``: that many real ranks; ``fake``: one GPU as rank 0 of them; ``single``
+``family``, ``order`` once one of a family ran out of memory, those of a higher order are not tried
+``cap_gib``           what PyTorch's allocator is held to
+``timeout``           seconds
+
+What else it has is copied to its row under ``job``.  ``scripts/prove_on_gpu.py`` does the measuring.
+
+Jobs start in the order of the file as GPUs become free.  Processes that have imported everything wait for
+the next job, since importing takes longer than most cases.  A row is appended as soon as its job ends.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -39,6 +47,7 @@ OUT_OF_MEMORY = ("OutOfMemoryError", "out of memory", "CUDA_ERROR_OUT_OF_MEMORY"
 def worker(device: str) -> int:
     """Import everything, wait for one job on standard input, run it as the rank it names."""
     import prove_on_gpu
+
     from trimtab.train.engine import choose_accelerator, import_deepspeed
 
     choose_accelerator(device)
@@ -56,12 +65,17 @@ def worker(device: str) -> int:
     return prove_on_gpu.child(argparse.Namespace(**asked["options"]))
 
 
+def failed(job: Job, why: str) -> dict[str, Any]:
+    """The row of a job that gave none."""
+    return {"id": job["id"], "ok": False, "error": why, "gib": {}, "step_seconds": None}
+
+
 class Standby:
     """A process that has imported everything and waits."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         threads = max(1, (os.cpu_count() or 1) // options.gpus)
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  it lives as long as the process
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve()), "--worker", "--device", options.device],
             stdin=subprocess.PIPE,
@@ -78,10 +92,8 @@ class Standby:
         self.process.stdin.flush()
 
     def kill(self) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
     def text(self) -> str:
@@ -122,7 +134,7 @@ class Pool:
             gpus = self.take(job["world"] if job["group"] == "nccl" else 1)
             why = self.why_not(job)
             if why is not None:
-                self.keep(job, {"id": job["id"], "ok": False, "error": why, "gib": {}, "step_seconds": None})
+                self.keep(job, failed(job, why))
                 self.give(gpus)
                 continue
             thread = threading.Thread(target=self.one, args=(job, gpus))
@@ -148,7 +160,7 @@ class Pool:
         try:
             row = self.measure(job, gpus)
         except Exception as error:  # noqa: BLE001  one job's trouble is not another's
-            row = {"id": job["id"], "ok": False, "error": f"{type(error).__name__}: {error}", "gib": {}, "step_seconds": None}
+            row = failed(job, f"{type(error).__name__}: {error}")
         finally:
             self.give(gpus)
         row["seconds"] = round(time.time() - started, 1)
@@ -174,8 +186,10 @@ class Pool:
             real = job["group"] == "nccl"
             ranks = [self.ready() for _ in gpus]
             asked = {
-                "child": str(file), "real": real, "fake": not real, "gpus": job["world"], "world": job["world"],
-                "device": options.device, "max_accumulation": 10**6, "tiny": options.tiny, "cap_gib": job.get("cap_gib"),
+                "child": str(file), "real": real, "fake": not real, "gpus": job["world"],
+                "world": job["world"], "device": options.device, "tiny": options.tiny,
+                "max_accumulation": 10**6,
+                "cap_gib": job.get("cap_gib"),
             }  # fmt: skip
             environment = {
                 "WORLD_SIZE": str(job["world"]), "LOCAL_WORLD_SIZE": str(min(job["world"], 8)),
@@ -209,7 +223,7 @@ class Pool:
         said = f"no answer in {limit:.0f} s; " if late else ""
         others = [line for text in texts[1:] for line in text.splitlines() if line.startswith("ERROR ")]
         error = said + " ".join([*others, texts[0][-2500:]])
-        return {"id": job["id"], "ok": False, "error": error, "gib": {}, "step_seconds": None}
+        return failed(job, error)
 
     def keep(self, job: Job, row: dict[str, Any]) -> None:
         row["group"] = job["group"]
@@ -217,7 +231,8 @@ class Pool:
         with self.change, open(self.options.output, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         peak = row["gib"].get("end", {}).get("peak_alloc")
-        said = "" if row["ok"] else ("out of memory" if row.get("out_of_memory") else str(row["error"])[-300:])
+        said = "" if row["ok"] else str(row["error"])[-300:]
+        said = "out of memory" if row.get("out_of_memory") else said
         print(
             f"[{self.seconds():5.0f}] {job['id']:44} {job['group']:6} x{job['world']:<3} peak {peak}  "
             f"step {row['step_seconds']}  {said}",
@@ -240,14 +255,15 @@ def main() -> int:
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1e9, help="start no job after this long")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--tiny", action="store_true", help="shrunken models: tries the path, measures nothing")
+    parser.add_argument("--tiny", action="store_true", help="shrunken models: tries the path")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         return worker(options.device)
     if options.jobs is None:
         parser.error("JOBS.jsonl is missing")
-    jobs = [json.loads(line) for line in options.jobs.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = options.jobs.read_text(encoding="utf-8").splitlines()
+    jobs = [json.loads(line) for line in lines if line.strip()]
     return Pool(options).run(jobs)
 
 

@@ -3,8 +3,9 @@
     python bench/grid.py --world 4 [--models gpt2,tinyllama-1.1b,llama-7b] > jobs.jsonl
     python bench/case_pool.py jobs.jsonl --gpus 4 --output bench/data/grid.jsonl
 
-The global batch of a model is fixed per GPU, so that every job of a model and a world does the same work.  Jobs
-that cannot run by a wide margin (`trimtab estimate`: a third more than the card) are left out and named on stderr.
+The global batch of a model is fixed per GPU, so that every job of a model and a world does the same work.
+Jobs that cannot run by a wide margin (`trimtab estimate`: a third more than the card) are left out and named
+on stderr.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def job(model: str, world: int, stage: int, offload: str, recompute: bool, micro
         },
     }  # fmt: skip
     return {
-        "id": f"{name}-m{micro}", "group": "nccl" if world > 1 else "single", "world": world, "config": config,
+        "id": f"{name}-m{micro}", "group": "nccl" if world > 1 else "single", "world": world,
+        "config": config,
         "family": name, "order": micro, "model": model, "stage": stage, "offload": offload,
         "recompute": recompute, "micro": micro, "timeout": 200 if offload != "none" else 90,
     }  # fmt: skip

@@ -46,7 +46,13 @@ CASES = (
     case("llama-lora-z3", "tinyllama-1.1b", {"stage": 3}, micro=4, lora=LORA, checkpoint_activations=True),
     case("bert-z1", "bert-large", {"stage": 1}, micro=32, task="masked-lm", sequence_length=128),
     case(
-        "t5-z2", "t5-base", {"stage": 2}, micro=8, task="span-corruption", sequence_length=512, target_length=114
+        "t5-z2",
+        "t5-base",
+        {"stage": 2},
+        micro=8,
+        task="span-corruption",
+        sequence_length=512,
+        target_length=114,
     ),
 )
 
@@ -55,8 +61,8 @@ def main() -> int:
     """Print the jobs: those of all four GPUs first, then two by two, then the made-up worlds."""
     for group, world in (("nccl", 4), ("nccl", 2), ("fake", 4), ("fake", 2)):
         for one in CASES:
-            job = {**one, "id": f"{one['name']}-{group}{world}", "group": group, "world": world, "timeout": 120}
-            print(json.dumps(job))
+            name = f"{one['name']}-{group}{world}"
+            print(json.dumps({**one, "id": name, "group": group, "world": world, "timeout": 120}))
     return 0
 
 

@@ -12,6 +12,7 @@ failures in a row.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -339,7 +340,7 @@ class Clock:
         sums: dict[str, list[float]] = {}
         for marks in self.marks:
             total: dict[str, float] = {}
-            for (_, before), (phase, after) in zip(marks, marks[1:], strict=False):
+            for (_, before), (phase, after) in itertools.pairwise(marks):
                 seconds = before.elapsed_time(after) / 1000 if self.device == "cuda" else after - before
                 total[phase] = total.get(phase, 0.0) + seconds
             for phase, seconds in total.items():
