@@ -39,6 +39,7 @@ from trimtab.moves.batch import sizes, stated_micro_batch
 from trimtab.moves.communication import MIDDLE_BUCKET, SMALL_BUCKET
 from trimtab.moves.offload import DEVICES
 from trimtab.moves.writing import data_parallel, global_batch, with_micro_batch
+from trimtab.plan.counting import Arithmetic
 from trimtab.source import Source, apply_edits
 from trimtab.units import format_bytes
 
@@ -47,6 +48,7 @@ SURE = 0.9
 MOST_MOVES = 5
 MOST_NODES = 64
 SURER = "it takes the moves before it to a sure fit"
+MOST_FASTER = 4
 WORTH = 0.03
 """The share of a step that a change must save to be worth naming; below it the arithmetic says nothing."""
 
@@ -153,8 +155,7 @@ def adapt(
     except RefusedConfig:
         return _no_batch(config, cluster, home, train, notes)
     steps = _steps(found, config, forced)
-    answer = found.answer(current)
-    if answer is None or answer.fits_probability < sure:
+    if not found.fits(current):
         path = found.fewest(current)
         if path is None:
             return _nothing_fits(found, config, current, home, steps, notes)
@@ -266,35 +267,41 @@ class Estimates:
                 self._known[key] = None
         return self._known[key]
 
-    def fits(self, config: Config) -> bool:
-        """Whether the estimate is sure enough."""
-        found = self.answer(config)
-        return found is not None and found.fits_probability >= self.sure
-
 
 class _Search(Estimates):
-    """The search over moves."""
+    """The search over moves, by the cheap form of the arithmetic; what is shown is estimated in full."""
+
+    def __init__(self, *, model: Model, cluster: Cluster, sure: float) -> None:
+        super().__init__(model=model, cluster=cluster, sure=sure)
+        self._arithmetic = Arithmetic(model, sure)
+
+    def fits(self, config: Config) -> bool:
+        """Whether the configuration fits with the probability asked for."""
+        return self._arithmetic.shortfall(config, self.cluster) is None
+
+    def seconds(self, config: Config) -> float:
+        """Of one optimizer step."""
+        return self._arithmetic.speed(config, self.cluster).step_seconds
 
     def fewest(self, config: Config) -> Path | None:
         """The fewest moves after which ``config`` fits, the fastest of equally few; None if none do."""
         kinds = self._savers(config)
         for count in range(1, MOST_MOVES + 1):
             paths = [path for chosen in combinations(kinds, count) for path in self._paths(config, chosen)]
-            if paths:
-                return min(paths, key=self._seconds)
+            for path in sorted(paths, key=lambda path: self.seconds(path[-1][1])):
+                if self.fits(path[-1][1]):
+                    return path
         return None
 
     def _paths(self, config: Config, chosen: tuple[tuple[Move, ...], ...]) -> Iterator[Path]:
-        """The paths through one move of each chosen kind that fit.
+        """The paths through one move of each chosen kind; none where the last of each does not fit.
 
-        Memory falls along each kind's moves, so where the last of each does not fit, none does.
+        Memory falls along each kind's moves, so then no other choice of them would.
         """
         hardest = [self._made(config, ends) for ends in product(*(_ends(moves) for moves in chosen))]
         if any(path and self.fits(path[-1][1]) for path in hardest):
-            for moves in product(*chosen):
-                path = self._made(config, moves)
-                if path and self.fits(path[-1][1]):
-                    yield path
+            paths = (self._made(config, moves) for moves in product(*chosen))
+            yield from (path for path in paths if path)
 
     def _made(self, config: Config, moves: tuple[Move, ...]) -> Path:
         """The moves one after the other; empty where one of them does not apply."""
@@ -305,11 +312,6 @@ class _Search(Estimates):
             config = move.apply(config, self.cluster)
             path.append((move, config, ""))
         return path
-
-    def _seconds(self, path: Path) -> float:
-        found = self.answer(path[-1][1])
-        assert found is not None
-        return found.speed.step_seconds
 
     def _savers(self, config: Config) -> list[tuple[Move, ...]]:
         """The moves that save memory, by kind; within a kind each saves more than the one before.
@@ -348,29 +350,30 @@ class _Search(Estimates):
         return best
 
     def faster(self, config: Config) -> list[Step]:
-        """Single moves that save time and still fit, the best first."""
+        """Single moves that save time and still fit, the best first, one of each kind."""
         now = self.answer(config)
         assert now is not None
-        found: list[Step] = []
-        for move in self._quicker(config):
-            if move.applies(config, self.model, self.cluster) is not None:
-                continue
-            after = move.apply(config, self.cluster)
-            answer = self.answer(after)
-            if answer is None or answer.fits_probability < self.sure:
-                continue
-            gain = 1 - answer.speed.step_seconds / now.speed.step_seconds
-            if gain >= WORTH:
-                found.append(
-                    Step(
-                        move=move,
-                        reason=f"saves {gain:.0%} of a step: {move.saves}",
-                        changes=differences(config.raw, after.raw),
-                        before=now,
-                        after=answer,
-                    )
+        made = {
+            move: move.apply(config, self.cluster)
+            for move in self._quicker(config)
+            if move.applies(config, self.model, self.cluster) is None
+        }
+        seconds = {move: self.seconds(after) for move, after in made.items()}
+        limit = now.speed.step_seconds * (1 - WORTH)
+        found: dict[str, Step] = {}
+        for move in sorted(made, key=lambda move: seconds[move]):
+            if seconds[move] > limit or len(found) == MOST_FASTER:
+                break
+            if move.kind not in found and self.fits(made[move]):
+                gain = 1 - seconds[move] / now.speed.step_seconds
+                found[move.kind] = Step(
+                    move=move,
+                    reason=f"it fits, and saves {gain:.0%} of a step",
+                    changes=differences(config.raw, made[move].raw),
+                    before=now,
+                    after=self.answer(made[move]),
                 )
-        return sorted(found, key=lambda step: step.after.speed.step_seconds if step.after else 0.0)
+        return list(found.values())
 
     def _quicker(self, config: Config) -> Iterator[Move]:
         """Moves that may save time and leave the training as it is."""
@@ -506,8 +509,6 @@ def _on(found: _Search, config: Config, cluster: Cluster, train: int | None) -> 
     if train is None or train % data_parallel(config, cluster):
         return None
     fitted = with_micro_batch(config, cluster, 1, train)
-    try:
-        answer = estimate(fitted, cluster, model=found.model)
-    except RefusedConfig:
-        return None
-    return Nearest(cluster=cluster, answer=answer) if answer.fits_probability >= found.sure else None
+    there = _Search(model=found.model, cluster=cluster, sure=found.sure)
+    answer = there.answer(fitted) if there.fits(fitted) else None
+    return Nearest(cluster=cluster, answer=answer) if answer is not None else None
