@@ -131,7 +131,7 @@ def adapt(
     Args:
         home: the machines that it is made for; they settle the global batch of a file that does not state it.
         sure: how probable "fits" must be.
-        fastest: then take every further move that saves time and still fits.
+        fastest: then take the further moves that together save most time and still fit.
 
     Raises:
         UsageError: no model is named.
@@ -161,11 +161,11 @@ def adapt(
             return _nothing_fits(found, config, current, home, steps, notes)
         steps += _steps(found, current, path)
         current = path[-1][1]
-    faster = found.faster(current)
-    while fastest and faster:
-        steps.append(faster[0])
-        current = faster[0].move.apply(current, cluster)
-        faster = found.faster(current)
+    quickest = found.quickest(current) if fastest else []
+    if quickest:
+        steps += _steps(found, current, quickest)
+        current = quickest[-1][1]
+    faster = () if fastest else tuple(found.faster(current))
     return Adaptation(
         before=config,
         after=current,
@@ -175,7 +175,7 @@ def adapt(
         answer=found.answer(current),
         missing=None,
         nearest=(),
-        faster=tuple(faster),
+        faster=faster,
         notes=tuple(notes),
     )
 
@@ -374,6 +374,30 @@ class _Search(Estimates):
                     after=self.answer(made[move]),
                 )
         return list(found.values())
+
+    def quickest(self, config: Config) -> Path:
+        """The moves that together make the fastest configuration that fits; of those near it, the fewest."""
+        kinds: dict[str, list[Move]] = {}
+        for move in self._quicker(config):
+            kinds.setdefault(move.kind, []).append(move)
+        paths: dict[str, Path] = {}
+        for moves in product(*([None, *moves] for moves in kinds.values())):
+            path = self._made(config, tuple(move for move in moves if move is not None))
+            if path:
+                key = json.dumps(path[-1][1].raw, sort_keys=True)
+                paths[key] = min(paths.get(key, path), path, key=len)
+        seconds = {id(path): self.seconds(path[-1][1]) for path in paths.values()}
+        now, limit = self.seconds(config), self.seconds(config) * (1 - WORTH)
+        best: Path = []
+        for path in sorted(paths.values(), key=lambda path: seconds[id(path)]):
+            if seconds[id(path)] > limit:
+                break
+            if (not best or len(path) < len(best)) and self.fits(path[-1][1]):
+                limit = limit if best else min(limit, seconds[id(path)] * (1 + WORTH))
+                best = path
+        gain = 1 - seconds[id(best)] / now if best else 0.0
+        reason = f"the fastest that fits: {gain:.0%} of a step saved" + " by these together" * (len(best) > 1)
+        return [(move, after, reason) for move, after, _ in best]
 
     def _quicker(self, config: Config) -> Iterator[Move]:
         """Moves that may save time and leave the training as it is."""

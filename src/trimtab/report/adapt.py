@@ -93,7 +93,7 @@ def _verdict(answer: Adaptation) -> list[RenderableType]:
         text.append(f": {needs(found)}, {_step_time(found)}")
         blocks: list[RenderableType] = [text]
         if answer.faster:
-            blocks.append(Text("faster, each for itself (--fastest takes them one after the other):"))
+            blocks.append(Text("faster, each for itself (--fastest finds the best of them together):"))
             blocks += [_gain(step) for step in answer.faster]
         return blocks
     blocks = [Text("nothing fits", style="bold red").append(f": {answer.missing}")]
