@@ -125,6 +125,7 @@ def adapt(
     home: Cluster | None = None,
     sure: float = SURE,
     fastest: bool = False,
+    alternatives: bool = True,
 ) -> Adaptation:
     """``config`` made to fit ``cluster`` with the fewest moves.
 
@@ -132,6 +133,7 @@ def adapt(
         home: the machines that it is made for; they settle the global batch of a file that does not state it.
         sure: how probable "fits" must be.
         fastest: then take the further moves that together save most time and still fit.
+        alternatives: say which single further moves would save time.
 
     Raises:
         UsageError: no model is named.
@@ -165,7 +167,7 @@ def adapt(
     if quickest:
         steps += _steps(found, current, quickest)
         current = quickest[-1][1]
-    faster = () if fastest else tuple(found.faster(current))
+    faster = tuple(found.faster(current)) if alternatives and not fastest else ()
     return Adaptation(
         before=config,
         after=current,
@@ -275,9 +277,16 @@ class _Search(Estimates):
         super().__init__(model=model, cluster=cluster, sure=sure)
         self._arithmetic = Arithmetic(model, sure)
 
-    def fits(self, config: Config) -> bool:
-        """Whether the configuration fits with the probability asked for."""
+    def may_fit(self, config: Config) -> bool:
+        """Whether the cheap form of the arithmetic lets the configuration pass."""
         return self._arithmetic.shortfall(config, self.cluster) is None
+
+    def fits(self, config: Config) -> bool:
+        """Whether the configuration fits with the probability asked for, as `trimtab estimate` says it."""
+        if not self.may_fit(config):
+            return False
+        answer = self.answer(config)
+        return answer is not None and answer.fits_probability >= self.sure
 
     def seconds(self, config: Config) -> float:
         """Of one optimizer step."""
@@ -299,7 +308,7 @@ class _Search(Estimates):
         Memory falls along each kind's moves, so then no other choice of them would.
         """
         hardest = [self._made(config, ends) for ends in product(*(_ends(moves) for moves in chosen))]
-        if any(path and self.fits(path[-1][1]) for path in hardest):
+        if any(path and self.may_fit(path[-1][1]) for path in hardest):
             paths = (self._made(config, moves) for moves in product(*chosen))
             yield from (path for path in paths if path)
 
