@@ -9,7 +9,8 @@ from functools import cache
 import pytest
 
 from trimtab import catalogue
-from trimtab.adapt import MOST_MOVES, Adaptation, adapt
+from trimtab.adapt import Adaptation, adapt
+from trimtab.adapt.search import MOST_MOVES
 from trimtab.check import check
 from trimtab.cluster import Cluster
 from trimtab.config import Config
