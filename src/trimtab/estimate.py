@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.allocator import WORKSPACE_BYTES
-from trimtab.cost.memory import Profile, profile
+from trimtab.cost.memory import MOMENTS, Profile, profile
+from trimtab.cost.run import NOTICE_SECONDS, WholeRun, whole_run
 from trimtab.cost.speed import Speed, step_speed
 from trimtab.errors import NotFound, UnknownArchitecture, UsageError
 from trimtab.model import Model, find_model
@@ -84,6 +85,8 @@ class Estimate:
     fits: bool
     fits_probability: float
     assumptions: tuple[str, ...]
+    run: WholeRun | None = None
+    """The whole run, if a number of tokens was asked for."""
     method: str = "arithmetic"
     corrections: tuple[Correction, ...] = ()
     """What measurements of this job, or of one like it, changed in it."""
@@ -123,8 +126,10 @@ class Estimate:
         return self.usd_per_hour / 3600 * 1e9 / per_second
 
 
-def estimate(config: Config, cluster: Cluster, *, model: Model | None = None) -> Estimate:
-    """Memory, time and money of ``config`` on ``cluster``.
+def estimate(
+    config: Config, cluster: Cluster, *, model: Model | None = None, tokens: int | None = None
+) -> Estimate:
+    """Memory, time and money of ``config`` on ``cluster``; of a whole run if ``tokens`` says how long it is.
 
     Raises:
         UsageError: no model is named, or the job contradicts itself.
@@ -160,7 +165,7 @@ def estimate(config: Config, cluster: Cluster, *, model: Model | None = None) ->
     nvme = counted.nvme_bytes * cluster.gpus_per_node
     if nvme and nvme > cluster.nvme_bytes:
         probability = 0.0
-    return Estimate(
+    answer = Estimate(
         config=config,
         model=model,
         cluster=cluster,
@@ -176,6 +181,38 @@ def estimate(config: Config, cluster: Cluster, *, model: Model | None = None) ->
         fits_probability=probability,
         assumptions=_assumptions(config, cluster, host),
     )
+    return answer if tokens is None else with_run(answer, tokens)
+
+
+def with_run(answer: Estimate, tokens: int) -> Estimate:
+    """The same answer with the whole run of ``tokens`` in it."""
+    if tokens < 1:
+        raise UsageError(f"{tokens} tokens: a run needs at least 1")
+    cluster, config = answer.cluster, answer.config
+    ranks = cluster.world_size // config.data_parallel_divisor
+    run = whole_run(
+        tokens,
+        tokens_per_second=answer.tokens_per_second_per_gpu * ranks,
+        tokens_per_step=answer.speed.tokens_per_step * ranks,
+        gpus=cluster.world_size,
+        checkpoint_bytes=checkpoint_bytes(config, answer.profile),
+        write_bytes_per_second=cluster.nvme_write_bytes_per_second * cluster.nodes,
+        read_bytes_per_second=cluster.nvme_read_bytes_per_second * cluster.nodes,
+        usd_per_hour=answer.usd_per_hour,
+    )
+    said = (
+        "interruptions at the rate of Llama 3's 16,384 H100s; checkpoints at "
+        f"{cluster.nvme_write_bytes_per_second / 1e9:.1f} GB/s a node, {NOTICE_SECONDS / 60:.0f} min until "
+        "a hang is noticed"
+    )
+    return replace(answer, run=run, assumptions=(*answer.assumptions, said))
+
+
+def checkpoint_bytes(config: Config, counted: Profile) -> int:
+    """Bytes of one checkpoint, all ranks together: weights, fp32 masters and the optimizer's states."""
+    states = MOMENTS.get(config.optimizer_type or "adamw", 2)
+    master = config.stage > 0 or config.precision != "fp32"
+    return counted.parameters * config.parameter_bytes + counted.trainable * 4 * (master + states)
 
 
 def outside_allocator(world_size: int) -> int:
@@ -317,6 +354,24 @@ def to_json(answer: Estimate) -> Mapping[str, object]:
             "price_source": price_of.source if price_of else None,
             "price_date": price_of.date if price_of else None,
         },
+        "run": None if answer.run is None else _run(answer.run),
+    }
+
+
+def _run(run: WholeRun) -> dict[str, object]:
+    return {
+        "tokens": run.tokens,
+        "steps": run.steps,
+        "seconds": run.seconds,
+        "training_seconds": run.training_seconds,
+        "usd": run.usd,
+        "expected_interruptions": run.interruptions,
+        "seconds_between_interruptions": run.seconds_between_interruptions,
+        "checkpoint_bytes": run.checkpoint_bytes,
+        "checkpoint_save_seconds": run.save_seconds,
+        "checkpoint_interval_seconds": run.checkpoint_interval_seconds,
+        "restart_seconds": run.restart_seconds,
+        "effective_ratio": run.effective_ratio,
     }
 
 

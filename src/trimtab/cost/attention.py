@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trimtab.cost import operators as ops
-from trimtab.cost.machine import PASS, Machine, Storage, Tensor
+from trimtab.cost.machine import PASS, Machine, Tensor
+from trimtab.cost.meter import Storage
 
 FLASH_HEAD_LIMIT = 256  # sdp_utils.cpp, check_head_dim_size_flash
 BIAS_ALIGNMENT = 8  # attention.cpp, pad_bias: the last dimension of a bias, in elements

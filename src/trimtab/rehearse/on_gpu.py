@@ -6,13 +6,13 @@ world would see; no time of communication is in it.  The GPU's memory is held to
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from trimtab.errors import Unsupported
+from trimtab.probe.start import gpus_here
 from trimtab.rehearse.child import ask, need_packages
 
 PHASES = ("forward", "backward", "step")
@@ -99,12 +99,7 @@ class GpuRehearsal:
 
 def gpu_is_here() -> bool:
     """Whether CUDA's driver shows this process a GPU; imports nothing and makes no context."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-        count = ctypes.c_int(0)
-        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-    except (OSError, AttributeError):
-        return False
+    return gpus_here() > 0
 
 
 def rehearse_on_gpu(request: GpuRequest, *, timeout_seconds: float = 900) -> GpuRehearsal:
