@@ -17,6 +17,7 @@ from typing import Any
 from trimtab.errors import UsageError
 from trimtab.rehearse import corners
 from trimtab.rehearse.child import answer_with
+from trimtab.rehearse.course import course
 from trimtab.rehearse.request import (
     PHASES,
     Collective,
@@ -47,6 +48,7 @@ class Run:
         self.moments: list[tuple[str, int, int, int, int, int]] = []
         self.phase_peaks: dict[str, tuple[int, int, str]] = {}
         self.measured_from = 0
+        self.borders: list[tuple[str, int]] = []
         self.loss: Any = None
         self.said: tuple[str, ...] = ()
 
@@ -56,6 +58,7 @@ class Run:
         self._keep_peak()
         ledger.phase = phase
         ledger.note_order("phase", PHASES.index(phase))
+        self.borders.append((phase, ledger.clock))
         ledger.peak, ledger.peak_at = ledger.allocated, None
 
     def _keep_peak(self) -> None:
@@ -144,6 +147,7 @@ class Run:
             ledger.phase = "forward"
             ledger.reset_peaks()
             self.measured_from = ledger.clock
+            self.borders = []
             ledger.recording = request.record != "none"
             ledger.order = [] if request.record == "ordered" else None
         for micro in range(request.accumulation):
@@ -276,6 +280,13 @@ class Run:
             phases=tuple(
                 Phase(name=name, peak_bytes=peak, at=where, parts=sorter.parts(ledger.alive(at)))
                 for name, (peak, at, where) in self.phase_peaks.items()
+            ),
+            course=course(
+                ledger.allocations,
+                sorter.part,
+                first=self.measured_from,
+                last=self.moments[-1][-1],
+                borders=self.borders,
             ),
             workspace_bytes=CUBLAS_HANDLES * self.workspace_bytes,
             step_peak_bytes=max(peak for peak, _, _ in self.phase_peaks.values()),
