@@ -172,6 +172,8 @@ class Operator:
     count: int
     view: bool
     """True if it moves no data and starts no kernel."""
+    host: bool = False
+    """True if it runs on the host's memory alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +223,9 @@ class Rehearsal:
     collectives: tuple[Collective, ...]
     copies: tuple[Copy, ...]
     order: tuple[tuple[str, int], ...] = ()
-    """The measured step in order: ``("operator" | "collective" | "copy" | "phase" | "wait", index)``."""
+    """The measured step in order, as `trimtab.rehearse.timeline` says."""
+    streams: tuple[str, ...] = ()
+    """The streams that ``order`` numbers; the first is the one that computes."""
     smallest_capacity_bytes: int | None = None
     """The least that the allocator may reserve for the run to end, with fragmentation; None: not asked."""
     optimizer: str
@@ -267,6 +271,7 @@ class Rehearsal:
         values["collectives"] = tuple(Collective(**row) for row in values["collectives"])
         values["copies"] = tuple(Copy(**row) for row in values["copies"])
         values["order"] = tuple((kind, index) for kind, index in values["order"])
+        values["streams"] = tuple(values["streams"])
         values["assumptions"] = tuple(values["assumptions"])
         return cls(**values)
 
