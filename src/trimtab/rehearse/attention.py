@@ -139,11 +139,11 @@ def _plain(
         scores.add_(mask)
     scores = torch.ops.aten._safe_softmax(scores, -1)
     if dropout > 0:
-        weights = scores.to(dtype)  # the second result, dropped by the caller
-        out = torch.matmul(torch.nn.functional.dropout(scores, dropout), value).to(dtype)
-        del weights
-        return out
-    return torch.matmul(scores, value).to(dtype)
+        scores = torch.nn.functional.dropout(scores, dropout)
+    weights = scores.to(dtype)  # the second result, made first and dropped by the caller
+    out = torch.matmul(scores, value).to(dtype)
+    del weights
+    return out
 
 
 def scaled_dot_product_attention(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from trimtab.errors import TrimtabError, UsageError
 from trimtab.rehearse import corners
@@ -92,6 +93,8 @@ class Run:
         deepspeed = accelerator.install(device)
         deepspeed.utils.logger.setLevel(logging.ERROR)
         corners.no_shared_memory_op()
+        corners.ask_no_processor()
+        corners.compile_nothing()
         corners.quiet_engine(lambda flag: ledger.remember(flag, [0.0]))
         config = Config.from_mapping(request.deepspeed)
         dtype = build.DTYPES[config.precision]
@@ -99,6 +102,7 @@ class Run:
             ledger,
             corners.torch_calls(self._tensor(torch.tensor), attention.scaled_dot_product_attention),
         ):
+            ledger.learn_references()
             model = build.model(request, deepspeed, dtype, config.stage)
             parts.label_model(ledger, model)
             if request.attention == "sdpa" and model.config._attn_implementation == "eager":
@@ -336,12 +340,12 @@ def _head_modules(model: Any) -> set[str]:
     return {ROOT} | head | around
 
 
-def main(answer_file: str) -> int:
-    """Read a request from standard input, run it, write the answer to ``answer_file``."""
+def answer_to(text: Mapping[str, Any], answer_file: Path) -> NoReturn:
+    """Run the request ``text``, write its answer to ``answer_file``, and end the process."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     try:
-        request = PhantomRequest.from_json(json.load(sys.stdin))
+        request = PhantomRequest.from_json(text)
         if request.steps < 2:
             raise UsageError("a phantom rehearsal needs 2 steps: the first makes the optimizer's states")
         corners.probe()
@@ -351,14 +355,11 @@ def main(answer_file: str) -> int:
     except Exception as error:  # noqa: BLE001  the parent decides what a failure of the engine means
         traceback.print_exc()
         answer = {"error": {"kind": "Engine", "message": f"{type(error).__name__}: {error}"}}
-    Path(answer_file).write_text(json.dumps(answer), encoding="utf-8")
-    return 0
+    answer_file.write_text(json.dumps(answer), encoding="utf-8")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # a made-up device has no orderly end
 
 
 if __name__ == "__main__":
-    import os
-
-    code = main(sys.argv[1])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a made-up device has no orderly end
+    answer_to(json.load(sys.stdin), Path(sys.argv[1]))

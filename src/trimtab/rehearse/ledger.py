@@ -31,6 +31,9 @@ _ITEM = aten._local_scalar_dense.default
 _DEVICE = torch.ops.prim.device.default
 _PRODUCTS = frozenset((aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default))
 _SUM = aten.sum.dim_IntList
+_SUM_ALL, _EQUAL = aten.sum.default, aten.eq.Scalar
+_ADD, _ADD_IN_PLACE = aten.add.Tensor, aten.add_.Tensor
+_DROPOUT = aten.native_dropout.default  # native/cuda/Dropout.cu dropout_cuda makes the mask first
 _COPIES = (aten._to_copy.default, aten.copy_.default)
 
 
@@ -59,12 +62,16 @@ class _Storage(weakref.ref):  # type: ignore[type-arg]
 class Ledger(TorchDispatchMode):
     """Counts live bytes on the made-up device and on the host while it is active."""
 
-    # what composite operators make inside, on a GPU, and free when they return
-    _inside: ClassVar[dict[Any, Callable[..., list[torch.Tensor]]]] = {
+    # what operators make inside, on a GPU, and free when they return: before their result, or after it
+    _before: ClassVar[dict[Any, Callable[..., Any]]] = {
         # aten/src/ATen/native/TensorCompare.cpp isinf: self.abs() == infinity
-        aten.isinf.default: lambda x, *_: [torch.empty_like(x)] if x.is_floating_point() else [],
+        aten.isinf.default: lambda x, *_: torch.empty_like(x) if x.is_floating_point() else None,
+    }
+    _after: ClassVar[dict[Any, Callable[..., Any]]] = {
         # aten/src/ATen/native/transformers/attention.cpp _safe_softmax: which of the scores are masked
-        aten._safe_softmax.default: lambda x, *_: [torch.empty_like(x, dtype=torch.bool)],
+        aten._safe_softmax.default: lambda x, *_: torch.empty_like(x, dtype=torch.bool),
+        # aten/src/ATen/native/cuda/SoftMax.cu softmax_backward_cuda_out: tmp = grad * output
+        aten._softmax_backward_data.default: lambda gradient, *_: torch.empty_like(gradient),
     }
 
     def __init__(self, *, all_true: bool = True) -> None:
@@ -95,6 +102,7 @@ class Ledger(TorchDispatchMode):
         self._live: dict[int, _Storage] = {}
         self._values: dict[int, list[Any]] = {}
         self._operator = ""
+        self._alone: tuple[int, int, int] | None = None
         self._handlers: dict[Any, Callable[..., Any]] = {
             _ITEM: self._item,
             aten.lift_fresh.default: self._lift,
@@ -118,27 +126,30 @@ class Ledger(TorchDispatchMode):
         if func.namespace == "c10d":
             return self._collective(func, args, kwargs or {})
         self._operator = func
+        if func is _ADD and self.phase == "backward" and self._sums_in_place(args):
+            func = _ADD_IN_PLACE
         if func in _PRODUCTS:
             self.first_product.setdefault(self.phase, self.clock)
         if self._values and func._schema.is_mutable:
             self._forget(args[0])
-        inside = self._inside.get(func)
-        taken: Any = ()
-        if inside is not None:
-            with self.fakes.mode:
-                taken = [self._seen(made) for made in inside(*args)]
-        elif func is _SUM:
+        before, after = self._before.get(func), self._after.get(func)
+        taken = None if before is None else self._take(before, args)
+        if func is _SUM:
             taken = self._partial_sums(args)
         result = self.fakes.run(func, args, kwargs)
         if type(result) is FakeTensor:
             self._see(result)
         elif isinstance(result, (tuple, list)):
-            for item in result:
+            for item in reversed(result) if func is _DROPOUT else result:
                 if isinstance(item, torch.Tensor):
                     self._see(item)
         elif isinstance(result, torch.Tensor):
             self._see(result)
+        if after is not None:
+            self._take(after, args)
         del taken
+        if func is _SUM_ALL or func is _EQUAL:
+            self._follow(func, args, result)
         if kwargs and kwargs.get("pin_memory"):
             self.mark_pinned(result)
         if self.module_stack:  # in the backward pass too: recomputation runs forward code
@@ -146,6 +157,28 @@ class Ledger(TorchDispatchMode):
         if self.recording:
             self._note(func, args, kwargs, result)
         return result
+
+    def learn_references(self) -> None:
+        """See what the references to a gradient are that nobody but the engine's buffer holds."""
+        phase, self.phase = self.phase, "backward"
+        start = torch.ones(2, requires_grad=True)
+        middle = start.clone()
+        (middle.sin() + middle.cos()).sum().backward()
+        self.phase = phase
+
+    def _sums_in_place(self, args: Sequence[Any]) -> bool:
+        """Whether autograd would add this gradient into the one that waits (input_buffer.cpp, accumulate).
+
+        It does if nobody else holds that one; under a dispatch mode it never does.
+        """
+        waiting, new = args
+        if torch.is_grad_enabled() or not isinstance(new, FakeTensor) or not corners.engine_is_calling():
+            return False
+        references = corners.references(waiting)
+        if self._alone is None:
+            self._alone = references
+        alike = waiting.dtype is new.dtype and waiting.shape == new.shape
+        return alike and references == self._alone and _is_dense(waiting)
 
     def _partial_sums(self, args: Sequence[Any]) -> Any:
         """The global buffer of a sum over a contiguous tensor's leading dimensions, if CUDA takes one."""
@@ -160,14 +193,16 @@ class Ledger(TorchDispatchMode):
         size = reduction_bytes(summed.numel() // columns, columns, summed.element_size())
         if not size:
             return ()
-        with self.fakes.mode:
-            buffer = self._seen(torch.empty(size, dtype=torch.uint8, device=corners.DEVICE))
+        buffer = self._take(lambda: torch.empty(size, dtype=torch.uint8, device=corners.DEVICE), ())
         self.label(buffer, "temporaries")
         return buffer
 
-    def _seen(self, tensor: torch.Tensor) -> torch.Tensor:
-        self._see(tensor)
-        return tensor
+    def _take(self, make: Callable[..., Any], args: Sequence[Any]) -> Any:
+        with self.fakes.mode:
+            made = make(*args)
+        if made is not None:
+            self._see(made)
+        return made
 
     def _see(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -246,6 +281,14 @@ class Ledger(TorchDispatchMode):
         if tensor.dtype == torch.uint8:
             return 0
         return 1.0 if tensor.is_floating_point() else 1
+
+    def _follow(self, func: Any, args: Sequence[Any], result: torch.Tensor) -> None:
+        # transformers.masking_utils.fast_all: mask.sum() == mask.numel()
+        if func is _SUM_ALL:
+            if args[0].dtype is torch.bool:
+                self.remember(result, [args[0].numel() if self.all_true else 0])
+        elif (known := self.values_of(args[0])) is not None and len(known) == result.numel():
+            self.remember(result, [value == args[1] for value in known])
 
     def _all(self, tensor: torch.Tensor) -> torch.Tensor:
         # transformers asks whether nothing is padded or packed
@@ -385,6 +428,17 @@ def _on_device(values: Any) -> bool:
         elif isinstance(value, (list, tuple)) and _on_device(value):
             return True
     return False
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements fill their stretch of memory without gaps or overlaps, in any order."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
 
 
 def _is_tensors(value: Any) -> bool:

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.cost.rates import Rates
-from trimtab.rehearse.durations import SILU_BACKWARD, device_seconds, has_kernel, host_seconds, plain_name, size_of
+from trimtab.rehearse.durations import (
+    SILU_BACKWARD,
+    device_seconds,
+    has_kernel,
+    host_seconds,
+    plain_name,
+    size_of,
+)
 from trimtab.rehearse.request import PHASES, Collective, Rehearsal
 from trimtab.rehearse.timeline import STREAMS
 
@@ -100,7 +107,9 @@ class _Replay:
             self.busy += seconds
         elif self.stream == 0:
             self.idle[cause or ""] += seconds
-        self.spans.append(Span(name=name, lane=self.record.streams[self.stream], start=start, seconds=seconds))
+        self.spans.append(
+            Span(name=name, lane=self.record.streams[self.stream], start=start, seconds=seconds)
+        )
 
     def _wait(self, stream: int, until: float, cause: str) -> None:
         if until > self.clocks[stream]:
