@@ -9,6 +9,7 @@ import typer
 from trimtab.cli import job_flags as job
 from trimtab.estimate import estimate as answer_for
 from trimtab.estimate import to_json as document
+from trimtab.estimate import with_run
 from trimtab.report.document import to_json
 from trimtab.units import parse_count
 
@@ -19,6 +20,8 @@ def estimate(
     gpu: job.GpuOption = None,
     gpus_per_node: job.GpusOption = None,
     nodes: job.NodesOption = None,
+    link: job.LinkOption = None,
+    host_memory: job.HostMemoryOption = None,
     sequence_length: job.SequenceOption = None,
     target_length: job.TargetOption = None,
     micro_batch: job.MicroOption = None,
@@ -33,12 +36,13 @@ def estimate(
         str | None,
         typer.Option("--tokens", metavar="N", help="Tokens of the whole run, such as 300B: days, dollars."),
     ] = None,
+    no_corrections: job.NoCorrectionsOption = False,
     as_json: job.JsonOption = False,
 ) -> int:
     """Say whether a job fits its GPUs, how fast it runs and what it costs.
 
-    Counts every tensor of the model and of DeepSpeed's engine, without torch or a GPU.  Exit 1 if it does
-    not fit.
+    Counts every tensor of the model and of DeepSpeed's engine, without torch or a GPU.  What rehearsals and
+    trainings of the job on this machine have measured corrects it.  Exit 1 if it does not fit.
 
     \b
     Examples:
@@ -53,6 +57,8 @@ def estimate(
         gpu=gpu,
         gpus_per_node=gpus_per_node,
         nodes=nodes,
+        link=link,
+        host_memory=host_memory,
         sequence_length=sequence_length,
         target_length=target_length,
         micro_batch=micro_batch,
@@ -64,7 +70,11 @@ def estimate(
         lora_r=lora_r,
         lora_targets=lora_targets,
     )
-    answer = answer_for(settled, cluster, tokens=parse_count(tokens) if tokens else None)
+    answer = answer_for(settled, cluster)
+    if not no_corrections:
+        answer = job.corrected_by_history(answer)
+    if tokens is not None:
+        answer = with_run(answer, parse_count(tokens))
     if as_json:
         typer.echo(to_json({**document(answer), "notes": list(notes)}))
     else:

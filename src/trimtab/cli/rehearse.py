@@ -9,9 +9,11 @@ import typer
 from trimtab.cli import job_flags as job
 from trimtab.errors import Unsupported
 from trimtab.rehearse.answer import rehearse as answer_for
-from trimtab.rehearse.answer import to_json as document
+from trimtab.rehearse.document import to_json as document
 from trimtab.rehearse.on_gpu import gpu_is_here
 from trimtab.report.document import to_json
+from trimtab.store.database import keep
+from trimtab.store.rehearsed import entry_of
 
 
 def rehearse(
@@ -79,6 +81,9 @@ def rehearse(
     if phantom is None:
         phantom = not gpu_is_here()
     answer = answer_for(settled, cluster, phantom=phantom, rank=rank, use_cache=not no_cache)
+    entry = entry_of(answer)
+    if entry is not None:
+        keep(entry)
     if as_json:
         typer.echo(to_json({**document(answer), "notes": list(notes)}))
     else:

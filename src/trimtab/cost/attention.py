@@ -7,29 +7,40 @@ kernel with a mask or in fp32, plain mathematics where neither can.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from trimtab.cost import operators as ops
-from trimtab.cost.machine import PASS, Machine, Storage, Tensor
+from trimtab.cost.machine import PASS, Machine, Tensor
+from trimtab.cost.meter import Storage
 
 FLASH_HEAD_LIMIT = 256  # sdp_utils.cpp, check_head_dim_size_flash
 BIAS_ALIGNMENT = 8  # attention.cpp, pad_bias: the last dimension of a bias, in elements
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Sizes of one attention call."""
+    """Sizes of one attention call.
 
-    batch: int
-    heads: int
-    kv_heads: int
-    queries: int
-    keys: int
-    head_dim: int
-    dropout: float = 0.0
-    causal: bool = True
-    by_head: bool = False
-    """Whether queries lie head by head in memory, so that the output does too and is copied back."""
+    ``by_head``: queries lie head by head in memory, so that the output does too and is copied back.
+    """
+
+    __slots__ = (
+        "batch", "by_head", "causal", "dropout", "head_dim", "heads", "keys", "kv_heads", "queries",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        batch: int,
+        heads: int,
+        kv_heads: int,
+        queries: int,
+        keys: int,
+        head_dim: int,
+        dropout: float = 0.0,
+        causal: bool = True,
+        by_head: bool = False,
+    ) -> None:
+        self.batch, self.queries, self.keys = batch, queries, keys
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.dropout, self.causal, self.by_head = dropout, causal, by_head
 
     @property
     def scores(self) -> int:

@@ -107,7 +107,8 @@ class Sheet:
         points: Points = []
         same = ("batch", "heads", "length", "width", "causal", "dropout", "masked")
         forward = {
-            tuple(row[key] for key in same): row["seconds"] for row in self.of("attention", direction="forward")
+            tuple(row[key] for key in same): row["seconds"]
+            for row in self.of("attention", direction="forward")
         }
         for row in self.of("attention", causal=causal, masked=masked):
             key = tuple(row[name] for name in same)
@@ -238,9 +239,7 @@ class Rates:
                 or self.sheet.attention(backward, causal, False, False)
             )
             here = (math.log2(math.sqrt(queries * keys)), math.log2(width), math.log2(calls))
-            ideal = ideal_attention(
-                self.gpu, precision, calls, queries, keys, width, causal, backward
-            )
+            ideal = ideal_attention(self.gpu, precision, calls, queries, keys, width, causal, backward)
             self._memo[key] = ideal / _nearest(points, here)
         return self._memo[key]
 
@@ -310,7 +309,13 @@ class Rates:
         )
 
 
-ISSUE_SECONDS = {"view": 4e-6, "operator": 9e-6, "host operator": 4e-6, "collective": 50e-6, "synchronize": 10e-6}
+ISSUE_SECONDS = {
+    "view": 4e-6,
+    "operator": 9e-6,
+    "host operator": 4e-6,
+    "collective": 50e-6,
+    "synchronize": 10e-6,
+}
 MODULE_SECONDS = (10e-6, 10e-6, 10e-6, 150e-6)
 HOST_ADAM_CORE_SECONDS = 5.5e-9  # llama-13b-z3-offload, gpt_neox_20b_zero3: 16 cores a rank
 

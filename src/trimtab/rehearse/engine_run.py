@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
-import traceback
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trimtab.errors import TrimtabError, UsageError
+from trimtab.errors import UsageError
 from trimtab.rehearse import corners
+from trimtab.rehearse.child import answer_with
 from trimtab.rehearse.request import (
     PHASES,
     Collective,
@@ -340,25 +338,18 @@ def _head_modules(model: Any) -> set[str]:
     return {ROOT} | head | around
 
 
+def rehearse(text: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the request ``text``; the answer as JSON values."""
+    request = PhantomRequest.from_json(text)
+    if request.steps < 2:
+        raise UsageError("a phantom rehearsal needs 2 steps: the first makes the optimizer's states")
+    corners.probe()
+    return Run(request).go().to_json()
+
+
 def answer_to(text: Mapping[str, Any], answer_file: Path) -> NoReturn:
     """Run the request ``text``, write its answer to ``answer_file``, and end the process."""
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    try:
-        request = PhantomRequest.from_json(text)
-        if request.steps < 2:
-            raise UsageError("a phantom rehearsal needs 2 steps: the first makes the optimizer's states")
-        corners.probe()
-        answer: dict[str, Any] = {"rehearsal": Run(request).go().to_json()}
-    except TrimtabError as error:
-        answer = {"error": {"kind": type(error).__name__, "message": str(error)}}
-    except Exception as error:  # noqa: BLE001  the parent decides what a failure of the engine means
-        traceback.print_exc()
-        answer = {"error": {"kind": "Engine", "message": f"{type(error).__name__}: {error}"}}
-    answer_file.write_text(json.dumps(answer), encoding="utf-8")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # a made-up device has no orderly end
+    answer_with(lambda: rehearse(text), answer_file)
 
 
 if __name__ == "__main__":
