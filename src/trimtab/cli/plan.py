@@ -25,8 +25,7 @@ SECONDS_A_DAY = 86_400
 
 def plan(
     model: Annotated[
-        str,
-        typer.Option("--model", metavar="M", help="A catalogue name, a Hugging Face id or a config.json."),
+        str, typer.Option("--model", metavar="M", help="A catalogue name, a Hugging Face id or a config.json.")
     ],
     gpu: Annotated[
         str, typer.Option("--gpu", metavar="NAME", help="Such as a100-80gb; several with commas; or any.")
@@ -54,9 +53,7 @@ def plan(
     deadline_days: Annotated[
         float | None, typer.Option("--deadline-days", metavar="D", help="How long the run may take.")
     ] = None,
-    optimize: Annotated[
-        str, typer.Option("--optimize", metavar="WHAT", help=", ".join(OPTIMIZE))
-    ] = "fastest",
+    optimize: Annotated[str, typer.Option("--optimize", metavar="WHAT", help=", ".join(OPTIMIZE))] = "fastest",
     attention: job.AttentionOption = None,
     kernels: job.KernelsOption = None,
     lora_r: job.LoraRankOption = None,

@@ -22,8 +22,8 @@ from trimtab.plan.planning import (
     all_bills,
     notes,
 )
-from trimtab.plan.reasons import machines as machines_of
 from trimtab.plan.reasons import summary, why_not_fits
+from trimtab.plan.reasons import machines as machines_of
 from trimtab.plan.search import Field, Loser, search
 from trimtab.plan.wishes import Wishes, make_wishes
 from trimtab.units import format_bytes
@@ -75,8 +75,7 @@ def _limits(wishes: Wishes, fields: Sequence[Field], *, file: str, proven: tuple
         considered=rows,
         why=tuple(f"no plan keeps the {text}" for text in broken),
         nearest=Nearest(
-            change="more "
-            + " and more ".join("money" if text.startswith("budget") else "time" for text in broken),
+            change="more " + " and more ".join("money" if text.startswith("budget") else "time" for text in broken),
             missing="; ".join(broken),
             choice=choice,
         ),
@@ -97,7 +96,9 @@ def _excess(one: Bill, wishes: Wishes) -> tuple[float, float]:
     return max(shares), one.contender.seconds_per_token
 
 
-def _indivisible(wishes: Wishes, clusters: Sequence[Cluster], arithmetic: Arithmetic, *, file: str) -> Plan:
+def _indivisible(
+    wishes: Wishes, clusters: Sequence[Cluster], arithmetic: Arithmetic, *, file: str
+) -> Plan:
     cluster = clusters[0]
     batch, world = wishes.batch_for(cluster.world_size), cluster.world_size
     said = f"batch: {batch} samples do not divide by {world} GPUs"

@@ -198,7 +198,9 @@ def plan_for(
     )
 
 
-def explore(wishes: Wishes, clusters: Iterable[Cluster], arithmetic: Arithmetic) -> tuple[Field, ...]:
+def explore(
+    wishes: Wishes, clusters: Iterable[Cluster], arithmetic: Arithmetic
+) -> tuple[Field, ...]:
     """The search on every cluster that may still win."""
     return tuple(search(wishes, cluster, arithmetic) for cluster in clusters)
 
@@ -230,7 +232,9 @@ def _retimed(fields: Iterable[Field], proven: Contender, step_seconds: float) ->
     """The fields with a contender's time as it was measured."""
     speed = replace(proven.speed, step_seconds=step_seconds)
     return tuple(
-        replace(each, every=tuple(replace(one, speed=speed) if one is proven else one for one in each.every))
+        replace(
+            each, every=tuple(replace(one, speed=speed) if one is proven else one for one in each.every)
+        )
         for each in fields
     )
 

@@ -25,11 +25,7 @@ def summary(family: Family, micro: int, accumulation: int) -> str:
     if config.job.checkpoint_activations:
         words.append("recomputed")
     places = {"optimizer": config.offload_optimizer, "parameters": config.offload_param}
-    words += [
-        f"{what} on {'NVMe' if where == 'nvme' else 'CPU'}"
-        for what, where in places.items()
-        if where != "none"
-    ]
+    words += [f"{what} on {'NVMe' if where == 'nvme' else 'CPU'}" for what, where in places.items() if where != "none"]
     names = {
         "overlap-comm": "overlapped",
         "secondary-partition": "hpZ",
@@ -56,9 +52,7 @@ def why_not_fits(loser: Loser) -> str:
             f"does not fit safely: {format_bytes(short.needed)} of {format_bytes(short.there)} {short.where} "
             f"{at}, before fragmentation"
         )
-    return (
-        f"does not fit: needs {format_bytes(short.needed)} of {format_bytes(short.there)} {short.where} {at}"
-    )
+    return f"does not fit: needs {format_bytes(short.needed)} of {format_bytes(short.there)} {short.where} {at}"
 
 
 def why_slower(one: Contender, chosen: Contender) -> str:
@@ -99,10 +93,8 @@ def why_other_cluster(one: Bill, chosen: Bill, wishes: Wishes) -> str:
 def _times(ratio: float, more: str, less: str) -> str:
     if abs(ratio - 1) <= TIE:
         return f"not {more}"
-    return (
-        f"{ratio:.2g}× {more}"
-        if ratio > 1.1
-        else (f"{ratio - 1:.0%} {more}".replace("%", " %") if ratio > 1 else f"{1 / ratio:.2g}× {less}")
+    return f"{ratio:.2g}× {more}" if ratio > 1.1 else (
+        f"{ratio - 1:.0%} {more}".replace("%", " %") if ratio > 1 else f"{1 / ratio:.2g}× {less}"
     )
 
 

@@ -89,7 +89,9 @@ class Field:
     def without(self, refuted: Contender) -> Field:
         """What is left once ``refuted`` turned out not to fit: larger micro batches of its family go too."""
         kept = (
-            one for one in self.every if one.family.name != refuted.family.name or one.micro < refuted.micro
+            one
+            for one in self.every
+            if one.family.name != refuted.family.name or one.micro < refuted.micro
         )
         return Field(cluster=self.cluster, every=tuple(kept), losers=self.losers)
 

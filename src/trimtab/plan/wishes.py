@@ -179,7 +179,9 @@ def _job(
         "kernels": kernels,
         "lora": lora,
     }
-    return Job.from_block({key: value for key, value in block.items() if value is not None}, where="the plan")
+    return Job.from_block(
+        {key: value for key, value in block.items() if value is not None}, where="the plan"
+    )
 
 
 def _known(kind: str, name: str, options: Iterable[str]) -> None:

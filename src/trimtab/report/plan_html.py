@@ -129,7 +129,9 @@ def memory_svg(choice: Choice) -> str:
             f'<rect x="{x:.1f}" y="0" width="{width:.1f}" height="{BAR_HEIGHT}" fill="{colour}">'
             f"<title>{escape(name)}: {format_bytes(size)}</title></rect>"
         )
-        key.append(f'<span style="background:{colour}"></span>{escape(name)} {format_bytes(size)}')
+        key.append(
+            f'<span style="background:{colour}"></span>{escape(name)} {format_bytes(size)}'
+        )
         x += width
     edge = answer.capacity_bytes / whole * BAR_WIDTH
     return (

@@ -25,9 +25,7 @@ class _Axis:
 
 _TIME = _Axis("a billion tokens take", lambda one: one.seconds_per_billion_tokens, format_seconds)
 _MONEY = _Axis("a billion tokens cost", lambda one: one.usd_per_billion_tokens or 0.0, format_dollars)
-_MEMORY = _Axis(
-    "GPU memory left free", lambda one: one.headroom, lambda share: f"{share:.0%}".replace("%", " %")
-)
+_MEMORY = _Axis("GPU memory left free", lambda one: one.headroom, lambda share: f"{share:.0%}".replace("%", " %"))
 
 
 def _axes(points: Sequence[Point]) -> tuple[_Axis, _Axis, list[Point]]:
@@ -115,9 +113,7 @@ def scatter_svg(points: Sequence[Point]) -> str:
             if one.on_front
             else 'fill="#888" fill-opacity="0.45"'
         )
-        parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" {style}><title>{title}</title></circle>'
-        )
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" {style}><title>{title}</title></circle>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(
         f'<text x="{middle:.0f}" y="{HEIGHT - 8}" text-anchor="middle" fill="#777">{escape(across.name)}</text>'
