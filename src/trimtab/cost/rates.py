@@ -1,8 +1,8 @@
 """How fast a GPU, its links and its host really are: tables of measurements, read between their points.
 
-The tables are sheets of `trimtab probe`: one that this machine keeps for the GPU in question, else the sheet
-that comes with Trimtab (``data/probe_h200.json``, four H200s of one host).  For another GPU every kernel keeps
-its share of the roofline: the ideal time by that card's own datasheet over the share measured on the H200.
+The tables are sheets of `trimtab probe`: one that this machine keeps for the GPU in question, else the one
+that comes with Trimtab (``data/probe_h200.json``, four H200s of one host).  For another GPU every kernel
+keeps its share of the roofline: the ideal time by that card's datasheet over the share measured on the H200.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ ALIGNMENT = 8
 """Elements: 16-bit operands whose rows are not aligned to 16 bytes take other, slower kernels."""
 NEIGHBOURS = 4
 NETWORK_EFFICIENCY = 0.70  # assumed: no network was measured
+ATTENTION_SHARE = (
+    335 / 989.4
+)  # FlashAttention-2 on an H100 (arXiv 2307.08691, section 4.1), where none is measured
 FLASH_BACKWARD = 2.5  # five products of the scores' size against two (arXiv 2307.08691, section 4.1)
 Row = Mapping[str, Any]
 
@@ -205,12 +208,9 @@ class Rates:
         key = (precision, rows, inner, columns, batch)
         if key not in self._memo:
             even, batched = _is_even(rows, inner, columns), batch > 1
-            points = (
-                self.sheet.products(precision, batched, even)
-                or self.sheet.products("bf16", batched, even)
-                or self.sheet.products(precision, False, even)
-                or self.sheet.products("bf16", False, even)
-            )
+            kinds = ((precision, batched, even), ("bf16", batched, even), ("bf16", False, even))
+            points = next(filter(None, (self.sheet.products(*kind) for kind in kinds)), None)
+            points = points or self.sheet.products("bf16", False, True)
             here = tuple(math.log2(size) for size in (rows, inner, columns, batch))
             ideal = ideal_product(self.gpu, precision, rows, inner, columns, batch)
             self._memo[key] = ideal / _nearest(points, here)
@@ -240,7 +240,7 @@ class Rates:
             )
             here = (math.log2(math.sqrt(queries * keys)), math.log2(width), math.log2(calls))
             ideal = ideal_attention(self.gpu, precision, calls, queries, keys, width, causal, backward)
-            self._memo[key] = ideal / _nearest(points, here)
+            self._memo[key] = ideal / (_nearest(points, here) if points else ATTENTION_SHARE)
         return self._memo[key]
 
     def moving(self, moved: float, name: str | None = None) -> float:
@@ -310,13 +310,15 @@ class Rates:
 
 
 ISSUE_SECONDS = {
-    "view": 4e-6,
-    "operator": 9e-6,
+    "kernel": 46e-6,  # with the views and modules around it
+    "operator": 30e-6,
+    "view": 8e-6,
+    "step": 8e-6,
     "host operator": 4e-6,
     "collective": 50e-6,
     "synchronize": 10e-6,
 }
-MODULE_SECONDS = (10e-6, 10e-6, 10e-6, 150e-6)
+MODULE_SECONDS = (0.0, 0.0, 0.0, 690e-6)
 HOST_ADAM_CORE_SECONDS = 5.5e-9  # llama-13b-z3-offload, gpt_neox_20b_zero3: 16 cores a rank
 
 

@@ -59,7 +59,7 @@ def device_seconds(operator: Operator, rates: Rates) -> float:
         if min(batch, rows, inner, columns) == 0:
             return 0.0
         return rates.product(PRECISIONS.get(dtype, "fp32"), rows, inner, columns, batch)
-    return rates.moving(movedsize_of(operator), NAMED.get(name))
+    return rates.moving(moved_bytes(operator), NAMED.get(name))
 
 
 def _attention(operator: Operator, rates: Rates) -> float:
@@ -78,7 +78,7 @@ def _attention(operator: Operator, rates: Rates) -> float:
     )
 
 
-def movedsize_of(operator: Operator) -> int:
+def moved_bytes(operator: Operator) -> int:
     """Bytes that an operator reads and writes."""
     name = plain_name(operator.name)
     if name == "multi_tensor_adam":  # gradient, parameter and two moments read, the last three written
@@ -100,7 +100,7 @@ def host_seconds(operator: Operator, rates: Rates) -> float:
         return 0.0
     if plain_name(operator.name) == "adam_update":
         return rates.host_adam(_elements(operator.inputs[:1]))
-    return movedsize_of(operator) / HOST_BYTES_PER_SECOND
+    return moved_bytes(operator) / HOST_BYTES_PER_SECOND
 
 
 def size_of(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> int:

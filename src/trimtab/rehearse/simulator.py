@@ -1,4 +1,4 @@
-"""A recorded step replayed over streams: the host issues, the device's streams run, and they wait as recorded.
+"""A recorded step replayed: the host issues, the device's streams run, and they wait as recorded.
 
 The record is that of a phantom rehearsal (`trimtab.rehearse.timeline`), the seconds are those of
 `trimtab.cost.rates`.  Collectives run on a stream of their own for each group, as NCCL's do.
