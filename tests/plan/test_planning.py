@@ -43,14 +43,22 @@ def test_a_plan_fits_and_its_file_has_no_findings(
     model: str, objective: str, gpu: str, per_node: int, nodes: int
 ) -> None:
     answer = plan(
-        model, objective=objective, gpu=gpu, gpus_per_node=per_node, nodes=nodes, tokens=10**9, alternatives=False
+        model,
+        objective=objective,
+        gpu=gpu,
+        gpus_per_node=per_node,
+        nodes=nodes,
+        tokens=10**9,
+        alternatives=False,
     )
     assert answer.chosen is not None
     assert answer.chosen.estimate.fits_probability >= 0.9
     file = file_of(answer.chosen)
     found = check(file, deepspeed="0.19.8", gpu=gpu, gpus_per_node=per_node, nodes=nodes)
     assert [finding.code for finding in found.at_least("info")] == []
-    assert Config.from_mapping(file) == dataclasses.replace(answer.chosen.config, raw=file, name="configuration")
+    assert Config.from_mapping(file) == dataclasses.replace(
+        answer.chosen.config, raw=file, name="configuration"
+    )
     assert model.split("-")[0] in answer.chosen.launch or objective == "pretrain"
     assert answer.why and answer.considered[0].why_not is None
     assert all(row.why_not for row in answer.considered[1:])

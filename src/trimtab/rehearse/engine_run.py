@@ -45,6 +45,7 @@ class Run:
         corners.make_device()
         self.request = request
         self.ledger = Ledger(all_true=not request.padding)
+        corners.attach(self.ledger)
         self.moments: list[tuple[str, int, int, int, int, int]] = []
         self.phase_peaks: dict[str, tuple[int, int, str]] = {}
         self.measured_from = 0
@@ -57,7 +58,8 @@ class Run:
         ledger = self.ledger
         self._keep_peak()
         ledger.phase = phase
-        ledger.note_order("phase", PHASES.index(phase))
+        if ledger.timeline is not None:
+            ledger.timeline.note("phase", PHASES.index(phase))
         self.borders.append((phase, ledger.clock))
         ledger.peak, ledger.peak_at = ledger.allocated, None
 
@@ -140,6 +142,7 @@ class Run:
 
     def _step(self, engine: Any, model: Any, vocabulary: int, *, measured: bool) -> None:
         from trimtab.rehearse import build, parts
+        from trimtab.rehearse.timeline import Timeline
 
         request, ledger = self.request, self.ledger
         if measured:
@@ -149,7 +152,8 @@ class Run:
             self.measured_from = ledger.clock
             self.borders = []
             ledger.recording = request.record != "none"
-            ledger.order = [] if request.record == "ordered" else None
+            if request.record == "ordered":
+                ledger.timeline = Timeline(ledger.stream)
         for micro in range(request.accumulation):
             last = measured and micro == request.accumulation - 1
             self.enter("forward")
@@ -203,6 +207,8 @@ class Run:
 
         def before(module: Any, _: Any) -> None:
             name = names.get(id(module))
+            if ledger.timeline is not None:
+                ledger.timeline.note("module")
             if name is not None:
                 ledger.module_stack.append(name)
 
@@ -304,8 +310,9 @@ class Run:
                     outputs=tuple((str(d).removeprefix("torch."), s) for d, s in outputs),
                     count=count,
                     view=bool(getattr(func, "is_view", False)),
+                    host=host,
                 )
-                for (func, phase, class_name, inputs, outputs), count in ledger.operators.items()
+                for (func, phase, class_name, inputs, outputs, host), count in ledger.operators.items()
             ),
             collectives=tuple(
                 Collective(name=n, phase=p, bytes=b, group_size=g, stream=s, count=count)
@@ -315,7 +322,8 @@ class Run:
                 Copy(direction=d, phase=p, bytes=b, pinned=pinned, stream=s, count=count)
                 for (d, p, b, pinned, s), count in ledger.copies.items()
             ),
-            order=tuple(ledger.order or ()),
+            order=tuple(ledger.timeline.entries if ledger.timeline else ()),
+            streams=tuple(ledger.timeline.streams if ledger.timeline else ()),
             assumptions=(
                 *self.said,
                 "matrix kernels' workspace is cuBLAS's default, "

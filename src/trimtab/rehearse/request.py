@@ -183,6 +183,8 @@ class Operator:
     count: int
     view: bool
     """True if it moves no data and starts no kernel."""
+    host: bool = False
+    """True if it runs on the host's memory alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,7 +234,9 @@ class Rehearsal:
     collectives: tuple[Collective, ...]
     copies: tuple[Copy, ...]
     order: tuple[tuple[str, int], ...] = ()
-    """The measured step in order: ``("operator" | "collective" | "copy" | "phase" | "wait", index)``."""
+    """The measured step in order, as `trimtab.rehearse.timeline` says."""
+    streams: tuple[str, ...] = ()
+    """The streams that ``order`` numbers; the first is the one that computes."""
     course: Course | None = None
     smallest_capacity_bytes: int | None = None
     """The least that the allocator may reserve for the run to end, with fragmentation; None: not asked."""
@@ -285,6 +289,7 @@ class Rehearsal:
                 phases=tuple((name, at) for name, at in values["course"]["phases"]),
             )
         values["order"] = tuple((kind, index) for kind, index in values["order"])
+        values["streams"] = tuple(values["streams"])
         values["assumptions"] = tuple(values["assumptions"])
         return cls(**values)
 
