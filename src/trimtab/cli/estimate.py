@@ -33,6 +33,7 @@ def estimate(
         typer.Option("--tokens", metavar="N", help="Tokens of the whole run, such as 300B: days, dollars."),
     ] = None,
     no_corrections: job.NoCorrectionsOption = False,
+    picture: job.PictureOption = None,
     as_json: job.JsonOption = False,
 ) -> int:
     """Say whether a job fits its GPUs, how fast it runs and what it costs.
@@ -67,5 +68,6 @@ def estimate(
         lora_targets=lora_targets,
         tokens=tokens,
         no_corrections=no_corrections,
+        picture=picture,
         as_json=as_json,
     )

@@ -47,6 +47,7 @@ FLAGS: Mapping[str, tuple[str, Any]] = {
     "--lora-r": ("lora_r", count),
     "--lora-targets": ("lora_targets", str),
     "--tokens": ("tokens", str),
+    "--picture": ("picture", str),
 }
 
 
@@ -64,10 +65,15 @@ def run(
     *,
     tokens: str | None = None,
     no_corrections: bool = False,
+    picture: str | None = None,
     as_json: bool = False,
     **flags: Any,
 ) -> int:
     """Answers and prints; ``flags`` are those of `trimtab.cli.settling.settle`."""
+    if picture:
+        from trimtab.report.picture_file import check_name, write_picture
+
+        check_name(picture)
     settled, cluster, notes = settle(config, **flags)
     answer = estimate(settled, cluster)
     if not no_corrections:
@@ -76,6 +82,8 @@ def run(
         from trimtab.units import parse_count
 
         answer = with_run(answer, parse_count(tokens))
+    if picture:
+        write_picture({**to_json(answer), "notes": list(notes)}, picture)
     if as_json:
         from trimtab.report import document
 
