@@ -77,16 +77,14 @@ def model(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: in
     config = configuration(request)
     auto = getattr(transformers, AUTO_CLASSES[request.task])
     with _place(request, deepspeed, dtype, stage):
-        # zero.Init itself casts what is built to its dtype, each parameter from the model's own
-        kind = {} if stage == 3 else {"dtype": dtype}
         try:
             try:
-                built = auto.from_config(config, **kind)
+                built = auto.from_config(config, dtype=dtype)
             except ValueError as refused:
                 if "scaled_dot_product_attention" not in str(refused):
                     raise
                 config._attn_implementation = "eager"  # as trimtab.train: the model has nothing else
-                built = auto.from_config(config, **kind)
+                built = auto.from_config(config, dtype=dtype)
         except ValueError as unknown:
             raise UsageError(
                 f"{AUTO_CLASSES[request.task]} has no model for {config.model_type}: {str(unknown)[:200]}"
