@@ -92,7 +92,11 @@ def main() -> int:
     errors, failed = [], 0
     lines = [line for file in options.data for line in file.read_text(encoding="utf-8").splitlines()]
     for case in map(json.loads, lines):
-        if "end" not in case["gib"] or options.only not in case["id"] or (options.missing and case["id"] in rows):
+        if (
+            "end" not in case["gib"]
+            or options.only not in case["id"]
+            or (options.missing and case["id"] in rows)
+        ):
             continue
         try:
             row = compare(case)

@@ -308,8 +308,8 @@ class Ledger(TorchDispatchMode):
     def mark_pinned(self, tensor: torch.Tensor, *, cached: bool = True) -> torch.Tensor:
         """Count ``tensor``'s storage as page-locked; ``cached`` if torch's own host allocator gives it.
 
-        That one (aten/src/ATen/core/CachingHostAllocator.h) rounds sizes up to a power of two, and keeps a free
-        block for the next request of its size: it never gives one back.
+        That one (aten/src/ATen/core/CachingHostAllocator.h) rounds sizes up to a power of two, and keeps a
+        free block for the next request of its size: it never gives one back.
         """
         self._see(tensor)
         allocation = self._live[tensor.untyped_storage()._cdata].allocation
