@@ -12,7 +12,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trimtab import catalogue, errors
+    from trimtab import catalogue, errors, moves
+    from trimtab.adapt import Adaptation, adapt
     from trimtab.catalogue import load_config
     from trimtab.check import check
     from trimtab.cluster import Cluster, find_gpu
@@ -21,42 +22,57 @@ if TYPE_CHECKING:
     from trimtab.estimate import Estimate, estimate
     from trimtab.findings import Finding
     from trimtab.job import Job
+    from trimtab.ladder import Ladder, ladder
     from trimtab.model import Model, find_model
+    from trimtab.plan import Plan, plan
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adaptation",
     "Cluster",
     "Config",
     "Estimate",
     "Finding",
     "Job",
+    "Ladder",
     "Model",
+    "Plan",
     "TrimtabError",
     "__version__",
+    "adapt",
     "catalogue",
     "check",
     "errors",
     "estimate",
     "find_gpu",
     "find_model",
+    "ladder",
     "load_config",
+    "moves",
+    "plan",
 ]
 
-_MODULES = ("catalogue", "errors")
+_MODULES = ("catalogue", "errors", "moves")
 _HOMES = {
+    "Adaptation": "trimtab.adapt",
     "Cluster": "trimtab.cluster",
     "Config": "trimtab.config",
     "Estimate": "trimtab.estimate",
     "Finding": "trimtab.findings",
     "Job": "trimtab.job",
+    "Ladder": "trimtab.ladder",
     "Model": "trimtab.model",
+    "Plan": "trimtab.plan",
     "TrimtabError": "trimtab.errors",
+    "adapt": "trimtab.adapt",
     "check": "trimtab.check",
     "estimate": "trimtab.estimate",
     "find_gpu": "trimtab.cluster",
     "find_model": "trimtab.model",
+    "ladder": "trimtab.ladder",
     "load_config": "trimtab.catalogue",
+    "plan": "trimtab.plan",
 }
 
 

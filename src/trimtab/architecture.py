@@ -12,6 +12,9 @@ Kind = Literal["causal", "encoder", "encoder-decoder"]
 Norm = Literal["rms", "layer"]
 Positions = Literal["rotary", "learned", "alibi", "relative"]
 
+# model types whose published weights were trained in bf16: their range does not fit fp16
+# (the Llama 2 paper, section 2.2; T5's and Qwen's model cards; huggingface/transformers#10956 for T5)
+BF16_FAMILIES = frozenset(("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "t5", "mt5"))
 _FAMILIES = {
     "llama": ("llama",),
     "mistral": ("mistral",),

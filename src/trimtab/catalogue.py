@@ -148,15 +148,24 @@ def load_config(name_or_path: str) -> Config:
 
 def _read(file: Path) -> Mapping[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UnreadableFile(
             f"{file}: no such file. `trimtab list` shows the ready configurations."
         ) from None
     except OSError as error:
         raise UnreadableFile(f"{file}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UnreadableFile(f"{file}: not readable as a configuration: {error}") from None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        from trimtab.source import read_text  # comments and other forms that DeepSpeed reads, at more cost
+
+        source = read_text(text, file=str(file))
+        if not source.complete:
+            raise UnreadableFile(f"{file}: not readable as a configuration: {error}") from None
+        value = source.value
     if not isinstance(value, dict):
         raise UnreadableFile(f"{file}: a configuration is an object, not {type(value).__name__}")
     return value

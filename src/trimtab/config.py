@@ -40,6 +40,20 @@ ZERO_DEFAULTS: Mapping[str, Any] = {
 ZERO_ALIASES: Mapping[str, str] = {
     name.removeprefix("stage3_"): name for name in ZERO_DEFAULTS if name.startswith("stage3_")
 }
+# read by stage 3 alone: runtime/engine.py:2751-2795, runtime/zero/partition_parameters.py:1598
+STAGE_3_ONLY = (
+    *(name for name in ZERO_DEFAULTS if name.startswith("stage3_")),
+    "stage3_gather_16bit_weights_on_model_save",
+    "stage3_module_granularity_threshold",
+    "stage3_use_all_reduce_for_fetch_params",
+    "stage3_allgather_sequential",
+    "sub_group_size",
+    "zero_hpz_partition_size",
+    "zero_quantized_weights",
+    "zero_quantized_nontrainable_weights",
+    "zero_quantized_gradients",
+    "leaf_module",
+)
 GRADIENT_CLIPPING_DEFAULT = 1.0  # runtime/constants.py:198-203
 
 

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.allocator import WORKSPACE_BYTES
-from trimtab.cost.memory import Profile, profile
+from trimtab.cost.memory import MOMENTS, Profile, profile
 from trimtab.cost.speed import Speed, step_speed
 from trimtab.errors import NotFound, UnknownArchitecture, UsageError
 from trimtab.model import Model, find_model
 from trimtab.parameters import tasks_of
-from trimtab.prices import Price, price
 from trimtab.units import GIB
+
+if TYPE_CHECKING:
+    from trimtab.cost.run import WholeRun
+    from trimtab.prices import Price
 
 # device memory outside PyTorch's allocator: CUDA context and kernels (0.6 GiB before the first step, 0.82
 # with DeepSpeed's kernels, one H200), and NCCL's buffers: 0.48 GiB more for one rank, 0.95 GiB for four
@@ -50,6 +54,21 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """One figure that a measurement changed (`trimtab.corrections`), in its base unit."""
+
+    what: str
+    """Its place in the JSON answer, such as ``speed.step_seconds``."""
+    factor: float | None = None
+    offset: float | None = None
+    """How the measurement acts on such figures: by a factor or by an offset; neither where it replaces."""
+    uncorrected: float
+    corrected: float
+    source: str
+    """The run that was measured, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """The answer about one job on one cluster; bytes, seconds and dollars."""
 
@@ -69,7 +88,11 @@ class Estimate:
     fits: bool
     fits_probability: float
     assumptions: tuple[str, ...]
+    run: WholeRun | None = None
+    """The whole run, if a number of tokens was asked for."""
     method: str = "arithmetic"
+    corrections: tuple[Correction, ...] = ()
+    """What measurements of this job, or of one like it, changed in it."""
 
     @property
     def slack_bytes(self) -> int:
@@ -106,8 +129,10 @@ class Estimate:
         return self.usd_per_hour / 3600 * 1e9 / per_second
 
 
-def estimate(config: Config, cluster: Cluster, *, model: Model | None = None) -> Estimate:
-    """Memory, time and money of ``config`` on ``cluster``.
+def estimate(
+    config: Config, cluster: Cluster, *, model: Model | None = None, tokens: int | None = None
+) -> Estimate:
+    """Memory, time and money of ``config`` on ``cluster``; of a whole run if ``tokens`` says how long it is.
 
     Raises:
         UsageError: no model is named, or the job contradicts itself.
@@ -143,7 +168,7 @@ def estimate(config: Config, cluster: Cluster, *, model: Model | None = None) ->
     nvme = counted.nvme_bytes * cluster.gpus_per_node
     if nvme and nvme > cluster.nvme_bytes:
         probability = 0.0
-    return Estimate(
+    answer = Estimate(
         config=config,
         model=model,
         cluster=cluster,
@@ -159,6 +184,40 @@ def estimate(config: Config, cluster: Cluster, *, model: Model | None = None) ->
         fits_probability=probability,
         assumptions=_assumptions(config, cluster, host),
     )
+    return answer if tokens is None else with_run(answer, tokens)
+
+
+def with_run(answer: Estimate, tokens: int) -> Estimate:
+    """The same answer with the whole run of ``tokens`` in it."""
+    from trimtab.cost.run import NOTICE_SECONDS, whole_run
+
+    if tokens < 1:
+        raise UsageError(f"{tokens} tokens: a run needs at least 1")
+    cluster, config = answer.cluster, answer.config
+    ranks = cluster.world_size // config.data_parallel_divisor
+    run = whole_run(
+        tokens,
+        tokens_per_second=answer.tokens_per_second_per_gpu * ranks,
+        tokens_per_step=answer.speed.tokens_per_step * ranks,
+        gpus=cluster.world_size,
+        checkpoint_bytes=checkpoint_bytes(config, answer.profile),
+        write_bytes_per_second=cluster.nvme_write_bytes_per_second * cluster.nodes,
+        read_bytes_per_second=cluster.nvme_read_bytes_per_second * cluster.nodes,
+        usd_per_hour=answer.usd_per_hour,
+    )
+    said = (
+        "interruptions at the rate of Llama 3's 16,384 H100s; checkpoints at "
+        f"{cluster.nvme_write_bytes_per_second / 1e9:.1f} GB/s a node, {NOTICE_SECONDS / 60:.0f} min until "
+        "a hang is noticed"
+    )
+    return replace(answer, run=run, assumptions=(*answer.assumptions, said))
+
+
+def checkpoint_bytes(config: Config, counted: Profile) -> int:
+    """Bytes of one checkpoint, all ranks together: weights, fp32 masters and the optimizer's states."""
+    states = MOMENTS.get(config.optimizer_type or "adamw", 2)
+    master = config.stage > 0 or config.precision != "fp32"
+    return counted.parameters * config.parameter_bytes + counted.trainable * 4 * (master + states)
 
 
 def outside_allocator(world_size: int) -> int:
@@ -212,6 +271,8 @@ def _host(counted: Profile, cluster: Cluster) -> Range:
 
 
 def _price(cluster: Cluster) -> Price | None:
+    from trimtab.prices import price
+
     try:
         return price(cluster.gpu)
     except NotFound:
@@ -250,6 +311,17 @@ def to_json(answer: Estimate) -> Mapping[str, object]:
         "fits_probability": answer.fits_probability,
         "method": answer.method,
         "assumptions": list(answer.assumptions),
+        "corrections": [
+            {
+                "what": one.what,
+                "factor": one.factor,
+                "offset": one.offset,
+                "uncorrected": one.uncorrected,
+                "corrected": one.corrected,
+                "from": one.source,
+            }
+            for one in answer.corrections
+        ],
         "parameters": {"total": counted.parameters, "trainable": counted.trainable},
         "gpu": {
             "name": answer.cluster.gpu.name,
@@ -259,10 +331,7 @@ def to_json(answer: Estimate) -> Mapping[str, object]:
             "peak_allocated_bytes": _range(answer.peak_allocated),
             "needed_bytes": _range(answer.needed),
             "parts": parts + rest,
-            "phases": [
-                {"name": name, "peak_allocated_bytes": size + (answer.slack_bytes if name != "init" else 0)}
-                for name, size in counted.phase_peaks.items()
-            ],
+            "phases": [_phase_to_json(answer, name) for name in counted.phase_peaks],
         },
         "host": {
             "bytes_per_node": _range(answer.host_bytes_per_node),
@@ -289,6 +358,35 @@ def to_json(answer: Estimate) -> Mapping[str, object]:
             "price_source": price_of.source if price_of else None,
             "price_date": price_of.date if price_of else None,
         },
+        "run": None if answer.run is None else _run(answer.run),
+    }
+
+
+def _run(run: WholeRun) -> dict[str, object]:
+    return {
+        "tokens": run.tokens,
+        "steps": run.steps,
+        "seconds": run.seconds,
+        "training_seconds": run.training_seconds,
+        "usd": run.usd,
+        "expected_interruptions": run.interruptions,
+        "seconds_between_interruptions": run.seconds_between_interruptions,
+        "checkpoint_bytes": run.checkpoint_bytes,
+        "checkpoint_save_seconds": run.save_seconds,
+        "checkpoint_interval_seconds": run.checkpoint_interval_seconds,
+        "restart_seconds": run.restart_seconds,
+        "effective_ratio": run.effective_ratio,
+    }
+
+
+def _phase_to_json(answer: Estimate, name: str) -> dict[str, object]:
+    """The peak of a phase and what is alive at its end; workspaces come with the first product."""
+    counted, slack = answer.profile, answer.slack_bytes if name != "init" else 0
+    end = counted.initialized if name == "init" else counted.live[name]
+    return {
+        "name": name,
+        "peak_allocated_bytes": counted.phase_peaks[name] + slack,
+        "end_allocated_bytes": end + slack,
     }
 
 

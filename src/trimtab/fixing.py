@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 
 from trimtab.check import check_sources
 from trimtab.errors import TrimtabError
 from trimtab.findings import SEVERITIES, Finding, Safety
 from trimtab.judging import Options
-from trimtab.source import Source, apply_edits, read_text
+from trimtab.source import Source, apply_edits, read_text, unified_diff
 
 MOST_FIXES = 200  # of one file; beyond it something goes in circles
 SLOW = "AD"  # these rules run the memory arithmetic, and no safe fix is theirs
@@ -30,9 +29,7 @@ class Fixed:
 
     def diff(self) -> str:
         """The change as a unified diff."""
-        before, after = self.source.text.splitlines(keepends=True), self.text.splitlines(keepends=True)
-        lines = difflib.unified_diff(before, after, self.source.file, self.source.file)
-        return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+        return unified_diff(self.source, self.text)
 
 
 def fixed(source: Source, options: Options, *, unsafe: bool = False) -> Fixed:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from trimtab.cost import operators as ops
-from trimtab.cost.machine import BLOCK_BYTES, PART, PARTS, PASS, Machine, Meter, Storage, Tensor, Weight
+from trimtab.cost.machine import PASS, Machine, Tensor, Weight
+from trimtab.cost.meter import BLOCK_BYTES, PART, PARTS, Meter, Storage
 from trimtab.cost.reduction import reduction_bytes
 
 K = 1024
@@ -18,13 +19,13 @@ class Recorder:
     """A listener that writes down what it hears and keeps gradients."""
 
     def __init__(self) -> None:
-        self.uses: list[tuple[str, tuple[str, ...]]] = []
+        self.uses: list[tuple[str, ...]] = []
         self.gradients: dict[str, int] = {}
 
-    def before_use(self, weights: tuple[Weight, ...], *, backward: bool) -> None:
-        self.uses.append(("backward" if backward else "forward", tuple(weight.name for weight in weights)))
+    def before_use(self, weights: tuple[Weight, ...]) -> None:
+        self.uses.append(tuple(weight.name for weight in weights))
 
-    def after_use(self, weights: tuple[Weight, ...], *, backward: bool) -> None:
+    def after_use(self, weights: tuple[Weight, ...]) -> None:
         pass
 
     def on_gradient(self, weight: Weight, gradient: Storage) -> None:
@@ -36,6 +37,11 @@ def recorder() -> Recorder:
     return Recorder()
 
 
+def meter_of(m: Machine) -> Meter:
+    assert isinstance(m.meter, Meter)
+    return m.meter
+
+
 @pytest.fixture
 def machine(recorder: Recorder) -> Machine:
     return Machine(meter=Meter(), listener=recorder, item=ITEM)
@@ -43,7 +49,7 @@ def machine(recorder: Recorder) -> Machine:
 
 def square(name: str, *, trainable: bool = True) -> Weight:
     """A weight of 32 by 32 elements: 2 KiB."""
-    return Weight(name, K, ITEM, 32, trainable)
+    return Weight(name, K, ITEM, 0, 32, trainable)
 
 
 def loss_of(m: Machine, x: Tensor) -> Tensor:
@@ -80,16 +86,16 @@ def test_two_operators_counted_by_hand(machine: Machine, recorder: Recorder) -> 
     out = ops.keeps_input(m, hidden)  # 2 KiB, keeps hidden
     del x, hidden
     loss = loss_of(m, out)  # 512 bytes
-    assert m.meter.live == 3 * 2 * K + BLOCK_BYTES
+    assert meter_of(m).live == 3 * 2 * K + BLOCK_BYTES
     del out
-    assert m.meter.live == 2 * 2 * K + BLOCK_BYTES
-    m.meter.reset_peak()
+    assert meter_of(m).live == 2 * 2 * K + BLOCK_BYTES
+    meter_of(m).reset_peak()
     m.backward(loss)
     # at the activation: x, hidden, gradients of out and hidden, beside the loss (whose gradient is spent)
-    assert m.meter.peak == 4 * 2 * K + BLOCK_BYTES
+    assert meter_of(m).peak == 4 * 2 * K + BLOCK_BYTES
     assert recorder.gradients == {"w": 2 * K}
     del loss
-    assert m.meter.live == 0
+    assert meter_of(m).live == 0
 
 
 def test_what_is_not_trained_keeps_nothing_and_makes_no_gradient(
@@ -99,7 +105,7 @@ def test_what_is_not_trained_keeps_nothing_and_makes_no_gradient(
     x = m.tensor(K)
     out = ops.keeps_input(m, ops.linear(m, x, square("w", trainable=False)))
     del x
-    assert m.meter.live == 2 * K
+    assert meter_of(m).live == 2 * K
     assert out.edge is None
     m.backward(loss_of(m, out))
     assert recorder.gradients == {}
@@ -111,7 +117,7 @@ def test_stage_3_keeps_the_input_of_a_frozen_linear_layer() -> None:
     out = ops.linear(m, x, square("w", trainable=False))
     del x
     assert out.edge is not None
-    assert m.meter.live == 2 * 2 * K
+    assert meter_of(m).live == 2 * 2 * K
 
 
 def test_a_weight_used_twice_gets_one_gradient_after_its_last_use(
@@ -129,9 +135,9 @@ def test_a_weight_used_twice_gets_one_gradient_after_its_last_use(
 def test_a_view_allocates_nothing(machine: Machine) -> None:
     m = machine
     x = m.leaf(m.tensor(K))
-    before = m.meter.live
+    before = meter_of(m).live
     m.op(K // 2, (x,), (PASS,), view_of=x)
-    assert m.meter.live == before
+    assert meter_of(m).live == before
 
 
 def chain(m: Machine, weights: list[Weight]) -> Callable[[Tensor], Tensor]:
@@ -148,7 +154,7 @@ def peak_of(run: Callable[[Machine, list[Weight]], Tensor], recorder: Recorder) 
     weights = [square(f"w{index}") for index in range(6)]
     loss = run(m, weights)
     m.backward(loss)
-    return m.meter.peak
+    return meter_of(m).peak
 
 
 def test_recomputation_keeps_only_the_inputs_of_its_regions(recorder: Recorder) -> None:
@@ -159,7 +165,7 @@ def test_recomputation_keeps_only_the_inputs_of_its_regions(recorder: Recorder) 
         x = m.leaf(m.tensor(K))
         for weight in weights:
             x = m.checkpoint(chain(m, [weight]), x)
-        assert m.meter.live == (len(weights) + 1) * 2 * K  # the input of each, and the last output
+        assert meter_of(m).live == (len(weights) + 1) * 2 * K  # the input of each, and the last output
         return loss_of(m, x)
 
     assert peak_of(recomputed, recorder) < peak_of(plain, recorder)
@@ -179,12 +185,12 @@ def test_recomputation_stops_early(machine: Machine, recorder: Recorder) -> None
     m.backward(loss_of(m, out))
     # backward of the second layer, recomputation of the first, backward of the first
     assert recorder.uses == [
-        ("backward", ("second",)),
-        ("backward", ("first",)),
-        ("backward", ("second",)),
-        ("backward", ("first",)),
+        ("second",),
+        ("first",),
+        ("second",),
+        ("first",),
     ]
-    replayed = sum(count for (phase, *_), count in m.work.items() if phase == "recompute")
+    replayed = sum(count for (phase, *_), count in m.meter.work.items() if phase == "recompute")
     assert replayed == 1
 
 
@@ -194,7 +200,7 @@ def test_work_counts_products_forward_and_backward(machine: Machine) -> None:
     m.backward(loss_of(m, out))
     flops = 2 * 32 * K
     spent = {
-        phase: sum(one * count for (p, one, _), count in m.work.items() if p == phase)
+        phase: sum(one * count for (p, one, _), count in m.meter.work.items() if p == phase)
         for phase in ("forward", "backward")
     }
     assert spent == {"forward": flops, "backward": 2 * flops}

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from trimtab.cost.engine import Engine, HalfEngine, Host, PlainEngine, Settings
-from trimtab.cost.machine import PART, Meter, Storage, Weight
+from trimtab.cost.machine import Weight
+from trimtab.cost.meter import PART, Meter, Storage
 from trimtab.cost.sharded_optimizer import ShardedOptimizer, WideOptimizer
 from trimtab.cost.sharded_parameters import ShardedParameters
 from trimtab.cost.wrappers import engine_for
@@ -47,8 +48,8 @@ def settings(**given: Any) -> Settings:
 
 def weights(item: int = 2, *, frozen: bool = False) -> list[Weight]:
     return [
-        Weight("large", LARGE, item, 1024, not frozen),
-        Weight("small", SMALL, item, 1024),
+        Weight("large", LARGE, item, 0, 1024, not frozen),
+        Weight("small", SMALL, item, 1, 1024),
     ]
 
 
@@ -63,9 +64,9 @@ def train(engine: Engine) -> None:
     """One micro step at a boundary, and the optimizer's step."""
     engine.begin_micro(boundary=True)
     for weight in reversed(engine.trainable):
-        engine.before_use((weight,), backward=True)
+        engine.before_use((weight.index,))
         engine.on_gradient(weight, engine.new(weight.bytes, "gradients"))
-        engine.after_use((weight,), backward=True)
+        engine.after_use((weight.index,))
     engine.end_backward()
     engine.step()
 
@@ -204,16 +205,16 @@ def test_buckets_are_reduced_when_full_and_gradients_leave() -> None:
 
 def test_a_gathered_group_lives_until_all_of_it_was_asked_for() -> None:
     sizes = {"first": SMALL, "second": SMALL, "third": SMALL}
-    parameters = [Weight(name, numel, 2, 1024) for name, numel in sizes.items()]
+    parameters = [Weight(name, numel, 2, index) for index, (name, numel) in enumerate(sizes.items())]
     given = settings(stage=3, prefetch_bucket=10**9, max_reuse_distance=0)
     engine = started(given, parameters)
     gathered = {}
     for complete in (False, True):  # the first micro step records the order of uses
         engine.begin_micro(boundary=True)
         for weight in parameters:
-            engine.before_use((weight,), backward=False)
+            engine.before_use((weight.index,))
             gathered[complete, weight.name] = engine.meter.parts[PART["gathered parameters"]] // (2 * SMALL)
-            engine.after_use((weight,), backward=False)
+            engine.after_use((weight.index,))
     assert [gathered[False, name] for name in sizes] == [1, 1, 1]
     # itself and the others in flight; their copies too, while the third still waits; the third alone
     assert [gathered[True, name] for name in sizes] == [3, 4, 1]

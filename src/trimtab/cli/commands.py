@@ -28,6 +28,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "explain": "trimtab.cli.explain:explain",
         "estimate": "trimtab.cli.estimate:estimate",
         "fit": "trimtab.cli.fit:fit",
+        "ladder": "trimtab.cli.ladder:ladder",
         "rehearse": "trimtab.cli.rehearse:rehearse",
         "diff": "trimtab.cli.diff:diff",
     },
@@ -36,6 +37,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "train": "trimtab.cli.train:train",
         "launch": "trimtab.cli.launch:launch",
         "report": "trimtab.cli.report:report",
+        "history": "trimtab.cli.history:history",
     },
     "Mend it": {
         "diagnose": "trimtab.cli.diagnose:diagnose",

@@ -7,11 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from trimtab import catalogue
-from trimtab.cluster import Cluster, find_gpu
+from trimtab.cluster import Cluster, find_gpu, find_link
 from trimtab.config import Config, fit_world
 from trimtab.errors import UnknownArchitecture, UsageError
+from trimtab.estimate import Estimate
 from trimtab.job import ATTENTIONS, KERNELS, TASKS
 from trimtab.model import find_hf, find_model
+from trimtab.units import parse_bytes
 
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A name from `trimtab list`, or a file.")
@@ -25,6 +27,15 @@ GpusOption = Annotated[
     int | None, typer.Option("--gpus-per-node", metavar="N", min=1, help="GPUs in a machine.")
 ]
 NodesOption = Annotated[int | None, typer.Option("--nodes", metavar="N", min=1, help="Machines.")]
+LinkOption = Annotated[
+    str | None,
+    typer.Option(
+        "--link", metavar="NAME", help="What joins the nodes, or the GPUs of one: ethernet-100g, pcie4."
+    ),
+]
+HostMemoryOption = Annotated[
+    str | None, typer.Option("--host-memory", metavar="SIZE", help="Memory of a machine, such as 256GiB.")
+]
 SequenceOption = Annotated[
     int | None, typer.Option("--sequence-length", metavar="N", min=1, help="Tokens of a sample.")
 ]
@@ -50,7 +61,27 @@ LoraRankOption = Annotated[
 LoraTargetsOption = Annotated[
     str | None, typer.Option("--lora-targets", metavar="A,B", help="Modules that LoRA adapts.")
 ]
+NoCorrectionsOption = Annotated[
+    bool, typer.Option("--no-corrections", help="Leave out what runs on this machine have measured.")
+]
+PictureOption = Annotated[
+    str | None,
+    typer.Option("--picture", metavar="FILE", help="Draw memory too: a .svg, .png or .html file."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def corrected_by_history(answer: Estimate) -> Estimate:
+    """``answer`` with what this machine's history knows of its job; without a history it costs nothing."""
+    from trimtab.store.database import history_file
+
+    file = history_file()
+    if file is None or not file.exists():
+        return answer
+    from trimtab.corrections import corrected, traits_of
+    from trimtab.store.database import measurements
+
+    return corrected(answer, measurements(traits_of(answer)))
 
 
 def settle(
@@ -70,6 +101,8 @@ def settle(
     kernels: str | None = None,
     lora_r: int | None = None,
     lora_targets: str | None = None,
+    link: str | None = None,
+    host_memory: str | None = None,
 ) -> tuple[Config, Cluster, tuple[str, ...]]:
     """The configuration with the flags over it, the machines, and notes on what the flags moved.
 
@@ -79,6 +112,41 @@ def settle(
         UsageError: no GPU is named, or the flags contradict each other.
         RefusedConfig: DeepSpeed would refuse the batch on these machines.
     """
+    config, notes = stated(
+        name,
+        model=model,
+        sequence_length=sequence_length,
+        target_length=target_length,
+        micro_batch=micro_batch,
+        grad_accum=grad_accum,
+        task=task,
+        checkpoint_activations=checkpoint_activations,
+        attention=attention,
+        kernels=kernels,
+        lora_r=lora_r,
+        lora_targets=lora_targets,
+    )
+    cluster = machines(name, config, gpu, gpus_per_node, nodes, link, host_memory)
+    config, moved = fit_world(config, cluster.world_size)
+    return config, cluster, notes + moved
+
+
+def stated(
+    name: str,
+    *,
+    model: str | None = None,
+    sequence_length: int | None = None,
+    target_length: int | None = None,
+    micro_batch: int | None = None,
+    grad_accum: int | None = None,
+    task: str | None = None,
+    checkpoint_activations: bool | None = None,
+    attention: str | None = None,
+    kernels: str | None = None,
+    lora_r: int | None = None,
+    lora_targets: str | None = None,
+) -> tuple[Config, tuple[str, ...]]:
+    """The configuration with the flags over it, whatever the machines, and notes on what was assumed."""
     config = catalogue.load_config(name)
     block: dict[str, Any] = {
         "model": model,
@@ -106,10 +174,7 @@ def settle(
             changes[f"{section}.enabled"] = True
             notes = (*notes, f'{section}.enabled is "auto": taken as true')
             break
-    config = _with_batch(config.with_values(changes), micro_batch, grad_accum)
-    cluster = _cluster(name, config, gpu, gpus_per_node, nodes)
-    config, moved = fit_world(config, cluster.world_size)
-    return config, cluster, notes + moved
+    return _with_batch(config.with_values(changes), micro_batch, grad_accum), notes
 
 
 def _is_auto(section: Any) -> bool:
@@ -140,23 +205,51 @@ def _with_batch(config: Config, micro: int | None, accumulation: int | None) -> 
     return config.with_values({**changes, "train_batch_size": None})
 
 
-def _cluster(name: str, config: Config, gpu: str | None, per_node: int | None, nodes: int | None) -> Cluster:
-    if name in catalogue.names():
-        hardware = catalogue.card(name).hardware
+def machines(
+    name: str,
+    config: Config,
+    gpu: str | None,
+    per_node: int | None,
+    nodes: int | None,
+    link: str | None = None,
+    host_memory: str | None = None,
+) -> Cluster:
+    """The machines that the flags name; what they leave open is what a ready configuration is made for."""
+    joint = find_link(link) if link is not None else None
+    inter = joint if joint is not None and joint.kind == "inter" else None
+    intra = joint if joint is not None and joint.kind == "intra" else None
+    memory = parse_bytes(host_memory) if host_memory is not None else None
+    hardware = catalogue.card(name).hardware if name in catalogue.names() else None
+    if hardware is not None:
         own = gpu is None or find_gpu(gpu).name == hardware.gpu
-        return Cluster.of(
-            gpu or hardware.gpu,
-            per_node or hardware.gpus_per_node,
-            nodes or hardware.nodes,
-            inter_link=hardware.inter_node_link if own else None,
-            host_memory_bytes=hardware.host_memory_bytes if own and per_node is None else None,
-        )
+        gpu, nodes = gpu or hardware.gpu, nodes or hardware.nodes
+        if own and inter is None and hardware.inter_node_link is not None:
+            inter = find_link(hardware.inter_node_link)
+        if own and per_node is None and memory is None:
+            memory = hardware.host_memory_bytes
+        per_node = per_node or hardware.gpus_per_node
     if gpu is None:
         raise UsageError(f"{name}: on which GPU? Give --gpu NAME, such as --gpu a100-80gb --gpus-per-node 8")
     if per_node is None and nodes is None:
         per_node = min(8, _stated_world(config))
         nodes = max(1, _stated_world(config) // per_node)
-    return Cluster.of(gpu, per_node or 1, nodes or 1)
+    return Cluster.of(
+        gpu, per_node or 1, nodes or 1, intra_link=intra, inter_link=inter, host_memory_bytes=memory
+    )
+
+
+def home(name: str) -> Cluster | None:
+    """The machines that a ready configuration is made for; None for a file."""
+    if name not in catalogue.names():
+        return None
+    hardware = catalogue.card(name).hardware
+    return Cluster.of(
+        hardware.gpu,
+        hardware.gpus_per_node,
+        hardware.nodes,
+        inter_link=hardware.inter_node_link,
+        host_memory_bytes=hardware.host_memory_bytes,
+    )
 
 
 def _stated_world(config: Config) -> int:

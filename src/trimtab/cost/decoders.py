@@ -79,8 +79,8 @@ def _llama(net: Net) -> Tensor:
     x = ops.scale(net.m, embedded) if net.model.family == "gemma" else embedded
     x = net.start(ops.dropout(net.m, x, net.model.embedding_dropout))
     layer = _parallel_layer if net.model.parallel_residual else _llama_layer
-    for index in range(net.model.layers):
-        x = net.layer(partial(layer, net, f"model.layers.{index}"), x)
+    for path in net.layers("model.layers"):
+        x = net.layer(partial(layer, net, path), x)
     return net.norm(x, "model.norm")
 
 
@@ -178,8 +178,8 @@ def _gpt2(net: Net) -> Tensor:
     words = net.embedding("transformer.wte", _tokens(net))
     places = net.embedding("transformer.wpe", net.job.sequence_length)
     x = net.start(net.dropout(ops.add(m, words, places), model.embedding_dropout))
-    for index in range(model.layers):
-        x = net.layer(partial(_gpt2_layer, net, f"transformer.h.{index}"), x)
+    for path in net.layers("transformer.h"):
+        x = net.layer(partial(_gpt2_layer, net, path), x)
     return net.norm(x, "transformer.ln_f")
 
 
@@ -217,8 +217,8 @@ def _gpt_neo(net: Net) -> Tensor:
     words = net.embedding("transformer.wte", _tokens(net))
     places = net.embedding("transformer.wpe", net.job.sequence_length)
     x = net.start(net.dropout(ops.add(m, words, places), model.embedding_dropout))
-    for index in range(model.layers):
-        x = net.layer(partial(_gpt_neo_layer, net, f"transformer.h.{index}"), x)
+    for path in net.layers("transformer.h"):
+        x = net.layer(partial(_gpt_neo_layer, net, path), x)
     return net.norm(x, "transformer.ln_f")
 
 
@@ -244,8 +244,8 @@ def _gpt_neo_layer(net: Net, path: str, x: Tensor) -> Tensor:
 def _gptj(net: Net) -> Tensor:
     model = net.model
     x = net.start(net.dropout(net.embedding("transformer.wte", _tokens(net)), model.embedding_dropout))
-    for index in range(model.layers):
-        x = net.layer(partial(_gptj_layer, net, f"transformer.h.{index}"), x)
+    for path in net.layers("transformer.h"):
+        x = net.layer(partial(_gptj_layer, net, path), x)
     return net.norm(x, "transformer.ln_f")
 
 
@@ -275,8 +275,8 @@ def _gptj_attention(net: Net, path: str, x: Tensor) -> Tensor:
 def _neox(net: Net) -> Tensor:
     model = net.model
     x = net.start(net.dropout(net.embedding("gpt_neox.embed_in", _tokens(net)), model.embedding_dropout))
-    for index in range(model.layers):
-        x = net.layer(partial(_neox_layer, net, f"gpt_neox.layers.{index}"), x)
+    for path in net.layers("gpt_neox.layers"):
+        x = net.layer(partial(_neox_layer, net, path), x)
     return net.norm(x, "gpt_neox.final_layer_norm")
 
 
@@ -314,8 +314,8 @@ def _neox_attention(net: Net, path: str, x: Tensor) -> Tensor:
 def _phi(net: Net) -> Tensor:
     model = net.model
     x = net.start(net.dropout(net.embedding("model.embed_tokens", _tokens(net)), model.embedding_dropout))
-    for index in range(model.layers):
-        x = net.layer(partial(_phi_layer, net, f"model.layers.{index}"), x)
+    for path in net.layers("model.layers"):
+        x = net.layer(partial(_phi_layer, net, path), x)
     return net.norm(x, "model.final_layernorm")
 
 
@@ -339,14 +339,14 @@ def _phi_attention(net: Net, path: str, x: Tensor) -> Tensor:
 
 
 def _opt(net: Net) -> Tensor:
-    m, model = net.m, net.model
+    m = net.m
     words = net.embedding("model.decoder.embed_tokens", _tokens(net))
     if "model.decoder.project_in.weight" in net.weights:
         words = net.linear(words, "model.decoder.project_in")
     places = net.embedding("model.decoder.embed_positions", _tokens(net))
     x = net.start(ops.add(m, words, places))
-    for index in range(model.layers):
-        x = net.layer(partial(_opt_layer, net, f"model.decoder.layers.{index}"), x)
+    for path in net.layers("model.decoder.layers"):
+        x = net.layer(partial(_opt_layer, net, path), x)
     if "model.decoder.final_layer_norm.weight" in net.weights:
         x = net.norm(x, "model.decoder.final_layer_norm")
     if "model.decoder.project_out.weight" in net.weights:

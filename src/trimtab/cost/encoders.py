@@ -31,8 +31,8 @@ def bert(net: Net, prefix: str) -> Tensor:
     where = f"{prefix}encoder.layer"
     if model.model_type == "distilbert":
         layer, where = _distilbert_layer, f"{prefix}transformer.layer"
-    for index in range(model.layers):
-        x = net.layer(partial(layer, net, f"{where}.{index}"), x)
+    for path in net.layers(where):
+        x = net.layer(partial(layer, net, path), x)
     return x
 
 
@@ -100,7 +100,7 @@ class _Stack:
         x = net.dropout(embedded, model.residual_dropout)
         layers = model.layers if self.encoded is None else model.decoder_layers
         x = net.start(x)
-        for index in range(layers):
+        for index in net.m.meter.layers(f"{self.name}.block", layers):
             x = net.layer(partial(self._block, index), x)
         x = net.norm(x, f"{self.name}.final_layer_norm")
         return net.m.leave(net.dropout(x, model.residual_dropout))

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trimtab.cost.machine import PART, Meter, Storage, Weight
+from trimtab.cost.machine import Weight
+from trimtab.cost.meter import PART, Meter, Storage
 
 ALLREDUCE_ELEMENTS = 500_000_000  # engine.py:151, MEMORY_OPT_ALLREDUCE_SIZE
 NORM_ITEM = 8  # zero/utils.py:59: norms are taken in fp64
@@ -97,14 +98,21 @@ class Engine:
     def initialize(self) -> None:
         """``deepspeed.initialize``."""
 
+    def state(self) -> object:
+        """What decides how a micro step goes, between two of them; None where they differ anyway."""
+        return None
+
     def begin_micro(self, *, boundary: bool) -> None:
         """A micro step starts; ``boundary`` if the optimizer steps after it."""
         self.boundary = boundary
 
-    def before_use(self, weights: tuple[Weight, ...], *, backward: bool) -> None:
-        """An operator is about to read ``weights``."""
+    hears_uses = False
+    """Whether `before_use` and `after_use` matter to it."""
 
-    def after_use(self, weights: tuple[Weight, ...], *, backward: bool) -> None:
+    def before_use(self, uses: Sequence[int], shift: int = 0) -> None:
+        """An operator is about to read the parameters ``shift`` places behind ``uses``."""
+
+    def after_use(self, uses: Sequence[int], shift: int = 0) -> None:
         """It has read them."""
 
     def on_gradient(self, weight: Weight, gradient: Storage) -> None:

@@ -10,131 +10,44 @@ counting says when a storage ends, and every size is rounded up to 512 bytes as 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Protocol
 
-BLOCK_BYTES = 512
-
-PARTS = (
-    "parameters",
-    "gradients",
-    "master weights",
-    "optimizer states",
-    "buckets",
-    "gathered parameters",
-    "activations",
-    "logits and loss",
-    "temporaries",
-)
-PART = {name: index for index, name in enumerate(PARTS)}
+from trimtab.cost.meter import PART, Account, Kernel, Storage
 
 
-class Meter:
-    """Live bytes by part, with the peak since the last reset and what it was made of.
+class Weight:
+    """A parameter as the machine sees it: a size, whether it trains, and the gradients still to come.
 
-    ``record``, if there is one, lists every request and its end for `trimtab.cost.allocator.replay`.
+    ``index`` is its place among the model's parameters, ``columns`` the width of a row: the inputs of a linear
+    layer, the width of an embedding.
     """
 
-    __slots__ = ("live", "parts", "peak", "peak_parts", "record", "requests")
+    __slots__ = (
+        "bytes", "columns", "edge", "index", "item", "name", "numel", "pending", "trainable", "uses",
+    )  # fmt: skip
 
-    def __init__(self, record: list[int] | None = None) -> None:
-        self.record, self.requests = record, 0
-        self.live = 0
-        self.peak = 0
-        self.parts = [0] * len(PARTS)
-        self.peak_parts = list(self.parts)
-
-    def add(self, count: int, part: int) -> None:
-        """Count an allocation of ``count`` bytes."""
-        self.parts[part] += count
-        self.live += count
-        if self.live > self.peak:
-            self.peak = self.live
-            self.peak_parts = self.parts.copy()
-
-    def drop(self, count: int, part: int) -> None:
-        """Count the end of ``count`` bytes."""
-        self.parts[part] -= count
-        self.live -= count
-
-    def request(self, size: int, stream: int = 0) -> int:
-        """Record a request of ``size`` bytes and return its number, 0 where nothing is recorded."""
-        if self.record is None or not size:
-            return 0
-        self.requests += 1
-        self.record.append(size + stream)
-        return self.requests
-
-    def mark(self, kind: int) -> None:
-        """Record one of the allocator's marks."""
-        if self.record is not None:
-            self.record.append(kind)
-
-    def reset_peak(self) -> None:
-        """Start a new peak from what is live."""
-        self.peak = self.live
-        self.peak_parts = self.parts.copy()
-
-
-class Storage:
-    """Bytes on the device; they end when nothing refers to them any more."""
-
-    __slots__ = ("bytes", "meter", "part", "request")
-
-    def __init__(self, meter: Meter, count: int, part: int, stream: int = 0) -> None:
-        self.meter, self.part = meter, part
-        self.bytes = (count + BLOCK_BYTES - 1) // BLOCK_BYTES * BLOCK_BYTES
-        self.request = 0 if meter.record is None else meter.request(self.bytes, stream)
-        meter.add(self.bytes, part)
-
-    def __del__(self) -> None:
-        meter = self.meter
-        meter.drop(self.bytes, self.part)
-        if self.request and meter.record is not None:
-            meter.record.append(-self.request)
-
-    def move(self, part: int) -> None:
-        """Count these bytes as ``part`` from now on."""
-        self.meter.parts[self.part] -= self.bytes
-        self.meter.parts[part] += self.bytes
-        self.part = part
-
-
-@dataclass(slots=True, eq=False)
-class Weight:
-    """A parameter as the machine sees it: a size, whether it trains, and the gradients still to come."""
-
-    name: str
-    numel: int
-    item: int
-    columns: int = 0
-    """Width of a row: the inputs of a linear layer, the width of an embedding."""
-    trainable: bool = True
-    uses: int = 0
-    """Operators of this forward pass whose gradients are still to come."""
-    pending: Storage | None = None
-    """The sum of the gradients that have come so far."""
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the whole parameter."""
-        return self.numel * self.item
-
-    @property
-    def edge(self) -> Weight | None:
-        """Where its gradient goes: to itself, unless it is frozen."""
-        return self if self.trainable else None
+    def __init__(
+        self, name: str, numel: int, item: int, index: int = 0, columns: int = 0, trainable: bool = True
+    ) -> None:
+        self.name, self.numel, self.item, self.index = name, numel, item, index
+        self.columns, self.trainable = columns, trainable
+        self.bytes = numel * item
+        self.edge = self if trainable else None
+        """Where its gradient goes."""
+        self.uses = 0
+        """Operators of this forward pass whose gradients are still to come."""
+        self.pending: Storage | None = None
+        """The sum of the gradients that have come so far."""
 
 
 class Node:
     """One operator in the autograd graph: what it kept, and what its backward pass allocates."""
 
     __slots__ = (
-        "flops", "gradients", "inputs", "module", "moved", "part", "region", "saved", "saves", "scratch",
-        "slot", "tail", "weights",
+        "flops", "gradients", "inputs", "kernel", "module", "moved", "part", "place", "region", "saved",
+        "saves", "scratch", "shape", "slot", "tail", "weights",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -143,7 +56,9 @@ class Node:
         self.gradients: tuple[int, ...] = ()
         self.saved: tuple[Storage, ...] = ()
         self.scratch = self.flops = self.moved = self.slot = self.part = self.saves = self.tail = 0
+        self.kernel, self.shape = "moving", ()
         self.region: Region | None = None
+        self.place: object = None
         self.module = False
         """Whether it stands for the end of a module without parameters of its own."""
 
@@ -175,10 +90,10 @@ class Tensor:
 class Listener(Protocol):
     """Whoever wants to know that parameters are used and gradients are made: the engine."""
 
-    def before_use(self, weights: tuple[Weight, ...], *, backward: bool) -> None:
+    def before_use(self, weights: tuple[Weight, ...]) -> None:
         """``weights`` are about to be read by an operator."""
 
-    def after_use(self, weights: tuple[Weight, ...], *, backward: bool) -> None:
+    def after_use(self, weights: tuple[Weight, ...]) -> None:
         """The operator that read ``weights`` is done."""
 
     def on_gradient(self, weight: Weight, gradient: Storage) -> None:
@@ -193,42 +108,59 @@ class _Stop(Exception):
     """Recomputation has made the last tensor that the backward pass needs."""
 
 
-@dataclass(slots=True, eq=False)
 class Region:
     """A stretch of the forward pass whose activations are recomputed (non-reentrant checkpointing)."""
 
-    run: Callable[..., Tensor]
-    arguments: tuple[Tensor, ...]
-    nodes: int = 0
-    saves: int = 0
-    recomputed: list[tuple[Storage, ...]] | None = None
+    __slots__ = ("arguments", "nodes", "recomputed", "run", "saves")
+
+    def __init__(self, run: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> None:
+        self.run, self.arguments = run, arguments
+        self.nodes = self.saves = 0
+        self.recomputed: list[tuple[Storage, ...]] | None = None
 
     def finish(self) -> None:
         """Let go of everything: its backward pass is done."""
         self.run, self.arguments, self.recomputed = _nothing, (), None
 
 
-@dataclass(slots=True)
-class Machine:
-    """Runs operators forward, then backward, counting what is live and what work is done."""
+def backward_kernels(node: Node) -> Iterator[Kernel]:
+    """The kernels that make a node's gradients."""
+    sizes = [size for edge, size in zip(node.inputs, node.gradients, strict=True) if edge and size != PASS]
+    if not sizes:
+        return
+    if node.kernel == "attention":  # one kernel makes them all; five products for the forward pass's two
+        yield Kernel("backward", "attention", node.moved + sum(sizes), node.flops * 5 // 2, node.shape)
+    elif node.kernel == "product":
+        batch, rows, inner, columns, item = node.shape
+        outcome = batch * rows * columns * item
+        moved = outcome + batch * (rows + columns) * inner * item
+        for place, shape in enumerate(((rows, columns, inner), (inner, rows, columns))):
+            if node.inputs[place] is not None:
+                yield Kernel("backward", "product", moved, node.flops, (batch, *shape, item))
+        if any(node.inputs[2:]):  # the bias: a sum over the rows
+            yield Kernel("backward", "moving", outcome)
+    else:
+        yield Kernel("backward", "moving", node.moved + sum(sizes) + 2 * node.scratch + node.tail, node.flops)
 
-    meter: Meter
-    listener: Listener
-    item: int
-    """Bytes of an activation element."""
-    work: Counter[tuple[str, int, int]] = field(default_factory=Counter)
-    """How often an operator of this (phase, flops, bytes moved) ran."""
-    tape: list[Node] = field(default_factory=list)
-    part: int = PART["activations"]
-    phase: str = "forward"
-    sharded: bool = False
-    """Stage 3: the engine counts modules without parameters too, and has a linear function of its own."""
-    kept: list[Storage] = field(default_factory=list)
-    """Leaves and their gradients: they live as long as the loss whose graph they end."""
-    _region: Region | None = None
-    _replaying: Region | None = None
-    _replayed: list[tuple[Storage, ...]] = field(default_factory=list)
-    _replayed_saves: int = 0
+
+class Machine:
+    """Runs operators forward, then backward, counting what is live and what work is done.
+
+    ``item`` is the bytes of an activation element.  ``sharded`` says that it is stage 3, where the engine
+    counts modules without parameters too and has a linear function of its own.
+    """
+
+    def __init__(self, *, meter: Account, listener: Listener, item: int, sharded: bool = False) -> None:
+        self.meter, self.listener, self.item, self.sharded = meter, listener, item, sharded
+        self.tape: list[Node] = []
+        self.part = PART["activations"]
+        self.phase = "forward"
+        self.kept: list[Storage] = []
+        """Leaves and their gradients: they live as long as the loss whose graph they end."""
+        self._region: Region | None = None
+        self._replaying: Region | None = None
+        self._replayed: list[tuple[Storage, ...]] = []
+        self._replayed_saves = 0
 
     def new(self, count: int) -> Storage:
         """A fresh storage of ``count`` bytes."""
@@ -259,6 +191,8 @@ class Machine:
         scratch: int = 0,
         tail: int = 0,
         flops: int = 0,
+        kernel: str = "moving",
+        shape: tuple[int, ...] = (),
         view_of: Tensor | None = None,
     ) -> Tensor:
         """Run one operator.
@@ -273,6 +207,7 @@ class Machine:
             scratch: bytes that its backward pass needs while it runs.
             tail: bytes that summing a broadcast gradient needs, after what it kept is gone.
             flops: floating-point operations of the forward pass.
+            kernel, shape: its kernel's name and sizes, as in `trimtab.cost.meter.Kernel`.
             view_of: the tensor that the output only looks at; nothing is allocated then.
         """
         item = self.item if item is None else item
@@ -280,7 +215,7 @@ class Machine:
         edges = tuple(None if one is None else one.edge for one in inputs)
         recorded = any(edge is not None for edge in edges)
         if weights:
-            self.listener.before_use(weights, backward=self._replaying is not None)
+            self.listener.before_use(weights)
         saves = len(keep) + len(extra) + keep_output
         if recorded and keep:
             keep = self._save(keep)
@@ -289,15 +224,22 @@ class Machine:
         else:
             out = Tensor(numel, item, self.new(numel * item))
             moved = out.bytes + sum(one.bytes for one in inputs if one is not None)
-            self.work["recompute" if self._replaying else self.phase, flops, moved] += 1
+            phase = "recompute" if self._replaying else self.phase
+            self.meter.work[Kernel(phase, kernel, moved, flops, shape)] += 1
         if recorded and (keep_output or extra):
             own = tuple(self.new(count) for count in extra)
             keep = (*keep, *self._save((*own, out.storage) if keep_output else own))
         if weights:
-            self.listener.after_use(weights, backward=self._replaying is not None)
+            self.listener.after_use(weights)
         if recorded:
-            self._record(out, edges, weights, gradients, keep, saves, (scratch, tail), flops)
+            node = self._record(out, edges, weights, gradients, keep, saves, (scratch, tail))
+            if node is not None:
+                node.flops, node.kernel, node.shape = flops, kernel, shape
         return out
+
+    def adds(self, count: int) -> None:
+        """Count a kernel that adds to ``count`` bytes in place, and makes nothing."""
+        self.meter.work[Kernel("recompute" if self._replaying else self.phase, "moving", 2 * count)] += 1
 
     def _save(self, storages: tuple[Storage, ...]) -> tuple[Storage, ...]:
         if self._replaying is not None:
@@ -319,17 +261,17 @@ class Machine:
         kept: tuple[Storage, ...],
         saves: int,
         scratch: tuple[int, int],
-        flops: int,
-    ) -> None:
+    ) -> Node | None:
         if self._replaying is not None:
             self._replayed.append(kept)
             out.edge = _REPLAYED
-            return
+            return None
         node = Node()
         node.inputs, node.gradients, node.saved = edges, gradients, kept
         node.scratch, node.tail = scratch
-        node.weights, node.part, node.region, node.flops = weights, self.part, self._region, flops
+        node.weights, node.part, node.region = weights, self.part, self._region
         node.saves = saves
+        node.place = self.meter.place
         node.moved = out.bytes + sum(storage.bytes for storage in kept)
         if self._region is not None:
             node.slot = self._region.nodes
@@ -339,11 +281,12 @@ class Machine:
                 edge.uses += 1
         self.tape.append(node)
         out.edge = node
+        return node
 
     def enter(self) -> None:
         """A module without parameters of its own begins."""
         if self.sharded:
-            self.listener.before_use((), backward=self._replaying is not None)
+            self.listener.before_use(())
 
     def leave(self, out: Tensor) -> Tensor:
         """It ends with ``out``; its backward pass will begin there."""
@@ -394,10 +337,13 @@ class Machine:
         tape, self.tape = self.tape, []
         while tape:
             node = tape.pop()
+            if node.place is not self.meter.place:
+                self.meter.turn_to(node.place)
             if node in gradients:
                 self._step_back(node, gradients)
             if node.region is not None and node.slot == 0:
                 node.region.finish()
+        self.meter.turn_to(None)
         for leaf, gradient in gradients.items():
             self.kept += [*leaf.saved, gradient]
         self.phase = "forward"
@@ -405,7 +351,7 @@ class Machine:
     def _step_back(self, node: Node, gradients: dict[Node, Storage]) -> None:
         incoming = gradients.pop(node)
         if node.weights or node.module:
-            self.listener.before_use(node.weights, backward=True)
+            self.listener.before_use(node.weights)
         saved = node.saved
         if node.region is not None and node.saves:
             recomputed = self._replay(node.region)
@@ -413,13 +359,11 @@ class Machine:
         part, self.part = self.part, node.part
         scratch = self.new(node.scratch) if node.scratch else None
         made: list[tuple[Edge, Storage]] = []
-        moved = node.moved
         for edge, size in zip(node.inputs, node.gradients, strict=True):
             if edge is not None:
                 made.append((edge, incoming if size == PASS else self.new(size)))
-                moved += max(size, 0)
-        if any(size != PASS for size in node.gradients):
-            self.work["backward", node.flops * len(made), moved] += 1
+        for kernel in backward_kernels(node):
+            self.meter.work[kernel] += 1
         self.part = part
         del scratch
         if node.tail:
@@ -430,12 +374,14 @@ class Machine:
         while made:
             edge, gradient = made.pop()
             if isinstance(edge, Node):
-                gradients.setdefault(edge, gradient)  # a second one is added in place
+                if edge in gradients:  # a second one is added in place
+                    self.meter.work[Kernel("backward", "moving", 3 * gradient.bytes)] += 1
+                gradients.setdefault(edge, gradient)
             else:
                 self._weight_gradient(edge, gradient)
             del gradient
         if node.weights:
-            self.listener.after_use(node.weights, backward=True)
+            self.listener.after_use(node.weights)
 
     def _weight_gradient(self, weight: Weight, gradient: Storage) -> None:
         weight.uses -= 1

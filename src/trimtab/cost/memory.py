@@ -6,17 +6,21 @@ and the next is measured, as `rehearse` and a GPU measure it.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from trimtab.config import Config
 from trimtab.cost import heads
 from trimtab.cost.allocator import NOTE, RESET, WORKSPACE_BYTES, OutOfMemory, Reading, replay
 from trimtab.cost.engine import Engine, Settings
-from trimtab.cost.machine import PARTS, Machine, Meter, Storage
+from trimtab.cost.machine import Machine, Weight
+from trimtab.cost.meter import PARTS, Meter, Storage, Work
 from trimtab.cost.net import Net, weights_of
+from trimtab.cost.sharded_parameters import ShardedParameters
+from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, SHOWN, START, Numbers, Recording, Tape
 from trimtab.cost.wrappers import engine_for
+from trimtab.job import Job, Lora
 from trimtab.model import Model
 from trimtab.parameters import buffers, parameters
 
@@ -51,7 +55,7 @@ class Profile:
     """Of one rank, beside the process itself."""
     host_parts: dict[str, int]
     nvme_bytes: int
-    work: Counter[tuple[str, int, int]]
+    work: Work
     """Operators of the last micro step by (phase, flops, bytes moved)."""
     readings: dict[str, Reading] = field(default_factory=dict)
     """The caching allocator's statistics after each of `PHASES`, if asked for."""
@@ -135,100 +139,184 @@ def profile(
     """
     settings = settings_of(config, world_size)
     job = config.job
-    listing = parameters(model, job.task, job.lora)
-    prefix = "base_model.model." if job.lora else ""
-    weights = weights_of(listing, settings.item, conv1d=model.model_type == "gpt2")
+    weights = weights_for(model, job.task, job.lora, settings.item)
+    recording = recorded(
+        model,
+        replace(job, model=None),
+        config.batch(world_size).micro,
+        settings.item,
+        sharded=settings.stage == 3,
+        fp16=config.precision == "fp16",
+    )
     meter = Meter([] if allocator else None)
-    engine = engine_for(meter, list(weights.values()), settings)
+    engine = engine_for(meter, weights, settings)
     engine.build()
     buffer_bytes = [Storage(meter, one.bytes, 0) for one in buffers(model, job.task)]
     built = meter.live
     engine.initialize()
     initialized, init_peak = meter.live, meter.peak
     meter.mark(NOTE)
-    # peft trains a copy of what "modules_to_save" names, and the forward pass goes through it
-    table = {
-        name.removeprefix(prefix).replace(".modules_to_save.default", ""): weight
-        for name, weight in weights.items()
-    }
-    machine = Machine(meter=meter, listener=engine, item=settings.item, sharded=settings.stage == 3)
-    net = Net(
-        m=machine,
-        model=model,
-        job=job,
-        batch=config.batch(world_size).micro,
-        weights=table,
-        fp16=config.precision == "fp16",
-    )
-    peaks: dict[str, int] = {}
-    live: dict[str, int] = {}
-    parts: list[int] = []
+    run = _Run(recording, engine, workspace_bytes)
+    if not allocator:
+        run.skip_first_step()
     # a third step finds the cache as the second has cut it up, and may no longer fit where that did
-    for step in range(3 if allocator else 2):
-        measured = step > 0
-        micros = min(settings.accumulation, 2)
+    for step in range(3) if allocator else (1,):
         if step == 1:
             meter.mark(RESET)
-        for micro in range(micros):
-            machine.work.clear()
-            engine.begin_micro(boundary=micro == micros - 1)
-            handles = 0 if measured or micro else workspace_bytes
-            _micro_step(net, engine, live, peaks if measured else {}, parts if measured else [], handles)
-        meter.reset_peak()
-        engine.step()
-        live["step"] = meter.live
-        if measured:
-            _note(meter, "step", peaks, parts)
-            meter.mark(NOTE)
+        run.step()
     record = meter.record or ()
     readings = replay(record)
     meter.record = None
     del buffer_bytes
     return Profile(
-        parameters=sum(one.numel for one in listing),
-        trainable=sum(one.numel for one in listing if one.trainable),
-        tensors=len(listing),
-        trainable_tensors=sum(one.trainable for one in listing),
+        parameters=sum(one.numel for one in weights),
+        trainable=sum(one.numel for one in weights if one.trainable),
+        tensors=len(weights),
+        trainable_tensors=sum(one.trainable for one in weights),
         built=built,
         initialized=initialized,
-        live=live,
-        phase_peaks={"init": init_peak, **peaks},
-        peak=max(peaks.values()),
-        peak_parts=dict(zip(PARTS, parts, strict=True)),
+        live=run.live,
+        phase_peaks={"init": init_peak, **run.peaks},
+        peak=max(run.peaks.values()),
+        peak_parts=dict(zip(PARTS, run.parts, strict=True)),
         host_bytes=engine.host.total,
         host_parts=dict(engine.host.parts),
         nvme_bytes=engine.nvme_bytes,
-        work=machine.work,
+        work=recording.work,
         readings={"init": readings[0], **dict(zip(PHASES[1:], readings[-3:], strict=True))} if record else {},
         record=record,
     )
 
 
-def _micro_step(
-    net: Net, engine: Engine, live: dict[str, int], peaks: dict[str, int], parts: list[int], handle_bytes: int
-) -> None:
-    meter = net.m.meter
-    tokens = net.batch * (net.job.sequence_length + 2 * (net.job.target_length or net.job.sequence_length))
-    inputs = net.m.tensor(tokens, 8)
-    meter.reset_peak()
-    meter.request(handle_bytes)
+@lru_cache(maxsize=16)
+def weights_for(model: Model, task: str, lora: Lora | None, item: int) -> tuple[Weight, ...]:
+    """The machine's weights in the order of ``named_parameters()``, ``item`` bytes an element."""
+    return weights_of(parameters(model, task, lora), item, conv1d=model.model_type == "gpt2")
+
+
+@lru_cache(maxsize=256)
+def recorded(
+    model: Model, job: Job, batch: int, item: int, *, sharded: bool, fp16: bool, shown: int = SHOWN
+) -> Recording:
+    """A micro step of ``batch`` samples: whatever the engine, as long as ``sharded`` says if it is stage 3.
+
+    Jobs that differ only in buckets, ranks, offload or stages 0 to 2 share it.
+
+    Raises:
+        UnknownArchitecture: the arithmetic does not know the model type.
+    """
+    tape = Tape(shown=shown)
+    machine = Machine(meter=tape, listener=tape, item=item, sharded=sharded)
+    # peft trains a copy of what "modules_to_save" names, and the forward pass goes through it
+    prefix = "base_model.model." if job.lora else ""
+    weights = {
+        weight.name.removeprefix(prefix).replace(".modules_to_save.default", ""): weight
+        for weight in weights_for(model, job.task, job.lora, item)
+    }
+    net = Net(m=machine, model=model, job=job, batch=batch, weights=weights, fp16=fp16)
+    tokens = batch * (job.sequence_length + 2 * (job.target_length or job.sequence_length))
+    inputs = machine.tensor(tokens, 8)
+    tape.turn_to_phase(FORWARD)
     loss = heads.loss(net)
-    net.m.kept.clear()  # the name that held the last loss holds this one now
-    live["forward"] = meter.live
-    _note(meter, "forward", peaks, parts)
-    meter.mark(NOTE)
-    meter.reset_peak()
-    meter.request(handle_bytes)
-    net.m.backward(loss)
+    tape.turn_to_phase(BACKWARD)
+    machine.backward(loss)
     del loss
-    engine.end_backward()
-    live["backward"] = meter.live
-    _note(meter, "backward", peaks, parts)
-    meter.mark(NOTE)
+    tape.turn_to_phase(FINISH)
     del inputs
+    tape.turn_to_phase(RELEASE)
+    machine.kept.clear()
+    strides = {path: _stride(path, weights) for path in tape.stacks}
+    return Recording(tape, strides, [weight.numel for weight in weights.values()])
 
 
-def _note(meter: Meter, phase: str, peaks: dict[str, int], parts: list[int]) -> None:
-    if meter.peak > max(peaks.values(), default=0):
-        parts[:] = meter.peak_parts
-    peaks[phase] = max(meter.peak, peaks.get(phase, 0))
+def _stride(path: str, weights: Mapping[str, Weight]) -> int:
+    """How many parameters lie between a layer's and the next one's, in the stack at ``path``."""
+    places = [
+        next((one.index for name, one in weights.items() if name.startswith(f"{path}.{layer}.")), 0)
+        for layer in (1, 2)
+    ]
+    return places[1] - places[0]
+
+
+class _Run:
+    """Steps of one engine over a recording."""
+
+    def __init__(self, recording: Recording, engine: Engine, workspace_bytes: int) -> None:
+        self.recording, self.engine, self.meter = recording, engine, engine.meter
+        self.workspace_bytes = workspace_bytes
+        self.peaks: dict[str, int] = {}
+        self.live: dict[str, int] = {}
+        self._parts: list[int] = []
+        self._peak_in: tuple[int, int] | None = None
+        self._numbers: Numbers = {}
+        self._steps = 0
+
+    @property
+    def parts(self) -> list[int]:
+        """Bytes by part at the highest peak so far."""
+        if self._peak_in is None:
+            return self._parts
+        phase, moment = self._peak_in
+        recorded_parts = self.recording.parts_at(phase, moment, uses=self.engine.hears_uses)
+        return [one + more for one, more in zip(self._parts, recorded_parts, strict=True)]
+
+    def skip_first_step(self) -> None:
+        """Leave all as a first step does: the optimizer's states made, the order of uses known."""
+        if isinstance(self.engine, ShardedParameters):
+            self.engine.learn(self.recording.order)
+        self.engine.step()
+        self.meter.live += sum(self.recording.parts_before(START))
+        self._steps = 1
+
+    def step(self) -> None:
+        """An optimizer step; the first one's peaks are not noted."""
+        engine, meter = self.engine, self.meter
+        micros = min(engine.settings.accumulation, 2)
+        before = engine.state()
+        for micro in range(micros):
+            if micro and meter.record is None and before is not None and engine.state() == before:
+                break  # it would go as the one before it
+            engine.begin_micro(boundary=micro == micros - 1)
+            self._micro_step(0 if self._steps or micro else self.workspace_bytes)
+        meter.reset_peak()
+        engine.step()
+        self._note("step", FINISH + 1, meter.now)
+        self._steps += 1
+
+    def _micro_step(self, handle_bytes: int) -> None:
+        meter, before = self.meter, dict(self._numbers)
+        self._play(START)
+        meter.reset_peak()
+        meter.request(handle_bytes)
+        start = meter.now
+        self._play(FORWARD)
+        if self._steps or before:
+            self._play(RELEASE, before)
+        self._note("forward", FORWARD, start)
+        meter.reset_peak()
+        meter.request(handle_bytes)
+        start = meter.now
+        self._play(BACKWARD)
+        self.engine.end_backward()
+        self._note("backward", BACKWARD, start)
+        self._play(FINISH)
+
+    def _play(self, phase: int, numbers: Numbers | None = None) -> None:
+        if self.meter.record is None:
+            self.recording.play(phase, self.engine)
+        else:
+            self.recording.play_to_record(phase, self.engine, self._numbers if numbers is None else numbers)
+
+    def _note(self, name: str, phase: int, start: int) -> None:
+        meter = self.meter
+        self.live[name] = meter.live
+        if self._steps:
+            if meter.peak > max(self.peaks.values(), default=0):
+                self._parts = meter.peak_parts
+                at = meter.peak_at
+                self._peak_in = (phase, at - start if at >= 0 else at + start)
+                if meter.record is not None:
+                    self._peak_in = None
+            self.peaks[name] = max(meter.peak, self.peaks.get(name, 0))
+        if self._steps or name != "step":
+            meter.mark(NOTE)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 from trimtab.cost import attention as att
@@ -17,17 +16,23 @@ INDEX_BYTES = 8
 LORA = ".lora_A.default.weight"
 
 
-@dataclass(slots=True, kw_only=True)
 class Net:
     """What the families' forward passes are written against."""
 
-    m: Machine
-    model: Model
-    job: Job
-    batch: int
-    weights: Mapping[str, Weight]
+    __slots__ = ("batch", "fp16", "job", "m", "model", "weights")
 
-    fp16: bool = False
+    def __init__(
+        self,
+        *,
+        m: Machine,
+        model: Model,
+        job: Job,
+        batch: int,
+        weights: Mapping[str, Weight],
+        fp16: bool = False,
+    ) -> None:
+        self.m, self.model, self.job, self.batch = m, model, job, batch
+        self.weights, self.fp16 = weights, fp16
 
     @property
     def item(self) -> int:
@@ -114,6 +119,10 @@ class Net:
             out = att.flash(m, q, k, v, shape)
         return ops.copy(m, out) if shape.by_head else out
 
+    def layers(self, path: str) -> Iterator[str]:
+        """The paths of the layers to be run of the stack at ``path``."""
+        return (f"{path}.{index}" for index in self.m.meter.layers(path, self.model.layers))
+
     def layer(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """One transformer layer, recomputed in the backward pass if the job says so."""
         inside = partial(self.module, run)
@@ -136,11 +145,11 @@ class Net:
         return x
 
 
-def weights_of(parameters: Iterable[Parameter], item: int, *, conv1d: bool) -> dict[str, Weight]:
-    """The machine's weights for ``parameters``, by name."""
-    table = {}
-    for one in parameters:
+def weights_of(parameters: Iterable[Parameter], item: int, *, conv1d: bool) -> tuple[Weight, ...]:
+    """The machine's weights for ``parameters``, in their order; ``item`` bytes an element."""
+    weights = []
+    for index, one in enumerate(parameters):
         transposed = conv1d and len(one.shape) == 2 and ".h." in one.name and "lora_" not in one.name
         columns = one.shape[0] if transposed else one.shape[-1]
-        table[one.name] = Weight(one.name, one.numel, item, columns, one.trainable)
-    return table
+        weights.append(Weight(one.name, one.numel, item, index, columns, one.trainable))
+    return tuple(weights)

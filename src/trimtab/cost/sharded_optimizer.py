@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from trimtab.cost.allocator import EMPTY, FLATTEN
 from trimtab.cost.engine import ALLREDUCE_ELEMENTS, MASTER_ITEM, NORM_ITEM, Engine, chunks
-from trimtab.cost.machine import Storage, Weight
+from trimtab.cost.machine import Weight
+from trimtab.cost.meter import Storage
 
 FLAT_ALIGNMENT = 2  # stage_1_and_2.py: nccl_start_alignment_factor
 

@@ -3,55 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from itertools import accumulate
 
 from trimtab.cost.engine import GATHER, MAIN, MASTER_ITEM, NORM_ITEM, REDUCE, Engine
-from trimtab.cost.machine import Storage, Weight
+from trimtab.cost.machine import Weight
+from trimtab.cost.meter import Storage
 
 NORM_CHUNK = 250_000_000  # stage3.py:1960, elements
 
 
-@dataclass(slots=True)
-class Trace:
-    """The recorded order of a whole forward and backward pass."""
+class Order:
+    """The order in which a forward and a backward pass use the parameters: DeepSpeed's trace of modules.
 
-    uses: list[tuple[Weight, ...]] = field(default_factory=list)
-    complete: bool = False
+    ``uses``: the places of the parameters that each use reads; ``numels``: the parameters' elements by place.
+    """
+
+    __slots__ = ("queue", "reach", "steps", "when")
+
+    def __init__(self, uses: Sequence[Sequence[int]], numels: Sequence[int]) -> None:
+        self.queue = [index for used in uses for index in used]
+        self.when = [step for step, used in enumerate(uses) for _ in used]
+        """By place in the queue, the use."""
+        self.steps: list[list[int]] = [[] for _ in numels]
+        """By parameter, the uses that read it."""
+        for index, step in zip(self.queue, self.when, strict=True):
+            self.steps[index].append(step)
+        self.reach = [0, *accumulate(sum([numels[index] for index in used]) for used in uses)]
+        """By use, the elements that earlier ones read."""
 
 
-@dataclass(slots=True)
 class Gather:
     """One all-gather, whose result lives until every parameter in it was asked for."""
 
-    weights: Sequence[Weight]
-    result: Storage
-    arrived: bool = False
+    __slots__ = ("arrived", "indices", "result")
+
+    def __init__(self, indices: Sequence[int], result: Storage) -> None:
+        self.indices, self.result, self.arrived = indices, result, False
 
 
 class ShardedParameters(Engine):
     """Stage 3: ``DeepSpeedZeroOptimizer_Stage3`` (stage3.py, partitioned_param_coordinator.py)."""
 
+    hears_uses = True
+
     def build(self) -> None:
         """Under ``zero.Init`` every rank holds its shard of each parameter alone."""
         s = self.settings
-        self.shards = {weight.name: -(-weight.numel // s.ranks) for weight in self.weights}
+        self.shards = [-(-weight.numel // s.ranks) for weight in self.weights]
+        """By parameter, the elements of a rank's share."""
         self.gather_stream, self.reduce_stream = (GATHER, REDUCE) if s.overlap_comm else (MAIN, MAIN)
-        self.secondary: dict[str, Storage] = {}
+        self.secondary: dict[int, Storage] = {}
         for weight in self.weights:
             whole = self.new(weight.bytes, "parameters")
-            self._keep_secondary(weight)
+            self._keep_secondary(weight.index)
             if s.offload_param == "none":
-                self.model.append(self.new(self.shards[weight.name] * s.item, "parameters"))
+                self.model.append(self.new(self.shards[weight.index] * s.item, "parameters"))
             del whole
 
     def initialize(self) -> None:
         """The flat shard, fp32 sub-groups, gradient partition, one bucket (:735-800, :1120-1175, :1301)."""
         s = self.settings
-        own = [self.shards[weight.name] for weight in self.trainable]
+        own = [self.shards[weight.index] for weight in self.trainable]
         self.partition = sum(own)
         self.sub_groups = _sub_groups(own, s.sub_group)
         if s.offload_param == "none":
-            frozen = [self.shards[weight.name] * s.item for weight in self.frozen]
+            frozen = [self.shards[weight.index] * s.item for weight in self.frozen]
             self.model = [self.new(size, "parameters") for size in frozen]
             self.model.append(self.new(self.partition * s.item, "parameters"))
         if s.offload_optimizer == "none":
@@ -65,17 +81,17 @@ class ShardedParameters(Engine):
         if s.offload_optimizer == "none":
             self.held.append(self.new(self.partition * s.gradient_item, "gradients"))
         for weight in self.trainable:  # create_reduce_and_remove_grad_hooks gathers each for a moment (:1504)
-            self.new(self.shards[weight.name] * s.ranks * s.item, "gathered parameters")
+            self.new(self.shards[weight.index] * s.ranks * s.item, "gathered parameters")
         self._initialize_host()
         self.persistent = self._persistent()
-        self.gathered: dict[str, Storage] = {}
-        self.in_flight: dict[str, Gather] = {}
-        self.trace = Trace()
-        self.order: list[tuple[Weight, int]] = []
-        self.position = 0
-        self.queue_at = 0
-        self.fetched_until: dict[str, int] = {}
-        self.available = 0
+        self.gathered: dict[int, Storage] = {}
+        """By place of the parameter, as all that follows."""
+        self.in_flight: dict[int, Gather] = {}
+        self.numels = [weight.numel for weight in self.weights]
+        self.uses: list[Sequence[int]] = []
+        self.order: Order | None = None
+        self.position = self.queue_at = self.available = 0
+        self.fetched_until = [-1] * len(self.weights)
         self.bucket: list[tuple[Weight, Storage | None]] = []
         self.filled = 0
 
@@ -94,130 +110,147 @@ class ShardedParameters(Engine):
                 host.add("swap buffers", 4 * largest * MASTER_ITEM, pinned=True)
             host.add("gradient partitions", self.partition * s.gradient_item, pinned=s.pin_memory)
         if s.offload_param != "none":
-            shards = sum(self.shards.values()) * s.item
+            shards = sum(self.shards) * s.item
             if s.offload_param == "cpu":
                 host.add("parameters", shards, pinned=True)
             else:
                 self.nvme_bytes += shards
 
-    def _keep_secondary(self, weight: Weight) -> None:
+    def _keep_secondary(self, index: int) -> None:
         """hpZ's copy within the node, made when a parameter is partitioned (partition_parameters.py:1900)."""
         s = self.settings
-        if 1 < s.hpz < s.ranks and weight.name not in self.secondary:
-            self.secondary[weight.name] = self.new(-(-weight.numel // s.hpz) * s.item, "parameters")
+        if 1 < s.hpz < s.ranks and index not in self.secondary:
+            size = -(-self.weights[index].numel // s.hpz) * s.item
+            self.secondary[index] = self.new(size, "parameters")
 
-    def _persistent(self) -> set[str]:
+    def _persistent(self) -> set[int]:
         """``mark_persistent_parameters`` (parameter_offload.py:317)."""
-        chosen: set[str] = set()
+        chosen: set[int] = set()
         total = 0
         for weight in self.weights:
             if weight.numel + total > self.settings.model_persistence_threshold:
                 continue
             if weight.numel <= self.settings.persistence_threshold:
-                chosen.add(weight.name)
+                chosen.add(weight.index)
                 total += weight.numel
         return chosen
 
     # -- gathering -------------------------------------------------------------------------------------
 
+    def learn(self, order: Order) -> None:
+        """Know the order of uses, as after a first pass."""
+        self.order = order
+
+    def state(self) -> object:
+        """What is there: boundaries mean nothing at this stage."""
+        return self.meter.live, set(self.gathered), set(self.secondary)
+
     def begin_micro(self, *, boundary: bool) -> None:
         """``reset_step``: the trace is complete once one pass was recorded."""
         super().begin_micro(boundary=boundary)
         self.in_flight.clear()
-        self.trace.complete = bool(self.trace.uses)
         self.position = self.queue_at = 0
-        self.fetched_until.clear()
+        self.fetched_until = [-1] * len(self.weights)
         self.available = 0
-        if self.trace.complete and not self.order:
-            self.order = [(weight, step) for step, uses in enumerate(self.trace.uses) for weight in uses]
+        if self.order is None and self.uses:
+            self.learn(Order(self.uses, self.numels))
 
-    def before_use(self, weights: tuple[Weight, ...], *, backward: bool) -> None:
+    def before_use(self, uses: Sequence[int], shift: int = 0) -> None:
         """``fetch_sub_module``: gather what is needed now, then prefetch."""
-        unique = tuple(dict.fromkeys(weights))
-        if not self.trace.complete:
-            self.trace.uses.append(unique)
-        missing = [w for w in unique if w.name not in self.gathered and w.name not in self.in_flight]
-        self._gather(missing)
-        for weight in unique:
-            if weight.name in self.in_flight:
-                self._arrive(weight.name)
-        if self.trace.complete:
-            self._advance(unique)
-            self._prefetch()
-        self.position += 1
+        order, position = self.order, self.position
+        if uses:
+            gathered, in_flight = self.gathered, self.in_flight
+            indices = [index + shift for index in uses]
+            missing = [index for index in indices if index not in gathered and index not in in_flight]
+            if missing:
+                self._gather(missing)
+            for index in indices:
+                if index in in_flight:
+                    self._arrive(index)
+            if order is not None:
+                self._advance(indices, order)
+        if order is None:
+            self.uses.append([index + shift for index in uses])
+        elif self.available < self.settings.max_live and self.queue_at < len(order.queue):
+            self._prefetch(order)
+        self.position = position + 1
 
-    def _gather(self, weights: Sequence[Weight]) -> None:
-        if not weights:
-            return
+    def _gather(self, indices: Sequence[int]) -> None:
         s = self.settings
-        self.available += sum(weight.numel for weight in weights)
-        sizes = [self.shards[weight.name] * s.ranks * s.item for weight in weights]
-        gather = Gather(weights, self.new(sum(sizes), "gathered parameters", self.gather_stream))
-        for weight in weights:
-            self.in_flight[weight.name] = gather
+        size = 0
+        for index in indices:
+            self.available += self.numels[index]
+            size += self.shards[index]
+        gather = Gather(indices, self.new(size * s.ranks * s.item, "gathered parameters", self.gather_stream))
+        for index in indices:
+            self.in_flight[index] = gather
 
-    def _arrive(self, name: str) -> None:
+    def _arrive(self, index: int) -> None:
         """``AllGatherCoalescedHandle.wait``: the first parameter asked for copies all of them out."""
-        gather = self.in_flight.pop(name)
+        gather = self.in_flight.pop(index)
         if gather.arrived:
             return
         gather.arrived = True
-        if len(gather.weights) == 1:  # gathered straight into the parameter
-            self.gathered[name] = gather.result
+        if len(gather.indices) == 1:  # gathered straight into the parameter
+            self.gathered[index] = gather.result
             return
-        for weight in gather.weights:
-            size = weight.numel * self.settings.item
-            self.gathered[weight.name] = self.new(size, "gathered parameters", self.gather_stream)
+        for other in gather.indices:
+            size = self.numels[other] * self.settings.item
+            self.gathered[other] = self.new(size, "gathered parameters", self.gather_stream)
 
-    def _advance(self, weights: tuple[Weight, ...]) -> None:
-        wanted = {w.name for w in weights if self.fetched_until.get(w.name, -1) < self.position}
-        popped: set[str] = set()
-        while self.queue_at < len(self.order) and len(popped) < len(wanted):
-            weight, step = self.order[self.queue_at]
+    def _advance(self, indices: Sequence[int], order: Order) -> None:
+        """Take what is used now from the queue, unless it was prefetched and taken before."""
+        until, position, queue = self.fetched_until, self.position, order.queue
+        wanted = 0
+        for index in indices:
+            if until[index] < position:
+                wanted += 1
+        popped: set[int] = set()
+        while len(popped) < wanted and self.queue_at < len(queue):
+            index = queue[self.queue_at]
+            until[index] = order.when[self.queue_at]
             self.queue_at += 1
-            self.fetched_until[weight.name] = step
-            popped.add(weight.name)
+            popped.add(index)
 
-    def _prefetch(self) -> None:
-        s = self.settings
+    def _prefetch(self, order: Order) -> None:
+        s, until, queue, when = self.settings, self.fetched_until, order.queue, order.when
         limit = min(s.max_live - self.available, s.prefetch_bucket)
-        chosen: dict[str, Weight] = {}
-        numel = 0
-        while self.queue_at < len(self.order) and numel < limit:
-            weight, step = self.order[self.queue_at]
-            self.queue_at += 1
-            absent = weight.name not in self.gathered and weight.name not in self.in_flight
-            self.fetched_until[weight.name] = max(self.fetched_until.get(weight.name, -1), step)
-            if absent and weight.name not in chosen:
-                chosen[weight.name] = weight
-                numel += weight.numel
-        self._gather(list(chosen.values()))
+        gathered, in_flight = self.gathered, self.in_flight
+        chosen: list[int] = []
+        numel, at, end = 0, self.queue_at, len(queue)
+        while numel < limit and at < end:
+            index = queue[at]
+            if until[index] < when[at]:
+                until[index] = when[at]
+            at += 1
+            if index not in gathered and index not in in_flight and index not in chosen:
+                chosen.append(index)
+                numel += self.numels[index]
+        self.queue_at = at
+        if chosen:
+            self._gather(chosen)
 
-    def after_use(self, weights: tuple[Weight, ...], *, backward: bool) -> None:
+    def after_use(self, uses: Sequence[int], shift: int = 0) -> None:
         """``release_sub_module``: let go of what is not used again within the reuse distance."""
-        keep = self._kept_for_reuse()
-        for weight in dict.fromkeys(weights):
-            name = weight.name
-            if name in self.persistent or name in keep or name not in self.gathered:
+        for one in uses:
+            index = one + shift
+            if index in self.persistent or index not in self.gathered:
                 continue
-            if self.trace.complete and self.fetched_until.get(name, -1) > self.position:
+            if self.order is not None and (
+                self.fetched_until[index] > self.position or self._is_near(index, self.order)
+            ):
                 continue
-            del self.gathered[name]
-            self.available -= weight.numel
-            self._keep_secondary(weight)
+            del self.gathered[index]
+            self.available -= self.numels[index]
+            self._keep_secondary(index)
 
-    def _kept_for_reuse(self) -> set[str]:
-        if not self.trace.complete:
-            return set()
-        kept: set[str] = set()
-        numel = 0
-        for uses in self.trace.uses[self.position :]:
-            if numel >= self.settings.max_reuse_distance:
-                break
-            for weight in uses:
-                kept.add(weight.name)
-                numel += weight.numel
-        return kept
+    def _is_near(self, index: int, order: Order) -> bool:
+        """Whether the next use is nearer than the reuse distance."""
+        for step in order.steps[index]:
+            if step >= self.position:
+                distance = order.reach[step] - order.reach[self.position]
+                return distance < self.settings.max_reuse_distance
+        return False
 
     # -- gradients -------------------------------------------------------------------------------------
 
@@ -234,13 +267,13 @@ class ShardedParameters(Engine):
         s = self.settings
         if not self.bucket:
             return
-        sizes = [self.shards[weight.name] * s.ranks * s.item for weight, _ in self.bucket]
+        sizes = [self.shards[weight.index] * s.ranks * s.item for weight, _ in self.bucket]
         alone = len(self.bucket) == 1 and self.bucket[0][0].numel % s.ranks == 0
         # coalesced_collectives.py:100-133
         flat = None if alone else self.new(sum(sizes), "temporaries", self.reduce_stream)
         if s.offload_optimizer != "none":  # partition_grads: back on the device, its norm in fp64 (:2006)
             for weight, _ in self.bucket:
-                shard = self.shards[weight.name]
+                shard = self.shards[weight.index]
                 back = self.new(shard * s.gradient_item, "temporaries", self.reduce_stream)
                 self.new(min(shard, NORM_CHUNK) * NORM_ITEM, "temporaries", self.reduce_stream)
                 self.new(shard * MASTER_ITEM, "temporaries", self.reduce_stream)
@@ -262,7 +295,7 @@ class ShardedParameters(Engine):
         self.in_flight.clear()
         self.secondary.clear()
         if s.offload_optimizer == "none":
-            largest = max((self.shards[weight.name] for weight in self.trainable), default=0)
+            largest = max((self.shards[weight.index] for weight in self.trainable), default=0)
             self.new(largest * NORM_ITEM, "temporaries")
             first = not self.states
             for size in self.sub_groups:
@@ -273,8 +306,8 @@ class ShardedParameters(Engine):
                     self._make_states(size)
                 del wide
         for weight in self.weights:
-            if weight.name in self.persistent:
-                self.gathered[weight.name] = self.new(weight.numel * s.item, "gathered parameters")
+            if weight.index in self.persistent:
+                self.gathered[weight.index] = self.new(weight.numel * s.item, "gathered parameters")
 
 
 def _sub_groups(sizes: Sequence[int], limit: int) -> list[int]:

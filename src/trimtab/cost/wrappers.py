@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trimtab.cost.engine import MASTER_ITEM, Engine, HalfEngine, PlainEngine, Settings
-from trimtab.cost.machine import Meter, Weight
+from trimtab.cost.machine import Weight
+from trimtab.cost.meter import Meter
 from trimtab.cost.sharded_optimizer import ShardedOptimizer, WideOptimizer
 from trimtab.cost.sharded_parameters import ShardedParameters
 

@@ -11,6 +11,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from trimtab.folders import cache_folder
 from trimtab.rehearse.request import PhantomRequest, Rehearsal
 
 PACKAGES = ("torch", "deepspeed", "transformers", "peft")
@@ -19,12 +20,8 @@ SOURCES = ("config.py", "job.py", "cost/reduction.py", "rehearse")
 
 
 def folder() -> Path:
-    """Where answers are kept: ``$TRIMTAB_CACHE``, else ``trimtab`` in the user's cache folder."""
-    chosen = os.environ.get("TRIMTAB_CACHE")
-    if chosen:
-        return Path(chosen) / "phantom"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "trimtab" / "phantom"
+    """Where answers are kept."""
+    return cache_folder() / "phantom"
 
 
 def key(request: PhantomRequest) -> str:

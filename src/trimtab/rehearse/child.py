@@ -7,14 +7,18 @@ It is asked by one JSON object on its standard input and answers in a file: ``{"
 from __future__ import annotations
 
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from trimtab import errors
 from trimtab.errors import EngineMoved, MissingExtra, RefusedConfig, TrimtabError, Unsupported
@@ -72,12 +76,31 @@ def too_slow(timeout_seconds: float) -> Unsupported:
 
 def read(answer_file: Path, exit_code: int, said: str) -> dict[str, Any]:
     """The answer of a child that has ended, as `ask` returns it; ``said`` is its standard error."""
+    if exit_code == -signal.SIGKILL:
+        raise Unsupported(f"the rehearsal was killed: this machine's own memory ran out, most likely; {CURE}")
     if not answer_file.exists():
         raise Unsupported(f"the rehearsal ended with exit code {exit_code} and no answer: {_tail(said)}")
     answer: dict[str, Any] = json.loads(answer_file.read_text(encoding="utf-8"))
     if "error" in answer:
         raise _error(answer["error"]["kind"], answer["error"]["message"])
     return answer
+
+
+def answer_with(run: Callable[[], Mapping[str, Any]], answer_file: Path) -> NoReturn:
+    """In the child: write what ``run`` returns, or how it failed, to ``answer_file``; ends the process."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    try:
+        answer: dict[str, Any] = {"rehearsal": run()}
+    except TrimtabError as error:
+        answer = {"error": {"kind": type(error).__name__, "message": str(error)}}
+    except Exception as error:  # noqa: BLE001  the parent decides what a failure of the engine means
+        traceback.print_exc()
+        answer = {"error": {"kind": "Engine", "message": f"{type(error).__name__}: {error}"}}
+    answer_file.write_text(json.dumps(answer), encoding="utf-8")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # neither a made-up device nor a made-up process group has an orderly end
 
 
 def _tail(text: str) -> str:

@@ -27,7 +27,7 @@ _CORNERS: tuple[tuple[str, str, str], ...] = (
     ("torch.optim.optimizer", "_foreach_supported_types", "torch's optimizers as on a GPU"),
     ("torch", "Tensor._make_subclass", "making fake tensors fast"),
     ("torch.testing._internal.distributed.fake_pg", "FakeStore", "a process group of one process"),
-    ("torch._C._distributed_c10d", "FakeWork", "a collective that has ended"),
+    ("torch._C._distributed_c10d", "Work.boxed", "a collective that has ended"),
     ("torch._C._distributed_c10d", "ProcessGroup.unbox", "the size of a collective's group"),
     ("torch.autograd", "set_multithreading_enabled", "a backward pass in one thread"),
     ("torch.autograd.graph", "_engine_run_backward", "sums of gradients in place"),
@@ -115,9 +115,62 @@ class Stream(_Nothing):
             name = f"side {Stream.count}"
         self.name = name
 
+    def wait_stream(self, other: Stream) -> None:
+        if timeline := _timeline():
+            timeline.stream_waits(self.name, other.name)
+
+    def wait_event(self, event: Event) -> None:
+        event.wait(self)
+
+    def record_event(self, event: Event | None = None) -> Event:
+        event = event or Event()
+        event.record(self)
+        return event
+
+    def synchronize(self) -> None:
+        if timeline := _timeline():
+            timeline.host_waits(self.name)
+
 
 class Event(_Nothing):
-    """An event that has always happened."""
+    """An event of a stream that only has a name."""
+
+    def query(self) -> bool:
+        return _timeline() is None  # whoever asks then waits, and the timeline learns of it
+
+    def record(self, stream: Stream | None = None) -> None:
+        if timeline := _timeline():
+            timeline.event("record", self, stream.name if stream else _current_stream())
+
+    def wait(self, stream: Stream | None = None) -> None:
+        if timeline := _timeline():
+            timeline.event("wait_event", self, stream.name if stream else _current_stream())
+
+    def synchronize(self) -> None:
+        if timeline := _timeline():
+            timeline.event("host_event", self, "")
+
+
+_LEDGERS: list[Any] = []
+
+
+def attach(ledger: Any) -> None:
+    """Tell this ledger of what no operator shows: kernels behind stand-ins, and who waits for whom."""
+    _LEDGERS[:] = [ledger]
+
+
+def note_kernel(name: str, *tensors: Any) -> None:
+    """A kernel of the device that a stand-in takes the place of ran on ``tensors``."""
+    for ledger in _LEDGERS:
+        ledger.note_kernel(name, tensors, host=False)
+
+
+def _timeline() -> Any:
+    return _LEDGERS[0].timeline if _LEDGERS else None
+
+
+def _current_stream() -> str:
+    return str(_LEDGERS[0].stream)
 
 
 COMPUTE_STREAM = Stream(name="compute")
@@ -318,11 +371,25 @@ def real_values(tensor: Any) -> list[Any]:
         return [value.item() for value in tensor.reshape(-1)]
 
 
-def finished_work() -> Any:
-    """The handle of a collective that has already ended, as the dispatcher passes it."""
-    from torch._C._distributed_c10d import FakeWork
+_WORKS: list[Any] = []
+"""The Python halves of handles, which the dispatcher does not hold."""
 
-    return FakeWork().boxed()
+
+def finished_work(waited_for: Callable[[], None]) -> Any:
+    """The handle of a collective that has ended, as the dispatcher passes it; tells when it is waited for."""
+    from torch._C._distributed_c10d import Work
+
+    class Handle(Work):
+        def wait(self, *_: Any, **__: Any) -> bool:
+            waited_for()
+            return True
+
+        def is_completed(self) -> bool:
+            return True
+
+    handle = Handle()
+    _WORKS.append(handle)
+    return handle.boxed()
 
 
 def group_size_of(boxed: Any) -> int:

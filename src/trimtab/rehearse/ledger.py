@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trimtab.cost.reduction import reduction_bytes
 from trimtab.rehearse import corners
 from trimtab.rehearse.fakes import Fakes
+from trimtab.rehearse.timeline import Timeline
 
 ALLOCATION_UNIT = 512  # c10/cuda/CUDACachingAllocator.h: kMinBlockSize
 ALIVE = 1 << 62
@@ -88,12 +89,12 @@ class Ledger(TorchDispatchMode):
         self.operators: dict[Any, int] = {}
         self.collectives: dict[Any, int] = {}
         self.copies: dict[Any, int] = {}
-        self.order: list[tuple[str, int]] | None = None
+        self.timeline: Timeline | None = None
+        """The order of what is recorded, if it is asked for."""
         self.cache_drops: list[int] = []
         self.files: dict[str, int] = {}
         self.first_product: dict[str, int] = {}
         """When each phase first multiplied matrices: then its thread's cuBLAS handle takes its workspace."""
-        self._places: dict[str, dict[Any, int]] = {}
         self.stream = "compute"
         self.module_names: dict[int, str] = {}
         self.module_stack: list[str] = []
@@ -274,6 +275,8 @@ class Ledger(TorchDispatchMode):
         return self._values.get(tensor.untyped_storage()._cdata)
 
     def _item(self, tensor: torch.Tensor) -> Any:
+        if self.timeline is not None and tensor.fake_device.type == corners.DEVICE:
+            self.timeline.host_waits(self.stream)
         known = self._values.get(tensor.untyped_storage()._cdata)
         if known is not None and tensor.storage_offset() < len(known):
             value = known[tensor.storage_offset()]
@@ -309,7 +312,7 @@ class Ledger(TorchDispatchMode):
         """Count ``tensor``'s storage as page-locked; ``cached`` if torch's own host allocator gives it.
 
         That one (aten/src/ATen/core/CachingHostAllocator.h) rounds sizes up to a power of two, and keeps a
-        free block for the next request of its size: it never gives one back.
+        block that is free for the next request of its size: it never gives one back.
         """
         self._see(tensor)
         allocation = self._live[tensor.untyped_storage()._cdata].allocation
@@ -381,6 +384,7 @@ class Ledger(TorchDispatchMode):
             self.module_classes.get(module, ""),
             tuple(_signatures(args)) + (tuple(_signatures(kwargs.values())) if kwargs else ()),
             tuple(_signatures((result,))),
+            not _on_device((args, result)),
         )
         self._count(self.operators, "operator", key)
 
@@ -389,17 +393,25 @@ class Ledger(TorchDispatchMode):
         if self.recording:
             self._count(self.copies, "copy", (direction, self.phase, size, pinned, self.stream))
 
-    def note_order(self, kind: str, index: int = 0) -> None:
-        """Note something that only matters for the order, such as a wait."""
-        if self.order is not None and self.recording:
-            self.order.append((kind, index))
+    def note_kernel(self, name: str, tensors: Iterable[torch.Tensor], *, host: bool) -> None:
+        """Note one of DeepSpeed's own kernels, which the dispatcher never sees."""
+        if self.recording:
+            key = (name, self.phase, "", tuple(_signatures(tensors)), (), host)
+            self._count(self.operators, "operator", key)
 
     def _count(self, table: dict[Any, int], kind: str, key: Any) -> None:
         count = table.get(key, 0)
         table[key] = count + 1
-        if self.order is not None:
-            places = self._places.setdefault(kind, {})
-            self.order.append((kind, places.setdefault(key, len(places))))
+        if self.timeline is not None:
+            self.timeline.count(kind, key, self.stream)
+
+    def _awaited(self) -> Callable[[], None]:
+        """What a collective's handle calls when it is waited for."""
+        timeline = self.timeline if self.recording else None
+        if timeline is None:
+            return lambda: None
+        number = timeline.collectives - 1
+        return lambda: timeline.awaited(number, self.stream)
 
     def _collective(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         given = [a for a in (*args, *kwargs.values()) if _is_tensors(a)]
@@ -412,11 +424,22 @@ class Ledger(TorchDispatchMode):
         if "allgather" in name:
             for tensor in _tensors(given[0]):
                 self.label(tensor, "gathered_parameters")
-        work = corners.finished_work()
+        work = corners.finished_work(self._awaited())
         returns = func._schema.returns
         if len(returns) == 2:
             return args[0], work
         return work if returns else None
+
+
+def _on_device(values: Any) -> bool:
+    """Whether a call touches the device: none of its tensors lives on the host alone."""
+    for value in values:
+        if isinstance(value, FakeTensor):
+            if value.fake_device.type == corners.DEVICE:
+                return True
+        elif isinstance(value, (list, tuple)) and _on_device(value):
+            return True
+    return False
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:

@@ -8,6 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from trimtab.corrections import in_words
+from trimtab.cost.run import WholeRun
 from trimtab.estimate import Estimate
 from trimtab.units import format_bytes, format_count, format_dollars, format_seconds
 
@@ -20,7 +22,11 @@ def estimate_text(answer: Estimate, notes: Sequence[str] = ()) -> RenderableType
     host = _host(answer)
     if host is not None:
         blocks += [Text(), host]
-    blocks += [Text(), _speed(answer), Text()]
+    blocks += [Text(), _speed(answer)]
+    if answer.run is not None:
+        blocks.append(_run(answer.run))
+    blocks.append(Text())
+    blocks += [Text(f"corrected: {in_words(correction)}", style="cyan") for correction in answer.corrections]
     blocks += [Text(f"note: {note}", style="yellow") for note in notes]
     blocks.append(Text("how this was got: " + "; ".join(answer.assumptions), style="dim"))
     return Group(*blocks)
@@ -126,4 +132,18 @@ def _speed(answer: Estimate) -> Text:
             f"{format_dollars(answer.usd_per_billion_tokens)} a billion tokens "
             f"({answer.price.source}, {answer.price.date})"
         )
+    return text
+
+
+def _run(run: WholeRun) -> Text:
+    usd = "" if run.usd is None else f", {format_dollars(run.usd)}"
+    expected = f"{run.interruptions:.2g}" if run.interruptions >= 0.01 else "fewer than 0.01"
+    text = Text("the run   ", style="bold")
+    text.append(
+        f"{format_seconds(run.seconds)}{usd} for {format_count(run.tokens)} tokens, {run.steps:,} steps\n"
+        f"          {expected} interruptions expected, one in "
+        f"{format_seconds(run.seconds_between_interruptions)}; {run.effective_ratio:.1%} trains\n"
+        f"          a checkpoint of {format_bytes(run.checkpoint_bytes)} takes "
+        f"{format_seconds(run.save_seconds)}: save every {format_seconds(run.checkpoint_interval_seconds)}"
+    )
     return text

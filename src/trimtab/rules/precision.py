@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from trimtab.architecture import BF16_FAMILIES
 from trimtab.config import AUTO
 from trimtab.rules.base import Hit, put, remove, rule
 from trimtab.rules.subject import Subject
@@ -20,9 +21,6 @@ DTYPES: Mapping[str, str] = {
     }.items()
     for word in words
 }
-# model types whose published weights were trained in bf16: their range does not fit fp16
-# (the Llama 2 paper, section 2.2; T5's and Qwen's model cards; huggingface/transformers#10956 for T5)
-BF16_FAMILIES = frozenset(("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "t5", "mt5"))
 
 
 def _dtype(subject: Subject, dotted: str) -> str | None:

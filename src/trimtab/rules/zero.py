@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from trimtab.config import AUTO
+from trimtab.config import AUTO, STAGE_3_ONLY
 from trimtab.rules.base import Hit, fix, put, remove, rule, shown
 from trimtab.rules.subject import Subject
 from trimtab.source.edit import SetValue
@@ -205,15 +205,6 @@ def summed_gradients(subject: Subject) -> Iterable[Hit]:
             return
 
 
-_STAGE_3_ONLY = (
-    "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_model_persistence_threshold",
-    "stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_gather_16bit_weights_on_model_save",
-    "stage3_module_granularity_threshold", "stage3_use_all_reduce_for_fetch_params",
-    "stage3_allgather_sequential", "sub_group_size", "zero_hpz_partition_size", "zero_quantized_weights",
-    "zero_quantized_nontrainable_weights", "zero_quantized_gradients", "leaf_module",
-)  # fmt: skip
-
-
 @rule("ZR007", "stage-3-key-below-stage-3", "info")
 def stage_3_key_below_stage_3(subject: Subject) -> Iterable[Hit]:
     """Finds keys that only stage 3 reads in a file with another stage.
@@ -232,7 +223,7 @@ def stage_3_key_below_stage_3(subject: Subject) -> Iterable[Hit]:
     """
     if subject.stage not in (0, 1, 2):
         return
-    for name in _STAGE_3_ONLY:
+    for name in STAGE_3_ONLY:
         place = subject.place(_z(name))
         key = subject.schema.key(_z(name))
         if place is None or key is None or subject.written(_z(name)) == AUTO:

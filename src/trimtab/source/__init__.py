@@ -16,7 +16,7 @@ from trimtab.source.edit import (
 from trimtab.source.pointer import OwnedValue, Pointer, find_pointer
 from trimtab.source.read import read_bytes, read_dict, read_source, read_text
 from trimtab.source.tree import Extent, Format, KeyPath, Problem, ProblemKind, Source, Span
-from trimtab.source.write import dump_json, write_atomic
+from trimtab.source.write import dump_json, unified_diff, write_atomic
 
 __all__ = [
     "Edit",
@@ -43,5 +43,6 @@ __all__ = [
     "remove_key",
     "rename_key",
     "set_value",
+    "unified_diff",
     "write_atomic",
 ]

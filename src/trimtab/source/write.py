@@ -7,7 +7,10 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trimtab.source.tree import Source
 
 # the order of DeepSpeed's own documents, and of the thirteen configurations
 _ORDER = (
@@ -146,3 +149,12 @@ def _with_whole_counts(value: Any, key: str = "") -> Any:
         return [_with_whole_counts(item) for item in value]
     whole = isinstance(value, float) and value.is_integer() and _COUNT.search(key)
     return int(value) if whole else value
+
+
+def unified_diff(source: Source, text: str) -> str:
+    """The change of a text as a unified diff; empty where nothing changes."""
+    import difflib  # only who looks at a change needs it
+
+    before, after = source.text.splitlines(keepends=True), text.splitlines(keepends=True)
+    lines = difflib.unified_diff(before, after, source.file, source.file)
+    return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)

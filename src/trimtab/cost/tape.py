@@ -1,0 +1,350 @@
+"""One micro step of a model, written down once and played for any engine.
+
+What a model allocates and when depends on its shape, the batch and the job, not on how DeepSpeed shards
+it.  So the counting machine runs a micro step on a `Tape`, which notes every storage's beginning and end,
+every use of a parameter and every finished gradient, and a `Recording` plays that back to as many engines as
+are asked about.  A stack of equal layers is run on four of them: the first two, one that stands for all
+between, and the last (`tests/cost/test_tape.py` holds the result against whole models).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from trimtab.cost.meter import PARTS, Storage, Work
+from trimtab.cost.sharded_parameters import Order
+
+if TYPE_CHECKING:
+    from trimtab.cost.engine import Engine
+    from trimtab.cost.machine import Weight
+
+SHOWN = 4
+"""Layers of a stack that are run."""
+REPEATED, LAST = 2, 3
+
+START, FORWARD, RELEASE, BACKWARD, FINISH = range(5)
+"""What a micro step consists of: its inputs; the forward pass; once its loss has taken the name of the last
+step's, the end of what lived as long as that; the backward pass; the end of the inputs."""
+PHASES = (START, FORWARD, RELEASE, BACKWARD, FINISH)
+
+TAKE, GIVE, MOVE, USE, USED, GRADIENT = range(1, 7)
+Place = tuple[str, int]
+"""A stack's path and one of the layers that are run."""
+Numbers = dict[tuple[int, int], list[int]]
+"""The requests that were made, by group of sections and layer."""
+Chunk = tuple[int, int, int, tuple[int, ...]]
+"""Bytes at its highest and at its end, and the event for the engine that follows."""
+
+
+class Section:
+    """What happens in one layer of one phase, or between layers."""
+
+    __slots__ = ("_chunks", "_net_parts", "events", "place", "takes", "work")
+
+    def __init__(self, place: Place | None) -> None:
+        self.place = place
+        self.events: list[tuple[int, ...]] = []
+        """(TAKE, bytes, part), (GIVE, bytes, part, section, number), (MOVE, bytes, part, part),
+        (USE, weight…), (USED, weight…) or (GRADIENT, bytes, part, section, number, weight); a storage is
+        known by its section and its number among what was taken there."""
+        self.takes = 0
+        self.work: Work = Counter()
+        self._chunks: dict[bool, list[Chunk]] = {}
+        self._net_parts: list[int] | None = None
+
+    def chunks(self, uses: bool) -> list[Chunk]:
+        """The section as stretches between what an engine hears: gradients, and ``uses`` of weights."""
+        if uses not in self._chunks:
+            self._chunks[uses] = list(self._cut(uses))
+        return self._chunks[uses]
+
+    def _cut(self, uses: bool) -> Iterator[Chunk]:
+        high = live = 0
+        for event in self.events:
+            kind = event[0]
+            if kind == TAKE:
+                live += event[1]
+                high = max(high, live)
+            elif kind == GIVE:
+                live -= event[1]
+            elif kind == GRADIENT:  # the engine's from here on
+                yield high, live - event[1], GRADIENT, (event[5], event[1], event[2])
+                high = live = 0
+            elif kind != MOVE and uses:
+                yield high, live, kind, event[1:]
+                high = live = 0
+        if high or live:
+            yield high, live, 0, ()
+
+    def net_parts(self) -> list[int]:
+        """How much the bytes of each part change."""
+        if self._net_parts is None:
+            self._net_parts = [0] * len(PARTS)
+            for event in self.events:
+                _count_parts(self._net_parts, event)
+        return self._net_parts
+
+    def parts_until(self, parts: list[int], count: int, *, uses: bool, inside: bool) -> None:
+        """Add to ``parts`` what ``count`` chunks change; of the last only up to its highest if ``inside``."""
+        high = self.chunks(uses)[count - 1][0] if inside else -1
+        live = done = 0
+        for event in self.events:
+            if done == count or (inside and done == count - 1 and live == high):
+                return
+            live += _count_parts(parts, event)
+            if event[0] == GRADIENT or (uses and event[0] in (USE, USED)):
+                done, live = done + 1, 0
+
+
+def _count_parts(parts: list[int], event: tuple[int, ...]) -> int:
+    """Put ``event`` down in ``parts``; how much the bytes change by it."""
+    kind, change = event[0], 0
+    if kind == TAKE:
+        change = event[1]
+    elif kind in (GIVE, GRADIENT):
+        change = -event[1]
+    elif kind == MOVE:
+        parts[event[2]] -= event[1]
+        parts[event[3]] += event[1]
+    if change:
+        parts[event[2]] += change
+    return change
+
+
+class Tape:
+    """An account that writes down what it is told, and listens to the machine as an engine does."""
+
+    def __init__(self, *, shown: int = SHOWN) -> None:
+        self.shown = shown
+        self.stacks: dict[str, int] = {}
+        self.phases: list[list[int]] = [[] for _ in PHASES]
+        """Numbers of the sections of each."""
+        self.sections: list[Section] = []
+        self.place: object = None
+        self._homes: list[tuple[int, int] | None] = []
+        self.turn_to_phase(START)
+
+    def turn_to_phase(self, phase: int) -> None:
+        """What follows belongs to ``phase``."""
+        self.phase = phase
+        self.turn_to(None)
+
+    def turn_to(self, place: object) -> None:
+        """Open a section."""
+        assert place is None or isinstance(place, tuple)
+        self.place = place
+        self._section = Section(place)
+        self.work = self._section.work
+        self.phases[self.phase].append(len(self.sections))
+        self.sections.append(self._section)
+
+    def layers(self, path: str, count: int) -> Iterator[int]:
+        """The first few, each a section of its own."""
+        self.stacks[path] = count
+        for index in range(min(count, self.shown)):
+            self.turn_to((path, index))
+            yield index
+        self.turn_to(None)
+
+    # -- an account ------------------------------------------------------------------------------------
+
+    def add(self, count: int, part: int, stream: int = 0) -> int:
+        """Note a storage's beginning."""
+        section = self._section
+        self._homes.append((len(self.sections) - 1, section.takes))
+        section.takes += 1
+        section.events.append((TAKE, count, part))
+        return len(self._homes) - 1
+
+    def drop(self, count: int, part: int, number: int) -> None:
+        """Note its end, unless it is the engine's by now."""
+        home = self._homes[number]
+        if home is not None:
+            self._section.events.append((GIVE, count, part, *home))
+
+    def move(self, count: int, part: int, new: int) -> None:
+        """Note that it counts as another part."""
+        self._section.events.append((MOVE, count, part, new))
+
+    # -- a listener ------------------------------------------------------------------------------------
+
+    def before_use(self, weights: tuple[Weight, ...]) -> None:
+        """Note the use."""
+        self._section.events.append((USE, *(weight.index for weight in weights)))
+
+    def after_use(self, weights: tuple[Weight, ...]) -> None:
+        """Note its end."""
+        if weights:
+            self._section.events.append((USED, *(weight.index for weight in weights)))
+
+    def on_gradient(self, weight: Weight, gradient: Storage) -> None:
+        """Note that it is the engine's from now on."""
+        home = self._homes[gradient.number]
+        assert home is not None
+        self._homes[gradient.number] = None
+        self._section.events.append((GRADIENT, gradient.bytes, gradient.part, *home, weight.index))
+
+
+class Recording:
+    """A micro step of a whole model, layers repeated as often as the model has them."""
+
+    def __init__(self, tape: Tape, strides: Mapping[str, int], numels: Sequence[int]) -> None:
+        """``strides``: by stack, how many parameters a layer has; ``numels``: of every parameter."""
+        self._numels = numels
+        self.sections, self.stacks, self.shown = tape.sections, tape.stacks, tape.shown
+        self._strides = strides
+        self._groups = self._grouped(tape.phases)
+        self.reels = [list(self._reel(tape.phases[phase], phase)) for phase in PHASES]
+        """By phase: sections with the layer that each stands for and the distance of its parameters."""
+
+    def _grouped(self, phases: Sequence[Sequence[int]]) -> list[int]:
+        """By section, one number for all layers of a stack in one phase: that of the first."""
+        groups = list(range(len(self.sections)))
+        for numbers in phases:
+            firsts: dict[str, int] = {}
+            for number in numbers:
+                place = self.sections[number].place
+                if place is not None:
+                    groups[number] = firsts.setdefault(place[0], number)
+        return groups
+
+    def _reel(self, numbers: Sequence[int], phase: int) -> Iterator[tuple[int, int, int]]:
+        for number in numbers:
+            place = self.sections[number].place
+            if not self.sections[number].events and not self.sections[number].work:
+                continue
+            if place is None or self.stacks[place[0]] <= self.shown or place[1] < REPEATED:
+                yield number, place[1] if place else 0, 0
+                continue
+            path, shown = place
+            last = self.stacks[path] - 1
+            layers: Sequence[int] = range(REPEATED, last) if shown == REPEATED else (last,)
+            for layer in reversed(layers) if phase == BACKWARD else layers:
+                yield number, layer, (layer - shown) * self._strides[path]
+
+    @cached_property
+    def work(self) -> Work:
+        """How often which operator runs in the whole micro step."""
+        total: Work = Counter()
+        for reel in self.reels:
+            for number, times in Counter(number for number, _, _ in reel).items():
+                for key, count in self.sections[number].work.items():
+                    total[key] += count * times
+        return total
+
+    @cached_property
+    def order(self) -> Order:
+        """The order in which the two passes use the parameters."""
+        found = []
+        for phase in (FORWARD, BACKWARD):
+            for number, _, shift in self.reels[phase]:
+                for event in self.sections[number].events:
+                    if event[0] == USE:
+                        found.append([index + shift for index in event[1:]])
+        return Order(found, self._numels)
+
+    # -- playing ---------------------------------------------------------------------------------------
+
+    def play(self, phase: int, engine: Engine) -> None:
+        """Let ``engine`` and its meter go through ``phase``; parts of what is recorded are left out."""
+        meter, weights, uses = engine.meter, engine.weights, engine.hears_uses
+        now = meter.now
+        for number, _, shift in self.reels[phase]:
+            for high, net, kind, about in self.sections[number].chunks(uses):
+                now += 1
+                meter.now = now
+                live = meter.live
+                if live + high > meter.peak:
+                    meter.peak = live + high
+                    meter.peak_parts = meter.parts.copy()
+                    meter.peak_at = -now
+                meter.live = live + net
+                if kind == USE:
+                    engine.before_use(about, shift)
+                elif kind == USED:
+                    engine.after_use(about, shift)
+                elif kind == GRADIENT:
+                    index, count, part = about
+                    meter.live += count
+                    meter.parts[part] += count
+                    gradient = Storage.adopted(meter, count, part, 0)
+                    engine.on_gradient(weights[index + shift], gradient)
+                    del gradient
+
+    def play_to_record(self, phase: int, engine: Engine, numbers: Numbers) -> None:
+        """The same storage by storage, so that ``engine.meter`` records every request."""
+        meter, weights, uses = engine.meter, engine.weights, engine.hears_uses
+        for here, layer, shift in self.reels[phase]:
+            taken = numbers[self._groups[here], layer] = []
+            for event in self.sections[here].events:
+                kind = event[0]
+                if kind == TAKE:
+                    taken.append(meter.add(event[1], event[2]))
+                elif kind == GIVE:
+                    _, count, part, home, number = event
+                    meter.drop(count, part, numbers[self._home_of(home, here, layer)][number])
+                elif kind == MOVE:
+                    meter.move(*event[1:])
+                elif kind == GRADIENT:
+                    _, count, part, home, number, index = event
+                    request = numbers[self._home_of(home, here, layer)][number]
+                    gradient = Storage.adopted(meter, count, part, request)
+                    engine.on_gradient(weights[index + shift], gradient)
+                    del gradient
+                elif uses:
+                    told = engine.before_use if kind == USE else engine.after_use
+                    told(event[1:], shift)
+
+    def _home_of(self, home: int, here: int, layer: int) -> tuple[int, int]:
+        """Group and layer meant by what was taken in section ``home``, seen from section ``here``.
+
+        A neighbour of the layer that runs is the neighbour of the ``layer`` that it stands for.
+        """
+        there, seen, group = self.sections[home].place, self.sections[here].place, self._groups[home]
+        if there is None:
+            return group, 0
+        path, shown = there
+        if seen is not None and seen[0] == path and abs(seen[1] - shown) <= 1:
+            return group, layer + shown - seen[1]
+        return group, self.stacks[path] - 1 if shown == self.shown - 1 else shown
+
+    # -- what the bytes are ----------------------------------------------------------------------------
+
+    @cached_property
+    def _nets(self) -> list[list[int]]:
+        """By phase, how much the bytes of each part change."""
+        nets = []
+        for reel in self.reels:
+            parts = [0] * len(PARTS)
+            for number, times in Counter(number for number, _, _ in reel).items():
+                net = self.sections[number].net_parts()
+                parts = [one + times * more for one, more in zip(parts, net, strict=True)]
+            nets.append(parts)
+        return nets
+
+    def parts_before(self, phase: int) -> list[int]:
+        """Bytes by part of what is recorded when ``phase`` begins, in any step but the first."""
+        parts = [-kept for kept in self._nets[RELEASE]]
+        for net in self._nets[:phase]:
+            parts = [one + more for one, more in zip(parts, net, strict=True)]
+        return parts
+
+    def parts_at(self, phase: int, moment: int, *, uses: bool) -> list[int]:
+        """The same, ``moment`` chunks later; within the last at its highest if ``moment`` is negative."""
+        parts = self.parts_before(phase)
+        left = abs(moment)
+        whole: Counter[int] = Counter()
+        for number, _, _ in self.reels[phase] if phase < len(PHASES) else ():
+            section = self.sections[number]
+            chunks = len(section.chunks(uses))
+            if left <= chunks:
+                section.parts_until(parts, left, uses=uses, inside=moment < 0)
+                break
+            left -= chunks
+            whole[number] += 1
+        for number, times in whole.items():
+            parts = [a + times * b for a, b in zip(parts, self.sections[number].net_parts(), strict=True)]
+        return parts

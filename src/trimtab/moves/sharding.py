@@ -1,0 +1,127 @@
+"""What ZeRO shards, and in what portions the sharded optimizer steps."""
+
+from __future__ import annotations
+
+from trimtab.cluster import Cluster
+from trimtab.config import ZERO_DEFAULTS, Config
+from trimtab.model import Model
+from trimtab.moves.move import Kind, Move, Value, moved
+from trimtab.moves.writing import with_zero, without_unread
+
+_SAVES = {
+    0: "communication: one all-reduce of the gradients and nothing else",
+    1: "optimizer states: 12 bytes a parameter, spread over all ranks",
+    2: "optimizer states and gradients: 14 bytes a parameter, spread over all ranks",
+    3: "parameters too: all 16 bytes a parameter, spread over all ranks",
+}
+_COSTS = {
+    0: "memory: every GPU holds all 16 bytes a parameter, and more in its step",
+    1: "an all-gather of the parameters after each step",
+    2: "a reduction of the gradients in every micro step",
+    3: "two all-gathers of all parameters and a reduction in every micro step",
+}
+
+
+def zero_stage(stage: int) -> Move:
+    """ZeRO stage 0 to 3; keys that the new stage ignores or refuses go."""
+
+    def refuses(config: Config, model: Model, cluster: Cluster) -> str | None:
+        if stage and config.optimizer_type is None and not config.stage:
+            return "the file names no optimizer, which ZeRO needs"
+        if stage > 1 and config.job.pipeline_stages > 1:
+            return "pipelines take ZeRO stage 0 or 1 (runtime/pipe/engine.py:76)"
+        if stage != config.stage:
+            return _conflict(config, stage)
+        return None
+
+    def apply(config: Config, cluster: Cluster) -> Config:
+        if config.stage == stage:
+            return config
+        changes: dict[str, object] = {"stage": stage}
+        if stage == 3:
+            changes["stage3_gather_16bit_weights_on_model_save"] = True
+            if config.optimizer_type == "muon":
+                changes["reduce_scatter"] = False  # runtime/zero/stage3.py:360-363
+        return without_unread(with_zero(config, changes))
+
+    return moved(
+        "zero-stage",
+        stage,
+        title=f"ZeRO stage {stage}",
+        saves=_SAVES[stage],
+        costs=_COSTS[stage],
+        needs="an optimizer in the file" if stage else "nothing",
+        source="Rajbhandari et al. 2020, sections 5 and 7; runtime/zero/config.py:95",
+        refuses=refuses,
+        apply=apply,
+    )
+
+
+def _conflict(config: Config, stage: int) -> str | None:
+    """Why another key of the file keeps ``stage`` out."""
+    narrow = config.get("data_types.grad_accum_dtype")
+    own = {"bf16": ("bf16", "bfloat16"), "fp16": ("fp16", "float16"), "fp32": ("fp32", "float32")}
+    mixed = narrow is not None and narrow not in own[config.precision]
+    if stage == 0:
+        if mixed:
+            return "gradients are summed in another type than the model's, which stage 0 cannot"
+        if config.get("bf16.bf16_master_weights_and_grads") or config.get(
+            "fp16.fp16_master_weights_and_grads"
+        ):
+            return "half-precision master weights need ZeRO (runtime/config.py:702)"
+    if stage == 1 and mixed and config.precision == "bf16" and config.offload_optimizer != "cpu":
+        return "gradients summed in fp32 stay whole on every GPU at stage 1; stage 2 shards them"
+    name = config.optimizer_type
+    safe = name in ("adam", "adamw", "adagrad", "lion", "muon", None)
+    if stage and not config.stage and not safe and not config.get("zero_allow_untested_optimizer"):
+        return f"{name} is untested with ZeRO (runtime/engine.py:2298): its layers are cut into flat slices"
+    if stage == 3 and config.get("gradient_allreduce_op") == "sum":
+        return 'gradient_allreduce_op "sum" is refused at stage 3 (runtime/config.py:694)'
+    if stage >= 2 and config.zero("reduce_scatter"):
+        factor = config.get("gradient_predivide_factor", 1.0)
+        if config.get("prescale_gradients") or factor != 1.0:
+            return f"prescaled gradients are refused at stage {stage} (runtime/zero/stage_1_and_2.py:346)"
+    if (
+        stage in (0, 1)
+        and config.get("managed_gradient_accumulation") is False
+        and config.zero("overlap_comm")
+    ):
+        return "unmanaged accumulation is refused with overlap_comm below stage 2 (runtime/engine.py:2030)"
+    return None
+
+
+def sub_group(elements: int) -> Move:
+    """The portion of a rank's shard that stage 3 steps at a time."""
+
+    def refuses(config: Config, model: Model, cluster: Cluster) -> str | None:
+        return None if config.stage == 3 else f"only stage 3 has sub-groups, not stage {config.stage}"
+
+    return moved(
+        "sub-group",
+        elements,
+        title=f"Optimizer steps over {elements:,} elements at a time",
+        saves="fp32 copies of gradients in the step: 6 bytes an element of the largest sub-group",
+        costs="more, smaller optimizer steps",
+        needs="ZeRO stage 3",
+        source="runtime/zero/config.py:182; runtime/zero/stage3.py:2683-2699",
+        refuses=refuses,
+        apply=lambda config, cluster: with_zero(config, {"sub_group_size": elements}),
+    )
+
+
+def _stages(config: Config, model: Model, cluster: Cluster) -> tuple[Value, ...]:
+    return (0, 1, 2, 3)
+
+
+def _sub_groups(config: Config, model: Model, cluster: Cluster) -> tuple[Value, ...]:
+    current = int(config.zero("sub_group_size"))
+    default = int(ZERO_DEFAULTS["sub_group_size"])
+    return tuple(size for size in (default, 100_000_000) if size != current)
+
+
+KINDS = (
+    Kind(name="zero-stage", title="What ZeRO shards", make=zero_stage, options=_stages, read=int),
+    Kind(
+        name="sub-group", title="Portions of the sharded step", make=sub_group, options=_sub_groups, read=int
+    ),
+)

@@ -1,0 +1,67 @@
+"""What to run for a model on these GPUs: every configuration weighed, the best one with its reasons.
+
+>>> from trimtab.plan import plan
+>>> answer = plan("gpt2", gpu="h100", objective="pretrain", global_batch=64, alternatives=False)
+>>> answer.chosen.config.stage, answer.chosen.estimate.fits
+(0, True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from trimtab.cluster import Gpu
+from trimtab.model import Model
+from trimtab.plan.machines import clusters
+from trimtab.plan.nearest import without_adapters
+from trimtab.plan.planning import Choice, Plan, Proof, Prover, plan_for
+from trimtab.plan.wishes import OBJECTIVES, OPTIMIZE, NothingToAdapt, Wishes, make_wishes
+
+__all__ = [
+    "OBJECTIVES",
+    "OPTIMIZE",
+    "Choice",
+    "Plan",
+    "Proof",
+    "Prover",
+    "Wishes",
+    "clusters",
+    "make_wishes",
+    "plan",
+    "plan_for",
+]
+
+
+def plan(
+    model: Model | str,
+    *,
+    gpu: str | Gpu | Iterable[str],
+    gpus_per_node: int | None = None,
+    nodes: int | None = None,
+    max_gpus: int | None = None,
+    inter_link: str | None = None,
+    host_memory_bytes: int | None = None,
+    prove: int = 0,
+    prover: Prover | None = None,
+    alternatives: bool = True,
+    file: str = "plan.json",
+    **wishes: Any,
+) -> Plan:
+    """The best configuration for ``model`` on these GPUs, with what else was weighed and why.
+
+    ``gpu`` is a name, several, or ``"any"``; counts that are left out stay open up to ``max_gpus``.
+    ``wishes`` are those of `make_wishes`: ``objective``, ``task``, ``sequence_length``, ``global_batch``,
+    ``tokens``, ``budget_usd``, ``deadline_seconds``, ``optimize`` and others.
+
+    Raises:
+        NotFound: an unknown model, GPU, objective or way to optimize; carries the nearest names.
+        UsageError: wishes that no training can have.
+        UnknownArchitecture: a model that the arithmetic does not know.
+    """
+    machines = clusters(gpu, gpus_per_node, nodes, max_gpus, inter_link, host_memory_bytes)
+    try:
+        asked = make_wishes(model, **wishes)
+    except NothingToAdapt as error:
+        return without_adapters(str(error), model, machines, wishes, file=file)
+    return plan_for(asked, machines, file=file, prove=prove, prover=prover, alternatives=alternatives)

@@ -1,0 +1,314 @@
+"""The plan: what to run for a model on these machines, with reasons, or the nearest thing that would run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from trimtab.cluster import Cluster
+from trimtab.config import Config
+from trimtab.estimate import Estimate, estimate
+from trimtab.plan.candidates import number_format, plain
+from trimtab.plan.costs import Bill, Pace, bill, pace
+from trimtab.plan.counting import Arithmetic
+from trimtab.plan.launching import launch_line
+from trimtab.plan.reasons import machines, summary, why, why_not_fits, why_other_cluster, why_slower
+from trimtab.plan.search import TIE, Contender, Field, search
+from trimtab.plan.wishes import Wishes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What a rehearsal says of a configuration."""
+
+    how: str
+    """``phantom`` or ``rehearsal``."""
+    fits: bool
+    fits_probability: float
+    needed_bytes: int | None
+    step_seconds: float | None = None
+    """Measured, with the communication that was predicted; None where no time was seen."""
+    said: str = ""
+    """The engine's own words where it refused or ran out of memory."""
+
+
+Prover = Callable[[Config, Cluster], Proof]
+"""Runs the real engine on a configuration; never raises for one that does not fit or is refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proven:
+    """A contender and what its proof said."""
+
+    contender: Contender
+    proof: Proof
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A configuration with its figures, ready to be started."""
+
+    bill: Bill
+    estimate: Estimate
+    launch: str
+
+    @property
+    def config(self) -> Config:
+        """The complete file."""
+        return self.bill.contender.config
+
+    @property
+    def cluster(self) -> Cluster:
+        """The machines it is for."""
+        return self.bill.contender.cluster
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        return summary(self.bill.contender)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Considered:
+    """One row of what was weighed."""
+
+    summary: str
+    machines: str
+    fits: bool
+    step_seconds: float | None
+    seconds_per_billion_tokens: float | None
+    usd_per_billion_tokens: float | None
+    why_not: str | None
+    """None for the chosen one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nearest:
+    """The nearest thing that would run where the wishes cannot be had."""
+
+    change: str
+    """What would have to change, as a wish: ``2 nodes instead of 1``."""
+    missing: str
+    """What is missing as things are."""
+    choice: Choice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counterfactual:
+    """What another machine or a package would change."""
+
+    change: str
+    summary: str
+    seconds_ratio: float
+    """Time for the same tokens over the chosen plan's: below 1 is faster."""
+    usd_ratio: float | None
+    bill: Bill
+
+    @property
+    def sentence(self) -> str:
+        """The change and its effect in words."""
+        speed = _ratio(self.seconds_ratio, "slower", "faster")
+        money = "" if self.usd_ratio is None else f", {_ratio(self.usd_ratio, 'dearer', 'cheaper')}"
+        return f"{self.change}: {speed}{money} ({self.summary})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The answer: the chosen plan or None, what else was weighed, why, and what would be nearest."""
+
+    wishes: Wishes
+    chosen: Choice | None
+    considered: tuple[Considered, ...]
+    why: tuple[str, ...]
+    nearest: Nearest | None = None
+    broken: tuple[str, ...] = ()
+    """The wishes that cannot be had together, each with its numbers."""
+    counterfactuals: tuple[Counterfactual, ...] = ()
+    bills: tuple[Bill, ...] = field(default=(), repr=False)
+    """Every fitting contender that was weighed, for pictures."""
+    proven: tuple[Proven, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> Config | None:
+        """The chosen file."""
+        return None if self.chosen is None else self.chosen.config
+
+
+def plan_for(
+    wishes: Wishes,
+    clusters: Sequence[Cluster],
+    *,
+    file: str = "plan.json",
+    prove: int = 0,
+    prover: Prover | None = None,
+    alternatives: bool = True,
+) -> Plan:
+    """The plan for ``wishes`` on the best of ``clusters``.
+
+    Args:
+        file: the name of the file in the launch line.
+        prove: how many of the best candidates go through ``prover``, which re-ranks them.
+        prover: runs the real engine; the answers themselves never do.
+        alternatives: also say what other machines would change.
+    """
+    arithmetic = Arithmetic(wishes.model, wishes.sure)
+    fields = tuple(search(wishes, cluster, arithmetic) for cluster in clusters)
+    proven: list[Proven] = []
+    answer: Estimate | None = None
+    best: Bill | None = None
+    while (best := pick(fields, wishes)) is not None:
+        one = best.contender
+        own = next(each for each in fields if each.cluster == one.cluster)
+        proof = next((each.proof for each in proven if each.contender.config == one.config), None)
+        if prover is not None and proof is None and len(proven) < prove:
+            proof = prover(one.config, one.cluster)
+            proven.append(Proven(contender=one, proof=proof))
+            if proof.fits_probability >= wishes.sure and proof.step_seconds is not None:
+                own.retime(one, proof.step_seconds)
+                continue
+        answer = estimate(one.config, one.cluster, model=wishes.model)
+        if (answer if proof is None else proof).fits_probability >= wishes.sure:
+            break
+        own.refute(one)
+    if best is None or answer is None:
+        from trimtab.plan.nearest import nothing_fits
+
+        return nothing_fits(wishes, clusters, fields, arithmetic, file=file, proven=tuple(proven))
+    own = next(each for each in fields if each.cluster == best.contender.cluster)
+    from trimtab.plan.alternatives import counterfactuals
+
+    return Plan(
+        wishes=wishes,
+        chosen=Choice(
+            bill=best,
+            estimate=answer,
+            launch=launch_line(wishes, best.contender.cluster, file),
+        ),
+        considered=considered(fields, best, wishes),
+        why=why(best, answer, own, wishes),
+        counterfactuals=counterfactuals(best, wishes, clusters, arithmetic) if alternatives else (),
+        bills=all_bills(fields, wishes, best.contender),
+        proven=tuple(proven),
+        notes=notes(wishes, best.contender.cluster, best),
+    )
+
+
+def pick(fields: Iterable[Field], wishes: Wishes) -> Bill | None:
+    """The best plan that keeps the limits.
+
+    Clusters come by the best that they could do at all, and the search ends where that no longer beats what
+    was found: exact, because no cluster is faster than its cards' whole rate.
+    """
+    bills: list[Bill] = []
+    for bound, each in sorted(((_bound(each).rank(wishes), each) for each in fields), key=_order):
+        if bills and bound[0] > _within_tie(min(one.rank(wishes)[0] for one in bills)):
+            break
+        one = each.best()
+        if one is None:
+            continue
+        made = bill(one, wishes)
+        if not made.broken(wishes):
+            bills.append(made)
+    return None if not bills else choose_bill(bills, wishes)
+
+
+def _bound(one: Field) -> Pace:
+    """What a cluster could do at the very best: the model's operations at its cards' whole rate."""
+    gpu = one.cluster.gpu
+    form = number_format(one.wishes, one.cluster)
+    rate = gpu.matrix_flops("tf32" if form == "fp32" else form) * one.cluster.world_size
+    operations = one.arithmetic.operations_per_token(plain(one.wishes, one.cluster))
+    return pace(one.cluster, operations / rate, one.wishes)
+
+
+def _order(one: tuple[tuple[float, ...], Field]) -> tuple[object, ...]:
+    bound, each = one
+    return bound, each.cluster.world_size, each.cluster.gpu.name, each.cluster.nodes
+
+
+def _within_tie(value: float) -> float:
+    return value + abs(value) * TIE
+
+
+def choose_bill(bills: Sequence[Bill], wishes: Wishes) -> Bill:
+    """The best as the wishes ask; of those within `TIE` of it the one with the fewest GPUs."""
+    first = min(one.rank(wishes)[0] for one in bills)
+    close = [one for one in bills if one.rank(wishes)[0] <= _within_tie(first)]
+    return min(
+        close,
+        key=lambda one: (
+            one.contender.cluster.world_size,
+            one.rank(wishes),
+            one.contender.cluster.gpu.name,
+            one.contender.cluster.nodes,
+        ),
+    )
+
+
+def considered(fields: Sequence[Field], best: Bill, wishes: Wishes) -> tuple[Considered, ...]:
+    """Every family on the chosen cluster, then the best of every other cluster, with what each lost by."""
+    chosen = best.contender
+    own = next(each for each in fields if each.cluster == chosen.cluster)
+    fitting, losers = own.rows()
+    rows = [row_of(chosen, wishes, None)]
+    rows += [
+        row_of(one, wishes, why_slower(one, chosen))
+        for one in fitting
+        if one.family.name != chosen.family.name
+    ]
+    rows += [row_of(lost.contender, wishes, why_not_fits(lost), fits=False) for lost in losers]
+    others = [
+        bill(one, wishes)
+        for each in fields
+        if each is not own and each.weighed and (one := each.best()) is not None
+    ]
+    for other in sorted(others, key=lambda other: (bool(other.broken(wishes)), other.rank(wishes))):
+        rows.append(row_of(other.contender, wishes, why_other_cluster(other, best, wishes)))
+    return tuple(rows)
+
+
+def row_of(one: Contender, wishes: Wishes, why_not: str | None, *, fits: bool = True) -> Considered:
+    """A contender as a row; its time only where it fits."""
+    each = bill(one, wishes).usd_per_token
+    return Considered(
+        summary=summary(one),
+        machines=machines(one.cluster),
+        fits=fits,
+        step_seconds=one.step_seconds if fits else None,
+        seconds_per_billion_tokens=one.seconds_per_token * 1e9 if fits else None,
+        usd_per_billion_tokens=None if each is None or not fits else each * 1e9,
+        why_not=why_not,
+    )
+
+
+def all_bills(fields: Iterable[Field], wishes: Wishes, chosen: Contender | None) -> tuple[Bill, ...]:
+    """The bills of what the picture shows: each family on the chosen cluster, the best of the others."""
+    shown: list[Contender] = []
+    for each in fields:
+        if chosen is not None and each.cluster == chosen.cluster:
+            shown += [chosen, *(one for one in each.rows()[0] if one.family.name != chosen.family.name)]
+        elif each.weighed and (one := each.best()) is not None:
+            shown.append(one)
+    return tuple(bill(one, wishes) for one in shown)
+
+
+def notes(wishes: Wishes, cluster: Cluster, best: Bill | None) -> tuple[str, ...]:
+    """What the plan stands on beside the arithmetic."""
+    said = [f"assumed: {text}" for text in cluster.assumptions]
+    if best is not None and best.price is not None:
+        said.append(
+            f"${best.price.usd_per_gpu_hour:g} a GPU and hour{' spot' if best.price.spot else ''}: "
+            f"{best.price.source}, {best.price.date}"
+        )
+    elif best is not None:
+        said.append(f"no price is known for {cluster.gpu.name}; --prices FILE names one")
+    if number_format(wishes, cluster) == "fp16" and best is not None:
+        said.append("the file is right for this card; on one with bf16 use bf16 instead")
+    return tuple(said)
+
+
+def _ratio(ratio: float, more: str, less: str) -> str:
+    if abs(ratio - 1) <= TIE:
+        return f"not {more}"
+    return f"{ratio:.2g}× {more}" if ratio > 1 else f"{1 / ratio:.2g}× {less}"

@@ -1,0 +1,148 @@
+"""Every move on every ready configuration: pure, global batch kept, the same twice, no new findings."""
+
+from __future__ import annotations
+
+import copy
+import json
+from functools import cache
+
+import pytest
+
+from trimtab import catalogue
+from trimtab.check import check
+from trimtab.cluster import Cluster
+from trimtab.config import Config
+from trimtab.errors import NotFound, RefusedConfig
+from trimtab.model import Model, find_model
+from trimtab.moves import MOVES, Move, all_moves, differences, find, options, zero_stage
+from trimtab.moves.writing import global_batch
+
+CLUSTERS = {
+    "8x a100-80gb": Cluster.of("a100-80gb", 8),
+    "8x v100-32gb": Cluster.of("v100-32gb", 8),
+    "1x rtx4090": Cluster.of("rtx4090", 1),
+    "4x8 h100, ethernet": Cluster.of("h100-80gb", 8, 4, inter_link="ethernet-100g"),
+    "2x4 mi300x": Cluster.of("mi300x", 4, 2),
+}
+
+
+def home(name: str) -> Cluster:
+    hardware = catalogue.card(name).hardware
+    return Cluster.of(
+        hardware.gpu, hardware.gpus_per_node, hardware.nodes, inter_link=hardware.inter_node_link
+    )
+
+
+def model_of(config: Config) -> Model:
+    assert config.job.model
+    return find_model(config.job.model)
+
+
+@cache
+def worst(text: str, gpu: str, gpus_per_node: int, nodes: int) -> frozenset[str]:
+    found = check(
+        json.loads(text), gpu=gpu, gpus_per_node=gpus_per_node, nodes=nodes, deepspeed="0.19.8", ignore=["AD"]
+    )  # AD weighs the memory, which test_adapt does
+    return frozenset(finding.code for finding in found.at_least("warning"))
+
+
+def findings(config: Config, cluster: Cluster) -> frozenset[str]:
+    text = json.dumps(config.raw, sort_keys=True)
+    return worst(text, cluster.gpu.name, cluster.gpus_per_node, cluster.nodes)
+
+
+def fitted(config: Config, cluster: Cluster) -> Config | None:
+    """The configuration with a batch that solves on the cluster; None where none does."""
+    try:
+        config.batch(cluster.world_size)
+    except RefusedConfig:
+        model = model_of(config)
+        return next((m.apply(config, cluster) for m in options("micro-batch", config, model, cluster)), None)
+    return config
+
+
+def holds(move: Move, config: Config, cluster: Cluster) -> Config:
+    """The configuration after the move, with every law of moves asserted."""
+    model = model_of(config)
+    before = copy.deepcopy(dict(config.raw))
+    after = move.apply(config, cluster)
+    assert config.raw == before, "a move is pure"
+    assert global_batch(after, cluster) == global_batch(config, cluster)
+    assert after.batch(cluster.world_size).train == global_batch(config, cluster)
+    again = move.apply(after, cluster)
+    assert again.raw == after.raw, "twice is once"
+    assert move.applies(after, model, cluster) is not None
+    assert findings(after, cluster) <= findings(config, cluster)
+    return after
+
+
+@pytest.mark.parametrize("where", CLUSTERS)
+@pytest.mark.parametrize("name", catalogue.names())
+def test_every_move_keeps_the_laws(name: str, where: str) -> None:
+    cluster, config = CLUSTERS[where], catalogue.load_config(name)
+    config = fitted(config, cluster)  # type: ignore[assignment]
+    if config is None:
+        pytest.skip("the global batch does not split over these GPUs")
+    made = 0
+    for move in all_moves(config, model_of(config), cluster):
+        reason = move.applies(config, model_of(config), cluster)
+        if reason is None:
+            assert holds(move, config, cluster).raw != config.raw
+            made += 1
+        else:
+            assert reason
+            assert not reason.endswith(".")
+    assert made > 5
+
+
+@pytest.mark.parametrize("name", catalogue.names())
+def test_moves_after_a_move_keep_the_laws(name: str) -> None:
+    """Pairs, from each stage: what the first move leaves behind is what the second one meets."""
+    cluster, start = home(name), catalogue.load_config(name)
+    model = model_of(start)
+    for stage in range(4):
+        config = zero_stage(stage).apply(start, cluster)
+        for first in ("offload-optimizer", "precision", "optimizer", "recomputation"):
+            for one in options(first, config, model, cluster):
+                middle = one.apply(config, cluster)
+                for second in ("zero-stage", "offload-optimizer", "offload-param", "optimizer"):
+                    for other in options(second, middle, model, cluster):
+                        holds(other, middle, cluster)
+
+
+def test_every_move_says_what_it_is() -> None:
+    config, cluster = catalogue.load_config("llama_7b_single_node"), home("llama_7b_single_node")
+    names = []
+    for move in all_moves(config, model_of(config), cluster):
+        names.append(move.name)
+        assert move.kind in MOVES
+        for text in (move.title, move.saves, move.costs, move.needs, move.source):
+            assert text
+            assert not text.endswith(".")
+        assert find(move.name) == move
+    assert len(names) == len(set(names))
+
+
+def test_an_unknown_move_is_answered_with_the_nearest() -> None:
+    with pytest.raises(NotFound, match="zero-stage"):
+        find("zero-stages-3")
+    with pytest.raises(NotFound):
+        find("offload-param-disk")
+    with pytest.raises(NotFound):
+        find("zero-stage")
+
+
+@pytest.mark.parametrize("name", ["one-bit-optimizer", "qlora", "pipeline-4", "allgather-bucket-50000000"])
+def test_what_the_engine_cannot_is_refused_with_the_way_out(name: str) -> None:
+    config, cluster = catalogue.load_config("llama_70b_multi_node"), home("llama_70b_multi_node")
+    assert find(name).applies(config, model_of(config), cluster)
+
+
+def test_differences_are_as_deep_as_objects_agree() -> None:
+    before = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 2, "overlap_comm": True}}
+    after = {"fp16": {"enabled": True}, "zero_optimization": {"stage": 3, "overlap_comm": True}}
+    assert differences(before, after) == {
+        ("bf16",): None,
+        ("fp16",): {"enabled": True},
+        ("zero_optimization", "stage"): 3,
+    }
