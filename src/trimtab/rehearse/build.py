@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from trimtab.errors import Unsupported, UsageError
-from trimtab.rehearse import attention, corners
+from trimtab.rehearse import attention, corners, fused
 from trimtab.rehearse.request import PhantomRequest
 
 AUTO_CLASSES = {
@@ -69,11 +69,6 @@ def model(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: in
             "a phantom rehearsal cannot follow torch_autocast: torch has no casting rules for a device made "
             "in Python; rehearse with bf16 or fp16 enabled, or use the arithmetic estimate"
         )
-    if request.kernels != "plain":
-        raise Unsupported(
-            "a phantom rehearsal has no stand-ins for fused kernels yet; rehearse with kernels plain, "
-            "or use the arithmetic estimate"
-        )
     config = configuration(request)
     auto = getattr(transformers, AUTO_CLASSES[request.task])
     with _place(request, deepspeed, dtype, stage):
@@ -96,6 +91,8 @@ def model(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: in
         for module in built.modules():
             if hasattr(module, "config"):
                 module.config._attn_implementation_internal = "flash_attention_2"
+    if request.kernels == "fused":
+        fused.apply(built, request.compute_capability)
     if request.lora is not None:
         from peft import LoraConfig, get_peft_model
 

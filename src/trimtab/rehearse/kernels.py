@@ -55,7 +55,7 @@ class _Lamb:
 
 
 class _Quantizer:
-    """csrc/quantization/pt_binding.cpp: bytes or half bytes, and an fp32 scale a group (two if asymmetric)."""
+    """csrc/quantization/pt_binding.cpp: bytes or half bytes, an fp32 scale a group (two if asymmetric)."""
 
     Symmetric, Asymmetric = 0, 1
 
@@ -66,15 +66,9 @@ class _Quantizer:
         return [values.new_empty(*outer, last * bits // 8, dtype=torch.int8), scales]
 
     @staticmethod
-    def dequantize(
-        values: torch.Tensor, _: Any, groups: int, bits: int, kind: int, dtype: torch.dtype = torch.float16
-    ) -> torch.Tensor:
+    def dequantize(values: torch.Tensor, _: Any, groups: int, bits: int, kind: int) -> torch.Tensor:
         *outer, last = values.shape
-        return values.new_empty(*outer, last * 8 // bits, dtype=dtype)
-
-    @staticmethod
-    def dequantize_fp32(values: torch.Tensor, *rest: Any) -> torch.Tensor:
-        return _Quantizer.dequantize(values, *rest, dtype=torch.float32)
+        return values.new_empty(*outer, last * 8 // bits, dtype=torch.float16)
 
     @staticmethod
     def swizzle_quant(values: torch.Tensor, groups: int, bits: int, kind: int, *_: int) -> list[torch.Tensor]:
