@@ -87,25 +87,25 @@ class Arithmetic:
         nvme = counted.nvme_bytes * cluster.gpus_per_node
         if nvme and nvme > cluster.nvme_bytes:
             return Shortfall(where="NVMe a node", needed=nvme, there=cluster.nvme_bytes)
-        return self._short(counted, cluster) if counted.peak > self.room(cluster) else None
+        return self._short(config, counted, cluster) if counted.peak > self.room(config, cluster) else None
 
-    def room(self, cluster: Cluster) -> int:
+    def room(self, config: Config, cluster: Cluster) -> int:
         """Bytes that PyTorch's allocator may need at most, for the probability of fitting that is asked."""
-        outside = outside_allocator(cluster.world_size)
+        outside = outside_allocator(cluster.world_size, config.stage)
         return int((cluster.gpu.usable_bytes - outside) / (1 + margin(self.sure)))
 
     def likely(self, config: Config, cluster: Cluster) -> bool:
         """Whether ``config`` fits with what the allocator usually loses."""
         if self.shortfall(config, cluster) is not None:
             return False
-        return self.profile(config, cluster).peak * USUALLY_FRAGMENTED <= self.room(cluster)
+        return self.profile(config, cluster).peak * USUALLY_FRAGMENTED <= self.room(config, cluster)
 
     def verdict(self, config: Config, cluster: Cluster) -> Shortfall | None:
         """What ``config`` lacks on ``cluster``, the caching allocator replayed where it is close."""
         short = self.shortfall(config, cluster)
         if short is not None:
             return short
-        counted, room = self.profile(config, cluster), self.room(cluster)
+        counted, room = self.profile(config, cluster), self.room(config, cluster)
         if counted.peak * FRAGMENTED <= room:
             return None
         world = cluster.world_size
@@ -116,10 +116,11 @@ class Arithmetic:
                 config, self.model, world, allocator=True, workspace_bytes=WORKSPACE_BYTES[hopper]
             )
             self._verdicts[key] = replayed.fits(room)
-        return None if self._verdicts[key] else self._short(counted, cluster)
+        return None if self._verdicts[key] else self._short(config, counted, cluster)
 
-    def _short(self, counted: Profile, cluster: Cluster) -> Shortfall:
-        needed = int(counted.peak * (1 + margin(self.sure))) + outside_allocator(cluster.world_size)
+    def _short(self, config: Config, counted: Profile, cluster: Cluster) -> Shortfall:
+        outside = outside_allocator(cluster.world_size, config.stage)
+        needed = int(counted.peak * (1 + margin(self.sure))) + outside
         there = cluster.gpu.usable_bytes
         return Shortfall(where="GPU memory", needed=needed, there=there, fragmented=needed <= there)
 
