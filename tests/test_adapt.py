@@ -84,8 +84,8 @@ ROWS = {
         config="gpt_neox_20b_zero3",
         gpu="a100-40gb",
         gpus_per_node=8,
-        host_memory=200 * GIB,
-        moves=("offload-optimizer-nvme", "sub-group-100000000"),
+        host_memory=238 * GIB,
+        moves=("offload-optimizer-nvme", "offload-param-none"),
     ),
     "BERT Base: V100": Row(config="bert_base_finetuning", gpu="v100-16gb", gpus_per_node=1),
     "BERT Base: A100": Row(config="bert_base_finetuning", gpu="a100-40gb", gpus_per_node=1),
@@ -177,7 +177,7 @@ def test_what_would_be_faster_is_named_and_fits() -> None:
 
 
 def test_the_fastest_drops_offload_that_the_card_does_not_need() -> None:
-    config, cluster = catalogue.load_config("gpt_neox_20b_zero3"), Cluster.of("a100-80gb", 8)
+    config, cluster = catalogue.load_config("gpt_neox_20b_zero3"), Cluster.of("h200", 8)
     answer = adapt(config, cluster, home=home("gpt_neox_20b_zero3"), fastest=True)
     assert answer.after is not None
     assert answer.after.offload_optimizer == "none"
