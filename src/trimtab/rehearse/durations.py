@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from trimtab.cost.rates import Rates
+from trimtab.cost.rates import FLASH_BACKWARD, Rates
 from trimtab.rehearse.request import Operator
 
 ITEMS = {
@@ -13,6 +13,7 @@ ITEMS = {
     "int8": 1, "uint8": 1, "bool": 1,
 }  # fmt: skip
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 NO_KERNEL = frozenset(
     (
         "_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach",
@@ -52,7 +53,7 @@ def device_seconds(operator: Operator, rates: Rates) -> float:
     name = plain_name(operator.name)
     if operator.name.startswith("attention."):
         return _attention(operator, rates)
-    if name in ("mm", "addmm", "bmm", "baddbmm"):
+    if name in PRODUCTS:
         (dtype, left), (_, right) = operator.inputs[-2:]
         batch = left[0] if len(left) == 3 else 1
         rows, inner, columns = left[-2], left[-1], right[-1]
@@ -60,6 +61,19 @@ def device_seconds(operator: Operator, rates: Rates) -> float:
             return 0.0
         return rates.product(PRECISIONS.get(dtype, "fp32"), rows, inner, columns, batch)
     return rates.moving(moved_bytes(operator), NAMED.get(name))
+
+
+def flops_of(operator: Operator) -> float:
+    """Floating-point operations of a product or of attention; 0 for all others."""
+    if operator.name.startswith("attention."):
+        (_, query), (_, key), *_ = operator.inputs
+        words = operator.name.split(".")
+        flops = 4.0 * math.prod(query) * key[2] / (2 if "causal" in words and query[2] == key[2] else 1)
+        return flops * (FLASH_BACKWARD if words[-1] == "backward" else 1)
+    if plain_name(operator.name) not in PRODUCTS:
+        return 0.0
+    (_, left), (_, right) = operator.inputs[-2:]
+    return 2.0 * math.prod(left) * right[-1]
 
 
 def _attention(operator: Operator, rates: Rates) -> float:

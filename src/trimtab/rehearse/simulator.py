@@ -6,9 +6,11 @@ The record is that of a phantom rehearsal (`trimtab.rehearse.timeline`), the sec
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from trimtab.cost.rates import Rates
@@ -29,6 +31,8 @@ COLLECTIVES = {
     "reduce": "all_reduce", "broadcast": "broadcast", "alltoall": "all_to_all", "alltoall_base": "all_to_all",
 }  # fmt: skip
 """c10d's names and NCCL's."""
+SIMULATED_SPREAD = (0.85, 1.2)
+"""Bounds about the expected value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,6 +291,42 @@ class _Replay:
         )
 
 
+def speed_of(simulated: Simulated, record: Rehearsal, config: Config, rates: Rates) -> Speed:
+    """A simulated step in the closed form's terms."""
+    batch, job = config.batch(rates.cluster.world_size), config.job
+    parts = {
+        "kernels": simulated.compute_seconds,
+        "communication": simulated.communication_seconds,
+        "offload": simulated.offload_seconds,
+        "issuing": simulated.host_seconds,
+    }
+    micros = sum(1 for kind, index in record.order if kind == "phase" and PHASES[index] == "forward")
+    total = simulated.step_seconds
+    return Speed(
+        step_seconds=total,
+        low_seconds=total * SIMULATED_SPREAD[0],
+        high_seconds=total * SIMULATED_SPREAD[1],
+        compute_seconds=simulated.compute_seconds,
+        communication_seconds=simulated.communication_seconds,
+        offload_seconds=simulated.offload_seconds,
+        host_seconds=simulated.host_seconds,
+        tokens_per_step=batch.micro * batch.accumulation * job.sequence_length,
+        samples_per_step=batch.micro * batch.accumulation,
+        model_flops=_model_flops(record, job.checkpoint_activations) / max(1, micros) * batch.accumulation,
+        parts=tuple((name, seconds) for name, seconds in parts.items() if seconds),
+        source=rates.source,
+    )
+
+
+def _model_flops(record: Rehearsal, recomputed: bool) -> float:
+    """Operations of products and attention, those that recomputation repeats left out."""
+    done: Counter[str] = Counter()
+    for one in record.operators:
+        done[one.phase] += one.count * flops_of(one)
+    backward = done["backward"]
+    return done["forward"] + max(done["forward"], backward - done["forward"] if recomputed else backward)
+
+
 def trace(simulated: Simulated) -> dict[str, Any]:
     """The spans in the Trace Event Format that Chrome's about:tracing and Perfetto read."""
     lanes = list(dict.fromkeys(span.lane for span in simulated.spans))
@@ -306,3 +346,15 @@ def trace(simulated: Simulated) -> dict[str, Any]:
         for span in simulated.spans
     ]
     return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def write_timeline(simulated: Simulated, file: Path) -> None:
+    """Write `trace` to ``file``.
+
+    Raises:
+        UnreadableFile: the file cannot be written.
+    """
+    try:
+        file.write_text(json.dumps(trace(simulated)), encoding="utf-8")
+    except OSError as error:
+        raise UnreadableFile(f"{file}: cannot be written: {error.strerror}") from None
