@@ -35,7 +35,6 @@ NAMED = {
 """Recorded operators that a probe measures, and what it calls them."""
 SILU_BACKWARD = ("sigmoid", "empty_like", "fill_", "sub_", "mul", "add", "mul", "mul")
 """What the made-up device takes ``silu_backward`` apart into; CUDA has one kernel for it."""
-HOST_BYTES_PER_SECOND = 20e9  # assumed: one process's share of a server's memory bandwidth
 
 
 def plain_name(name: str) -> str:
@@ -95,7 +94,10 @@ def _attention(operator: Operator, rates: Rates) -> float:
 def moved_bytes(operator: Operator) -> int:
     """Bytes that an operator reads and writes."""
     name = plain_name(operator.name)
-    if name == "multi_tensor_adam":  # gradient, parameter and two moments read, the last three written
+    if name in (
+        "multi_tensor_adam",
+        "adam_update",
+    ):  # gradient, parameter and two moments read, the last three written
         return int(size_of(operator.inputs) * 7 / 4)
     if name in ("embedding", "index_select"):
         return 2 * size_of(operator.outputs)
@@ -108,19 +110,13 @@ def moved_bytes(operator: Operator) -> int:
     return size_of(operator.inputs) + size_of(operator.outputs)
 
 
-def host_seconds(operator: Operator, rates: Rates) -> float:
-    """Seconds of an operator that runs on the host's memory."""
+def host_seconds(operator: Operator, rates: Rates, ranks: int = 1) -> float:
+    """Seconds of an operator that runs on the host's memory, as one of ``ranks`` of its node."""
     if operator.view or plain_name(operator.name) in NO_KERNEL:
         return 0.0
-    if plain_name(operator.name) == "adam_update":
-        return rates.host_adam(_elements(operator.inputs[:1]))
-    return moved_bytes(operator) / HOST_BYTES_PER_SECOND
+    return rates.host_moving(moved_bytes(operator), ranks)
 
 
 def size_of(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> int:
     """Bytes of tensors of these types and shapes."""
     return sum(ITEMS.get(dtype, 4) * math.prod(shape) for dtype, shape in shapes)
-
-
-def _elements(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> int:
-    return sum(math.prod(shape) for _, shape in shapes)
