@@ -350,14 +350,14 @@ class Host:
     """An operator or a view of the forward pass."""
     module: float = 35e-6
     """A module's forward, beside its operators."""
-    backward: float = 29e-6
-    """An operator of the backward pass, its autograd node included."""
-    view: float = 6.3e-6
-    """A view of the backward pass."""
+    backward: float = 20e-6
+    """An operator or a view of the backward pass, its share of the autograd node included."""
+    engine: float = 5.6e-6
+    """An operator or a view of the engine's own in the backward pass."""
     step: float = 9e-6
     """An operator or a view of the optimizer's step."""
-    hook: float = 110e-6
-    """What ZeRO-1 and 2 do with a finished gradient, bucket and all: gpt2-x1-z2-none-keep-m4 and m8 against z1."""
+    hook: float = 70e-6
+    """What ZeRO-1 and 2 do with a finished gradient: 12 of the engine's operators and views (llama-z1)."""
     fetch: float = 400e-6
     """ZeRO-3's hooks around one use of a module, and what it does with a finished gradient."""
     collective: float = 95e-6

@@ -30,8 +30,9 @@ STEP_BYTES = {0: 64, 1: 74, 2: 74, 3: 70}
 """Bytes of a step for a parameter that this rank owns: norms, copies, FusedAdam's 28; the same rehearsals."""
 STEP_DISPATCHES = {0: 20, 1: 24, 2: 24, 3: 8}
 """Operators and views of a step for a tensor that this rank owns: overflow check, norm; the same rehearsals."""
-VIEWS = {"forward": 1.1, "backward": 1.5}
-"""Views for a kernel: 927 for 870 forward and 5162 for 3630 backward of llama-z1 on four ranks."""
+VIEWS = {"forward": 1.1, "backward": 1.2}
+"""Views, and operators that are not counted, for a kernel: 927 for 870 forward of llama-z1, 1690 for 1450
+backward."""
 MODULES = 0.34  # calls of modules for a forward kernel: 586 for llama-z1's 1740
 HOST_STEP_BYTES = 42  # of an offloaded step for a parameter: norms, copies, Adam's 28; llama-z2-offload
 NVME_STATE_BYTES = 24  # master and two moments in and out
@@ -202,11 +203,11 @@ class _Step:
         each = HOST.forward * (1 + VIEWS["forward"]) + HOST.module * MODULES
         forward = kernels["forward"] * each
         backward = kernels["recompute"] * each
-        backward += kernels["backward"] * (HOST.backward + VIEWS["backward"] * HOST.view)
+        backward += kernels["backward"] * HOST.backward * (1 + VIEWS["backward"])
         if self.config.stage == 2 or (self.config.stage == 1 and self.batch.accumulation == 1):
             backward += self.profile.trainable_tensors * HOST.hook
         if self.sharded:
-            calls = self.profile.uses * HOST.fetch + 2 * self.profile.tensors * self.ranks * HOST.view
+            calls = self.profile.uses * HOST.fetch + 2 * self.profile.tensors * self.ranks * HOST.engine
             first = 1 / (3 if self.config.job.checkpoint_activations else 2)
             forward, backward = forward + calls * first, backward + calls * (1 - first)
             backward += self.profile.trainable_tensors * HOST.fetch

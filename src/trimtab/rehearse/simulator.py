@@ -22,7 +22,7 @@ from trimtab.rehearse.durations import (
     plain_name,
     size_of,
 )
-from trimtab.rehearse.request import PHASES, Collective, Rehearsal
+from trimtab.rehearse.request import PHASES, Collective, Operator, Rehearsal
 from trimtab.rehearse.timeline import STREAMS
 
 COLLECTIVES = {
@@ -202,7 +202,7 @@ class _Replay:
     def _operator(self, index: int) -> None:
         one = self.record.operators[index]
         if one.host:
-            self._issue(self._dispatch(view=True))
+            self._issue(self._dispatch(one))
             seconds = host_seconds(one, self.rates, self._neighbours)
             if seconds > 1e-5:
                 self.spans.append(Span(name=self.names[index], lane="host", start=self.host, seconds=seconds))
@@ -210,10 +210,10 @@ class _Replay:
                 self.cause = "offload"
             return
         if not has_kernel(one):
-            self._issue(self._dispatch(view=True))
+            self._issue(self._dispatch(one))
             return
         self.kernels += 1
-        self._issue(self._dispatch(view=False))
+        self._issue(self._dispatch(one))
         self._launch(self.names[index], self.kernel_seconds[index])
 
     def _collective(self, index: int) -> None:
@@ -240,7 +240,7 @@ class _Replay:
 
     def _copy(self, index: int) -> None:
         one = self.record.copies[index]
-        self._issue(self._dispatch(view=False))
+        self._issue(HOST.engine)
         if one.direction in ("to_disk", "from_disk"):
             seconds = self.rates.disk(one.direction, one.bytes)
             start = max(self.host, self.lanes.get(-1, 0.0))
@@ -279,12 +279,12 @@ class _Replay:
     def _module(self, _: int) -> None:
         self._issue(HOST.module)
 
-    def _dispatch(self, *, view: bool) -> float:
+    def _dispatch(self, one: Operator) -> float:
         """Seconds of the host for one operator or view of the phase that runs."""
         if self.phase == "forward":
             return HOST.forward
         if self.phase == "backward":
-            return HOST.view if view else HOST.backward
+            return HOST.backward if one.module_class or one.name.startswith("attention.") else HOST.engine
         return HOST.step
 
     def _phase(self, index: int) -> None:
