@@ -167,6 +167,7 @@ def estimate(
     nvme = counted.nvme_bytes * cluster.gpus_per_node
     if nvme and nvme > cluster.nvme_bytes:
         probability = 0.0
+    speed = step_speed(config, counted, cluster)
     answer = Estimate(
         config=config,
         model=model,
@@ -177,11 +178,11 @@ def estimate(
         capacity_bytes=capacity,
         host_bytes_per_node=host,
         nvme_bytes_per_node=nvme,
-        speed=step_speed(config, counted, cluster),
+        speed=speed,
         price=_price(cluster),
         fits=probability >= 0.5,
         fits_probability=probability,
-        assumptions=_assumptions(config, cluster, host),
+        assumptions=_assumptions(config, cluster, host, speed.source),
     )
     return answer if tokens is None else with_run(answer, tokens)
 
@@ -278,13 +279,13 @@ def _price(cluster: Cluster) -> Price | None:
         return None
 
 
-def _assumptions(config: Config, cluster: Cluster, host: Range) -> tuple[str, ...]:
+def _assumptions(config: Config, cluster: Cluster, host: Range, source: str) -> tuple[str, ...]:
     job = config.job
     said = [
         f"{job.kernels} kernels, {job.attention} attention, "
         + ("activations recomputed" if job.checkpoint_activations else "activations kept"),
         "batches without padding masks",
-        "memory counted tensor by tensor; step time by a closed form, coarse",
+        f"memory counted tensor by tensor; step time by a closed form, {source}",
     ]
     if config.precision == "bf16" and not cluster.gpu.bf16:
         said.append(f"{cluster.gpu.name} has no bf16 arithmetic: the run needs fp16 instead")

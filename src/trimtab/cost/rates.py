@@ -371,13 +371,11 @@ def rates_of(cluster: Cluster) -> Rates:
     kept = _kept(cluster.gpu.name)
     if kept is not None:
         sheet = _read(kept, kept.stat().st_mtime)
-        return _rates(cluster, sheet, f"kernels as this machine's probe of {sheet.made} measured them")
+        return _rates(cluster, sheet, f"kernels at the rates of this machine's probe ({sheet.made})")
     sheet = _shipped()
     if sheet.gpu.name == cluster.gpu.name:
-        return _rates(cluster, sheet, f"kernels as measured on an H200 on {sheet.made}")
-    return _rates(
-        cluster, sheet, f"kernels as an H200 runs them ({sheet.made}), scaled by the datasheets' rates"
-    )
+        return _rates(cluster, sheet, f"kernels at rates measured on H200s ({sheet.made})")
+    return _rates(cluster, sheet, f"kernels at H200's rates ({sheet.made}), scaled by the datasheets")
 
 
 @lru_cache(maxsize=64)

@@ -115,7 +115,7 @@ class Answer:
             return f"step time is simulated from the recorded step, {self.seen.speed.source}"
         if self.predicted is None:
             return "no arithmetic for this architecture: no step time"
-        return "step time is the arithmetic's closed form, coarse"
+        return "step time is the arithmetic's closed form"
 
     @property
     def _uses_host(self) -> bool:
