@@ -50,6 +50,7 @@ def rehearse(
         typer.Option("--timeline", help="Write the simulated step for Perfetto or chrome://tracing."),
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Run again what was run before.")] = False,
+    picture: job.PictureOption = None,
     as_json: job.JsonOption = False,
 ) -> int:
     """Run the real engine as one rank, without a GPU or on one.
@@ -63,6 +64,10 @@ def rehearse(
       trimtab rehearse ds_config.json --model ./my-model --gpu a100-40gb --phantom
       trimtab rehearse gpt_neox_20b_zero3 --phantom --gpu l4 --modules 10 --json
     """
+    if picture:
+        from trimtab.report.picture_file import check_name, write_picture
+
+        check_name(picture)
     if phantom is False and not gpu_is_here():
         raise Unsupported(
             "this machine shows no GPU to rehearse on; --phantom rehearses the real engine without one"
@@ -89,11 +94,13 @@ def rehearse(
     answer = answer_for(settled, cluster, phantom=phantom, rank=rank, use_cache=not no_cache)
     if timeline is not None:
         if answer.seen is None or answer.seen.simulated is None:
-            raise UsageError("--timeline: only a phantom rehearsal records the order of a step; add --phantom")
+            raise UsageError("--timeline: only a phantom rehearsal records a step's order; add --phantom")
         write_timeline(answer.seen.simulated, timeline)
     entry = entry_of(answer)
     if entry is not None:
         keep(entry)
+    if picture:
+        write_picture({**document(answer), "notes": list(notes)}, picture)
     if as_json:
         typer.echo(to_json({**document(answer), "notes": list(notes)}))
     else:

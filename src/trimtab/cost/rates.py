@@ -31,7 +31,7 @@ NETWORK_EFFICIENCY = 0.70  # assumed: no network was measured
 
 # Shares of the datasheet's rates.  An 8192-cube ran at 793 TFLOP/s; the other three, and MOVING_SHARE, are a
 # least-squares fit over the device-bound phases of fourteen measured steps with those kernels' shapes (GPT-2
-# and LLaMA 7B of bench/data/h200_steps.jsonl, LLaMA 7B, its LoRA and GPT-J of catalogue_proof.jsonl)
+# and LLaMA 7B of bench/data/grid_x1.jsonl, LLaMA 7B, its LoRA and GPT-J of catalogue_proof.jsonl)
 EVEN_SHARE = 793 / 989.4
 ODD_COLUMNS_SHARE = 0.11  # results whose rows are not aligned: GPT-2's logits over 50257 words
 ODD_INNER_SHARE = 0.24  # operands whose rows are not aligned: the gradients of those
@@ -331,8 +331,8 @@ class Rates:
         return size * node.gpus_per_node / rate
 
 
-# the steps of llama-z2-offload in h200_steps.jsonl, whose norms, copies and Adam move 42 bytes a parameter: one
-# rank alone 275M in 0.11 s, four together 0.28 s, two of twice as many 0.30 s. A core's share is assumed
+# the steps of llama-z2-offload in real_worlds.jsonl, whose norms, copies and Adam move 42 bytes a parameter:
+# one rank alone 275M in 0.11 s, four together 0.28 s, two of twice as many 0.30 s. A core's share is assumed
 HOST_RANK_BYTES_PER_SECOND = 100e9
 HOST_NODE_BYTES_PER_SECOND = 170e9
 HOST_CORE_BYTES_PER_SECOND = 10e9
@@ -342,8 +342,8 @@ HOST_CORE_BYTES_PER_SECOND = 10e9
 class Host:
     """Seconds of the host for what it does, by what it is.
 
-    A least-squares fit over the host-bound phases of measured steps (bench/data/h200_steps.jsonl: llama, bert
-    and t5 on two and four ranks, GPT-2 on one); single steps of these differ by 15 %, machines by more.
+    A least-squares fit over the host-bound phases of measured steps (bench/data/real_worlds.jsonl: llama,
+    bert and t5 on two and four ranks); single steps of these differ by 15 %, machines by more.
     """
 
     forward: float = 10e-6

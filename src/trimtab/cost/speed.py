@@ -29,7 +29,7 @@ GATHER_BYTES = (
 STEP_BYTES = {0: 64, 1: 74, 2: 74, 3: 70}
 """Bytes of a step for a parameter that this rank owns: norms, copies, FusedAdam's 28; the same rehearsals."""
 STEP_DISPATCHES = {0: 20, 1: 24, 2: 24, 3: 8}
-"""Operators and views of a step for a tensor that this rank owns: overflow check, norm; the same rehearsals."""
+"""Operators and views of a step for a tensor that this rank owns: overflow check, norm; as above."""
 VIEWS = {"forward": 1.1, "backward": 1.2}
 """Views, and operators that are not counted, for a kernel: 927 for 870 forward of llama-z1, 1690 for 1450
 backward."""

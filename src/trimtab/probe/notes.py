@@ -78,7 +78,6 @@ class Notes:
             body()
         if not self.on_gpu:
             return [self._seconds(bodies[0]) for _ in range(SAMPLES)]
-        import torch
 
         bodies[0]()
         once = self._seconds(bodies[0])

@@ -12,11 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from trimtab.errors import UsageError
 from trimtab.rehearse import corners
 from trimtab.rehearse.child import answer_with
+from trimtab.rehearse.course import course
 from trimtab.rehearse.request import (
     PHASES,
     Collective,
@@ -48,6 +49,7 @@ class Run:
         self.moments: list[tuple[str, int, int, int, int, int]] = []
         self.phase_peaks: dict[str, tuple[int, int, str]] = {}
         self.measured_from = 0
+        self.borders: list[tuple[str, int]] = []
         self.loss: Any = None
         self.said: tuple[str, ...] = ()
 
@@ -58,6 +60,7 @@ class Run:
         ledger.phase = phase
         if ledger.timeline is not None:
             ledger.timeline.note("phase", PHASES.index(phase))
+        self.borders.append((phase, ledger.clock))
         ledger.peak, ledger.peak_at = ledger.allocated, None
 
     def _keep_peak(self) -> None:
@@ -147,6 +150,7 @@ class Run:
             ledger.phase = "forward"
             ledger.reset_peaks()
             self.measured_from = ledger.clock
+            self.borders = []
             ledger.recording = request.record != "none"
             if request.record == "ordered":
                 ledger.timeline = Timeline(ledger.stream)
@@ -283,6 +287,13 @@ class Run:
                 Phase(name=name, peak_bytes=peak, at=where, parts=sorter.parts(ledger.alive(at)))
                 for name, (peak, at, where) in self.phase_peaks.items()
             ),
+            course=course(
+                ledger.allocations,
+                sorter.part,
+                first=self.measured_from,
+                last=self.moments[-1][-1],
+                borders=self.borders,
+            ),
             workspace_bytes=CUBLAS_HANDLES * self.workspace_bytes,
             step_peak_bytes=max(peak for peak, _, _ in self.phase_peaks.values()),
             host_peak_bytes=ledger.host_peak,
@@ -347,10 +358,5 @@ def rehearse(text: Mapping[str, Any]) -> dict[str, Any]:
     return Run(request).go().to_json()
 
 
-def answer_to(text: Mapping[str, Any], answer_file: Path) -> NoReturn:
-    """Run the request ``text``, write its answer to ``answer_file``, and end the process."""
-    answer_with(lambda: rehearse(text), answer_file)
-
-
 if __name__ == "__main__":
-    answer_to(json.load(sys.stdin), Path(sys.argv[1]))
+    answer_with(lambda: rehearse(json.load(sys.stdin)), Path(sys.argv[1]))

@@ -86,7 +86,7 @@ def _file_handle(ledger: Ledger) -> type:
 
         def new_cpu_locked_tensor(self, count: int, example: torch.Tensor) -> torch.Tensor:
             # csrc/aio/py_lib/deepspeed_pin_tensor_client.cpp: locked pages, not torch's pinned allocator
-            return ledger.mark_pinned(torch.empty(count, dtype=example.dtype, device="cpu"), rounded=False)
+            return ledger.mark_pinned(torch.empty(count, dtype=example.dtype, device="cpu"), cached=False)
 
         def free_cpu_locked_tensor(self, _: torch.Tensor) -> bool:
             return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -41,14 +42,14 @@ class Allocation:
     """One storage: its size, where it lives, who made it, and when it came and went."""
 
     __slots__ = (
-        *("size", "host", "pinned", "stream", "born", "died"),
+        *("size", "host", "pinned", "cached", "stream", "born", "died"),
         *("phase", "module", "operator", "recomputed", "label"),
     )
 
     def __init__(self, size: int, host: bool, born: int, phase: str) -> None:
         self.size, self.host, self.born, self.phase = size, host, born, phase
         self.died = ALIVE
-        self.pinned = self.recomputed = False
+        self.pinned = self.cached = self.recomputed = False
         self.label: str | None = None
         self.module = self.operator = self.stream = ""
 
@@ -100,6 +101,7 @@ class Ledger(TorchDispatchMode):
         self.module_of_node: dict[int, str] = {}
         self.module_classes: dict[str, str] = {}
         self._live: dict[int, _Storage] = {}
+        self._pinned_free: Counter[int] = Counter()
         self._values: dict[int, list[Any]] = {}
         self._operator = ""
         self._alone: tuple[int, int, int] | None = None
@@ -249,6 +251,9 @@ class Ledger(TorchDispatchMode):
         if not allocation.host:
             self.allocated -= allocation.size
             return
+        if allocation.cached:
+            self._pinned_free[allocation.size] += 1
+            return
         self.host -= allocation.size
         if allocation.pinned:
             self.pinned -= allocation.size
@@ -303,20 +308,27 @@ class Ledger(TorchDispatchMode):
 
     # -- pinned memory -------------------------------------------------------------------------------------
 
-    def mark_pinned(self, tensor: torch.Tensor, *, rounded: bool = True) -> torch.Tensor:
-        """Count ``tensor``'s storage as page-locked; ``rounded`` to what CUDA's host allocator takes."""
+    def mark_pinned(self, tensor: torch.Tensor, *, cached: bool = True) -> torch.Tensor:
+        """Count ``tensor``'s storage as page-locked; ``cached`` if torch's own host allocator gives it.
+
+        That one (aten/src/ATen/core/CachingHostAllocator.h) rounds sizes up to a power of two, and keeps a
+        block that is free for the next request of its size: it never gives one back.
+        """
         self._see(tensor)
         allocation = self._live[tensor.untyped_storage()._cdata].allocation
-        if allocation.host and not allocation.pinned:
-            allocation.pinned = True
-            if rounded and allocation.size:
-                # aten/src/ATen/core/CachingHostAllocator.h: sizes are rounded up to a power of two
-                size = 1 << (allocation.size - 1).bit_length()
-                self.host += size - allocation.size
-                allocation.size = size
-            self.pinned += allocation.size
-            self.host_peak = max(self.host_peak, self.host)
-            self.pinned_peak = max(self.pinned_peak, self.pinned)
+        if not allocation.host or allocation.pinned:
+            return tensor
+        allocation.pinned = True
+        fresh = allocation.size
+        if cached and allocation.size:
+            self.host -= allocation.size
+            allocation.size, allocation.cached = 1 << (allocation.size - 1).bit_length(), True
+            fresh = 0 if self._pinned_free[allocation.size] else allocation.size
+            self._pinned_free[allocation.size] -= not fresh
+            self.host += fresh
+        self.pinned += fresh
+        self.host_peak = max(self.host_peak, self.host)
+        self.pinned_peak = max(self.pinned_peak, self.pinned)
         return tensor
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:

@@ -16,7 +16,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-from trimtab.rehearse.child import environment, need_packages, read, too_slow
+from trimtab.rehearse.child import answer_with, environment, need_packages, read, too_slow
 from trimtab.rehearse.request import PhantomRequest, Rehearsal
 
 IMPORTED = (
@@ -51,9 +51,9 @@ def _run(request: PhantomRequest, answer_file: Path, said: Path, timeout_seconds
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.chdir(said.parent)
-        from trimtab.rehearse.engine_run import answer_to
+        from trimtab.rehearse.engine_run import rehearse
 
-        answer_to(request.to_json(), answer_file)
+        answer_with(lambda: rehearse(request.to_json()), answer_file)
     finally:  # whatever happens, no second copy of the caller goes on
         os._exit(1)
 

@@ -13,10 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trimtab.config import Config
 from trimtab.cost.rates import HOST, Rates
+from trimtab.cost.speed import Speed
+from trimtab.errors import UnreadableFile
 from trimtab.rehearse.durations import (
     SILU_BACKWARD,
     device_seconds,
+    flops_of,
     has_kernel,
     host_seconds,
     plain_name,
