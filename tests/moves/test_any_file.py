@@ -6,8 +6,8 @@ from typing import Any
 
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-
 from test_moves import holds, model_of
+
 from trimtab.check import check
 from trimtab.cluster import Cluster
 from trimtab.config import Config

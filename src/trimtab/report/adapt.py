@@ -13,7 +13,7 @@ from trimtab.adapt import Adaptation, Nearest, Step
 from trimtab.cluster import Cluster
 from trimtab.estimate import Estimate
 from trimtab.estimate import to_json as estimate_document
-from trimtab.moves import Move
+from trimtab.report.move_pages import document as move_document
 from trimtab.units import format_bytes, format_seconds
 
 
@@ -152,19 +152,6 @@ def cluster_document(cluster: Cluster) -> dict[str, Any]:
         "nodes": cluster.nodes,
         "inter_node_link": cluster.inter_link.name if cluster.nodes > 1 else None,
         "host_memory_bytes": cluster.host_memory_bytes,
-    }
-
-
-def move_document(move: Move) -> dict[str, Any]:
-    """What a move says of itself."""
-    return {
-        "name": move.name,
-        "title": move.title,
-        "saves": move.saves,
-        "costs": move.costs,
-        "needs": move.needs,
-        "source": move.source,
-        "effect": move.effect,
     }
 
 
