@@ -4,10 +4,10 @@
     python bench/stock.py --write    write the files anew, one per tool, file and world
 
 The settings are those that each project ships, with "auto" filled as transformers fills it
-(integrations/deepspeed.py: ``reduce_bucket_size`` = hidden², ``stage3_prefetch_bucket_size`` = 0.9 hidden²,
-``stage3_param_persistence_threshold`` = 10 hidden), and the micro batch and recomputation of the project's own
-example.  The global batch, the model and the sequence are the same for all.  A file named ``…-largest`` is the
-same with the largest micro batch that fits: what a user who tries gets out of it.
+(integrations/deepspeed.py: ``reduce_bucket_size`` = hidden squared, ``stage3_prefetch_bucket_size`` = 0.9 of
+that, ``stage3_param_persistence_threshold`` = 10 hidden), and the micro batch and recomputation of the
+project's own example.  The global batch, the model and the sequence are the same for all.  A file named
+``...-largest`` is the same with the largest micro batch that fits: what a user who tries gets out of it.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ LLAMA_FACTORY = {
     "ds_z3_offload_config": {**_LF_3, "offload_optimizer": CPU, "offload_param": CPU},
 }
 # axolotl-ai-cloud/axolotl, deepspeed_configs: zero1 at 3fa91bd, zero2 at 58b1d3a, zero3_bf16 at 1aaebb0,
-# zero3_bf16_cpuoffload_all at 1377ccc; examples/llama-3/fft-1b-fsdp.yml at 4afb265: micro_batch_size 1, bf16, no
-# gradient_checkpointing
+# zero3_bf16_cpuoffload_all at 1377ccc; examples/llama-3/fft-1b-fsdp.yml at 4afb265: micro_batch_size 1, bf16,
+# no gradient_checkpointing
 _AXOLOTL_3 = {
     "stage": 3,
     "overlap_comm": True,
@@ -184,6 +184,42 @@ def _save(name: str, raw: Mapping[str, Any]) -> None:
     (FOLDER / f"{name}.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
 
+def compare() -> None:
+    """A line a file, by world and predicted time, the plan's own first."""
+    from trimtab.cluster import Cluster
+    from trimtab.config import Config
+    from trimtab.estimate import estimate
+    from trimtab.plan import plan
+    from trimtab.units import GIB
+
+    for world in WORLDS:
+        cluster = Cluster.of(GPU, world)
+        answer = plan(
+            MODEL,
+            gpu=GPU,
+            gpus_per_node=world,
+            objective="finetune",
+            global_batch=GLOBAL_BATCH,
+            sequence_length=SEQUENCE,
+            alternatives=False,
+        )
+        assert answer.chosen is not None
+        own = answer.chosen.estimate
+        print(f"{world} x {GPU}, {MODEL}, batch {GLOBAL_BATCH} x {SEQUENCE}: predicted")
+        print(f"  {'plan: ' + answer.chosen.summary:62} {own.speed.step_seconds:7.2f} s  {_memory(own, GIB)}")
+        found = []
+        for file in sorted(FOLDER.glob(f"*-{world}gpu*.json")):
+            config = Config.from_mapping(json.loads(file.read_text("utf-8")), name=file.stem)
+            found.append((estimate(config, cluster), file.stem))
+        for other, name in sorted(found, key=lambda row: (not row[0].fits, row[0].speed.step_seconds)):
+            ratio = other.speed.step_seconds / own.speed.step_seconds
+            print(f"  {name:62} {other.speed.step_seconds:7.2f} s  {_memory(other, GIB)}  {ratio:5.2f} x")
+
+
+def _memory(answer: Any, gib: int) -> str:
+    return f"{answer.needed.expected / gib:6.1f} GiB{'' if answer.fits else ' DOES NOT FIT'}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -191,6 +227,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the files anew")
     if parser.parse_args().write:
         write()
+    else:
+        compare()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 
 from sources import ROOT
 from trimtab.estimate import PEAK_HIGH, PEAK_LOW
-from trimtab.rehearse.answer import PHANTOM_HIGH, PHANTOM_LOW
+from trimtab.rehearse.seen import PHANTOM_HIGH, PHANTOM_LOW
 
 
 @pytest.fixture(scope="module")

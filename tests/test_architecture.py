@@ -33,6 +33,7 @@ LAYERS = (
         "adapt",
         "check",
         "compare",
+        "corrections",
         "diagnose",
         "estimate",
         "fit",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trimtab.job import Job
     from trimtab.ladder import Ladder, ladder
     from trimtab.model import Model, find_model
+    from trimtab.plan import Plan, plan
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "Job",
     "Ladder",
     "Model",
+    "Plan",
     "TrimtabError",
     "__version__",
     "adapt",
@@ -48,6 +50,7 @@ __all__ = [
     "ladder",
     "load_config",
     "moves",
+    "plan",
 ]
 
 _MODULES = ("catalogue", "errors", "moves")
@@ -60,6 +63,7 @@ _HOMES = {
     "Job": "trimtab.job",
     "Ladder": "trimtab.ladder",
     "Model": "trimtab.model",
+    "Plan": "trimtab.plan",
     "TrimtabError": "trimtab.errors",
     "adapt": "trimtab.adapt",
     "check": "trimtab.check",
@@ -68,6 +72,7 @@ _HOMES = {
     "find_model": "trimtab.model",
     "ladder": "trimtab.ladder",
     "load_config": "trimtab.catalogue",
+    "plan": "trimtab.plan",
 }
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -190,7 +190,7 @@ def _key(name: str) -> str:
 
 @cache
 def _table() -> Mapping[str, Any]:
-    return MappingProxyType(json.loads(files("trimtab").joinpath("data/gpus.json").read_text("utf-8")))
+    return MappingProxyType(json.loads((Path(__file__).parent / "data" / "gpus.json").read_text("utf-8")))
 
 
 @cache

@@ -9,18 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.allocator import WORKSPACE_BYTES
 from trimtab.cost.memory import MOMENTS, Profile, profile
-from trimtab.cost.run import NOTICE_SECONDS, WholeRun, whole_run
 from trimtab.cost.speed import Speed, step_speed
 from trimtab.errors import NotFound, UnknownArchitecture, UsageError
 from trimtab.model import Model, find_model
 from trimtab.parameters import tasks_of
-from trimtab.prices import Price, price
 from trimtab.units import GIB
+
+if TYPE_CHECKING:
+    from trimtab.cost.run import WholeRun
+    from trimtab.prices import Price
 
 # device memory outside PyTorch's allocator: CUDA context and kernels (0.6 GiB before the first step, 0.82
 # with DeepSpeed's kernels, one H200), and NCCL's buffers: 0.48 GiB more for one rank, 0.95 GiB for four
@@ -51,6 +54,21 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """One figure that a measurement changed (`trimtab.corrections`), in its base unit."""
+
+    what: str
+    """Its place in the JSON answer, such as ``speed.step_seconds``."""
+    factor: float | None = None
+    offset: float | None = None
+    """How the measurement acts on such figures: by a factor or by an offset; neither where it replaces."""
+    uncorrected: float
+    corrected: float
+    source: str
+    """The run that was measured, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """The answer about one job on one cluster; bytes, seconds and dollars."""
 
@@ -73,6 +91,8 @@ class Estimate:
     run: WholeRun | None = None
     """The whole run, if a number of tokens was asked for."""
     method: str = "arithmetic"
+    corrections: tuple[Correction, ...] = ()
+    """What measurements of this job, or of one like it, changed in it."""
 
     @property
     def slack_bytes(self) -> int:
@@ -164,11 +184,13 @@ def estimate(
         fits_probability=probability,
         assumptions=_assumptions(config, cluster, host),
     )
-    return answer if tokens is None else _with_run(answer, tokens)
+    return answer if tokens is None else with_run(answer, tokens)
 
 
-def _with_run(answer: Estimate, tokens: int) -> Estimate:
+def with_run(answer: Estimate, tokens: int) -> Estimate:
     """The same answer with the whole run of ``tokens`` in it."""
+    from trimtab.cost.run import NOTICE_SECONDS, whole_run
+
     if tokens < 1:
         raise UsageError(f"{tokens} tokens: a run needs at least 1")
     cluster, config = answer.cluster, answer.config
@@ -249,6 +271,8 @@ def _host(counted: Profile, cluster: Cluster) -> Range:
 
 
 def _price(cluster: Cluster) -> Price | None:
+    from trimtab.prices import price
+
     try:
         return price(cluster.gpu)
     except NotFound:
@@ -287,6 +311,17 @@ def to_json(answer: Estimate) -> Mapping[str, object]:
         "fits_probability": answer.fits_probability,
         "method": answer.method,
         "assumptions": list(answer.assumptions),
+        "corrections": [
+            {
+                "what": one.what,
+                "factor": one.factor,
+                "offset": one.offset,
+                "uncorrected": one.uncorrected,
+                "corrected": one.corrected,
+                "from": one.source,
+            }
+            for one in answer.corrections
+        ],
         "parameters": {"total": counted.parameters, "trainable": counted.trainable},
         "gpu": {
             "name": answer.cluster.gpu.name,
@@ -296,10 +331,7 @@ def to_json(answer: Estimate) -> Mapping[str, object]:
             "peak_allocated_bytes": _range(answer.peak_allocated),
             "needed_bytes": _range(answer.needed),
             "parts": parts + rest,
-            "phases": [
-                {"name": name, "peak_allocated_bytes": size + (answer.slack_bytes if name != "init" else 0)}
-                for name, size in counted.phase_peaks.items()
-            ],
+            "phases": [_phase_to_json(answer, name) for name in counted.phase_peaks],
         },
         "host": {
             "bytes_per_node": _range(answer.host_bytes_per_node),
@@ -344,6 +376,17 @@ def _run(run: WholeRun) -> dict[str, object]:
         "checkpoint_interval_seconds": run.checkpoint_interval_seconds,
         "restart_seconds": run.restart_seconds,
         "effective_ratio": run.effective_ratio,
+    }
+
+
+def _phase_to_json(answer: Estimate, name: str) -> dict[str, object]:
+    """The peak of a phase and what is alive at its end; workspaces come with the first product."""
+    counted, slack = answer.profile, answer.slack_bytes if name != "init" else 0
+    end = counted.initialized if name == "init" else counted.live[name]
+    return {
+        "name": name,
+        "peak_allocated_bytes": counted.phase_peaks[name] + slack,
+        "end_allocated_bytes": end + slack,
     }
 
 

@@ -6,15 +6,12 @@ never shown without its source and date.  The shipped rows stand in ``data/price
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, timezone
 from functools import cache
 from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +88,7 @@ def price(gpu: Gpu | str, *, spot: bool = False, file: str | Path | None = None,
 
 @cache
 def _shipped() -> tuple[_Row, ...]:
-    rows = json.loads(files("trimtab").joinpath("data/prices.json").read_text("utf-8"))["rows"]
+    rows = json.loads((Path(__file__).parent / "data" / "prices.json").read_text("utf-8"))["rows"]
     return tuple(
         _Row(
             gpu=row["gpu"],
@@ -106,6 +103,9 @@ def _shipped() -> tuple[_Row, ...]:
 
 def _read(path: Path) -> tuple[_Row, ...]:
     """A user's price list, JSON or CSV."""
+    import csv  # the shipped table needs neither
+    from datetime import date
+
     try:
         text = path.read_text("utf-8")
         today = date.fromtimestamp(path.stat().st_mtime).isoformat()
@@ -155,6 +155,8 @@ def _row(record: Any, where: str, today: str) -> _Row:
 
 def _live(card: Gpu, spot: bool) -> tuple[_Row, ...]:
     """Today's offers by gpuhunt; none where it is missing, offline or changed."""
+    from datetime import datetime, timezone
+
     try:
         offers = import_module("gpuhunt").query(spot=spot, min_gpu_count=1)
         today = datetime.now(timezone.utc).date().isoformat()

@@ -104,9 +104,9 @@ def test_predictions_stand_beside_what_was_measured() -> None:
         "gpu": {"peak_allocated_bytes": {"expected": 200}},
         "speed": {"step_seconds": {"expected": 0.5}},
     }
-    rows = beside(prediction, {"peak_memory_bytes": 100, "step_seconds": 1.0})
+    rows = beside(prediction, {"step_peak_memory_bytes": 100, "step_seconds": 1.0})
     assert [(row["quantity"], row["ratio"]) for row in rows] == [
         ("peak memory bytes", 0.5),
         ("step seconds", 2.0),
     ]
-    assert beside({}, {"peak_memory_bytes": 100, "step_seconds": 1.0}) == []
+    assert beside({}, {"step_peak_memory_bytes": 100, "step_seconds": 1.0}) == []

@@ -37,6 +37,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "train": "trimtab.cli.train:train",
         "launch": "trimtab.cli.launch:launch",
         "report": "trimtab.cli.report:report",
+        "history": "trimtab.cli.history:history",
     },
     "Mend it": {
         "diagnose": "trimtab.cli.diagnose:diagnose",

@@ -9,6 +9,7 @@ import typer
 from trimtab.cli import job_flags as job
 from trimtab.estimate import estimate as answer_for
 from trimtab.estimate import to_json as document
+from trimtab.estimate import with_run
 from trimtab.report.document import to_json
 from trimtab.units import parse_count
 
@@ -35,12 +36,14 @@ def estimate(
         str | None,
         typer.Option("--tokens", metavar="N", help="Tokens of the whole run, such as 300B: days, dollars."),
     ] = None,
+    no_corrections: job.NoCorrectionsOption = False,
+    picture: job.PictureOption = None,
     as_json: job.JsonOption = False,
 ) -> int:
     """Say whether a job fits its GPUs, how fast it runs and what it costs.
 
-    Counts every tensor of the model and of DeepSpeed's engine, without torch or a GPU.  Exit 1 if it does
-    not fit.
+    Counts every tensor of the model and of DeepSpeed's engine, without torch or a GPU.  What rehearsals and
+    trainings of the job on this machine have measured corrects it.  Exit 1 if it does not fit.
 
     \b
     Examples:
@@ -49,6 +52,10 @@ def estimate(
         --gpus-per-node 8
       trimtab estimate llama_13b_zero3_offload --gpu rtx4090 --micro-batch 1
     """
+    if picture:
+        from trimtab.report.picture_file import check_name, write_picture
+
+        check_name(picture)
     settled, cluster, notes = job.settle(
         config,
         model=model,
@@ -68,7 +75,13 @@ def estimate(
         lora_r=lora_r,
         lora_targets=lora_targets,
     )
-    answer = answer_for(settled, cluster, tokens=parse_count(tokens) if tokens else None)
+    answer = answer_for(settled, cluster)
+    if not no_corrections:
+        answer = job.corrected_by_history(answer)
+    if tokens is not None:
+        answer = with_run(answer, parse_count(tokens))
+    if picture:
+        write_picture({**document(answer), "notes": list(notes)}, picture)
     if as_json:
         typer.echo(to_json({**document(answer), "notes": list(notes)}))
     else:

@@ -10,6 +10,7 @@ from trimtab import catalogue
 from trimtab.cluster import Cluster, find_gpu, find_link
 from trimtab.config import Config, fit_world
 from trimtab.errors import UnknownArchitecture, UsageError
+from trimtab.estimate import Estimate
 from trimtab.job import ATTENTIONS, KERNELS, TASKS
 from trimtab.model import find_hf, find_model
 from trimtab.units import parse_bytes
@@ -60,7 +61,27 @@ LoraRankOption = Annotated[
 LoraTargetsOption = Annotated[
     str | None, typer.Option("--lora-targets", metavar="A,B", help="Modules that LoRA adapts.")
 ]
+NoCorrectionsOption = Annotated[
+    bool, typer.Option("--no-corrections", help="Leave out what runs on this machine have measured.")
+]
+PictureOption = Annotated[
+    str | None,
+    typer.Option("--picture", metavar="FILE", help="Draw memory too: a .svg, .png or .html file."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def corrected_by_history(answer: Estimate) -> Estimate:
+    """``answer`` with what this machine's history knows of its job; without a history it costs nothing."""
+    from trimtab.store.database import history_file
+
+    file = history_file()
+    if file is None or not file.exists():
+        return answer
+    from trimtab.corrections import corrected, traits_of
+    from trimtab.store.database import measurements
+
+    return corrected(answer, measurements(traits_of(answer)))
 
 
 def settle(

@@ -11,7 +11,8 @@ import typer
 from trimtab.cli import job_flags as job
 from trimtab.errors import UnreadableFile, UsageError
 from trimtab.job import Lora
-from trimtab.plan import OBJECTIVES, OPTIMIZE, clusters, make_wishes, plan_for
+from trimtab.plan import OBJECTIVES, OPTIMIZE
+from trimtab.plan import plan as plan_of
 from trimtab.plan.document import file_of
 from trimtab.plan.document import to_json as document
 from trimtab.plan.planning import Plan, Prover
@@ -25,7 +26,8 @@ SECONDS_A_DAY = 86_400
 
 def plan(
     model: Annotated[
-        str, typer.Option("--model", metavar="M", help="A catalogue name, a Hugging Face id or a config.json.")
+        str,
+        typer.Option("--model", metavar="M", help="A catalogue name, a Hugging Face id or a config.json."),
     ],
     gpu: Annotated[
         str, typer.Option("--gpu", metavar="NAME", help="Such as a100-80gb; several with commas; or any.")
@@ -53,7 +55,9 @@ def plan(
     deadline_days: Annotated[
         float | None, typer.Option("--deadline-days", metavar="D", help="How long the run may take.")
     ] = None,
-    optimize: Annotated[str, typer.Option("--optimize", metavar="WHAT", help=", ".join(OPTIMIZE))] = "fastest",
+    optimize: Annotated[
+        str, typer.Option("--optimize", metavar="WHAT", help=", ".join(OPTIMIZE))
+    ] = "fastest",
     attention: job.AttentionOption = None,
     kernels: job.KernelsOption = None,
     lora_r: job.LoraRankOption = None,
@@ -101,8 +105,17 @@ def plan(
     if lora_r is not None or lora_targets is not None:
         targets = tuple(one.strip() for one in lora_targets.split(",")) if lora_targets else None
         lora = Lora(r=lora_r or 8, lora_alpha=2 * (lora_r or 8), target_modules=targets)
-    wishes = make_wishes(
+    if prove and probe:
+        raise UsageError("--prove and --probe are two ways of proof; give one of them")
+    answer = plan_of(
         model,
+        gpu=gpu,
+        gpus_per_node=gpus_per_node,
+        nodes=nodes,
+        max_gpus=max_gpus,
+        file=str(output) if output else "plan.json",
+        prove=MOST_PROBES if probe else prove,
+        prover=_prover(prove, probe),
         objective=objective,
         task=task,
         sequence_length=sequence_length,
@@ -118,13 +131,6 @@ def plan(
         sure=fits_probability,
         spot=spot,
         price_file=None if prices is None else str(prices),
-    )
-    answer = plan_for(
-        wishes,
-        clusters(gpu, gpus_per_node, nodes, max_gpus),
-        file=str(output) if output else "plan.json",
-        prove=MOST_PROBES if probe else prove,
-        prover=_prover(prove, probe),
     )
     _write(answer, output, html)
     if as_json:

@@ -12,46 +12,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Protocol
 
-from trimtab.cost.meter import PART, Account, Storage
+from trimtab.cost.meter import PART, Account, Kernel, Storage
 
 
-@dataclass(slots=True, eq=False)
 class Weight:
-    """A parameter as the machine sees it: a size, whether it trains, and the gradients still to come."""
+    """A parameter as the machine sees it: a size, whether it trains, and the gradients still to come.
 
-    name: str
-    numel: int
-    item: int
-    index: int = 0
-    """Its place among the model's parameters."""
-    columns: int = 0
-    """Width of a row: the inputs of a linear layer, the width of an embedding."""
-    trainable: bool = True
-    uses: int = 0
-    """Operators of this forward pass whose gradients are still to come."""
-    pending: Storage | None = None
-    """The sum of the gradients that have come so far."""
+    ``index`` is its place among the model's parameters, ``columns`` the width of a row: the inputs of a linear
+    layer, the width of an embedding.
+    """
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of the whole parameter."""
-        return self.numel * self.item
+    __slots__ = (
+        "bytes", "columns", "edge", "index", "item", "name", "numel", "pending", "trainable", "uses",
+    )  # fmt: skip
 
-    @property
-    def edge(self) -> Weight | None:
-        """Where its gradient goes: to itself, unless it is frozen."""
-        return self if self.trainable else None
+    def __init__(
+        self, name: str, numel: int, item: int, index: int = 0, columns: int = 0, trainable: bool = True
+    ) -> None:
+        self.name, self.numel, self.item, self.index = name, numel, item, index
+        self.columns, self.trainable = columns, trainable
+        self.bytes = numel * item
+        self.edge = self if trainable else None
+        """Where its gradient goes."""
+        self.uses = 0
+        """Operators of this forward pass whose gradients are still to come."""
+        self.pending: Storage | None = None
+        """The sum of the gradients that have come so far."""
 
 
 class Node:
     """One operator in the autograd graph: what it kept, and what its backward pass allocates."""
 
     __slots__ = (
-        "flops", "gradients", "inputs", "module", "moved", "part", "place", "region", "saved", "saves",
-        "scratch", "slot", "tail", "weights",
+        "flops", "gradients", "inputs", "kernel", "module", "moved", "part", "place", "region", "saved",
+        "saves", "scratch", "shape", "slot", "tail", "weights",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -60,6 +56,7 @@ class Node:
         self.gradients: tuple[int, ...] = ()
         self.saved: tuple[Storage, ...] = ()
         self.scratch = self.flops = self.moved = self.slot = self.part = self.saves = self.tail = 0
+        self.kernel, self.shape = "moving", ()
         self.region: Region | None = None
         self.place: object = None
         self.module = False
@@ -111,40 +108,59 @@ class _Stop(Exception):
     """Recomputation has made the last tensor that the backward pass needs."""
 
 
-@dataclass(slots=True, eq=False)
 class Region:
     """A stretch of the forward pass whose activations are recomputed (non-reentrant checkpointing)."""
 
-    run: Callable[..., Tensor]
-    arguments: tuple[Tensor, ...]
-    nodes: int = 0
-    saves: int = 0
-    recomputed: list[tuple[Storage, ...]] | None = None
+    __slots__ = ("arguments", "nodes", "recomputed", "run", "saves")
+
+    def __init__(self, run: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> None:
+        self.run, self.arguments = run, arguments
+        self.nodes = self.saves = 0
+        self.recomputed: list[tuple[Storage, ...]] | None = None
 
     def finish(self) -> None:
         """Let go of everything: its backward pass is done."""
         self.run, self.arguments, self.recomputed = _nothing, (), None
 
 
-@dataclass(slots=True)
-class Machine:
-    """Runs operators forward, then backward, counting what is live and what work is done."""
+def backward_kernels(node: Node) -> Iterator[Kernel]:
+    """The kernels that make a node's gradients."""
+    sizes = [size for edge, size in zip(node.inputs, node.gradients, strict=True) if edge and size != PASS]
+    if not sizes:
+        return
+    if node.kernel == "attention":  # one kernel makes them all; five products for the forward pass's two
+        yield Kernel("backward", "attention", node.moved + sum(sizes), node.flops * 5 // 2, node.shape)
+    elif node.kernel == "product":
+        batch, rows, inner, columns, item = node.shape
+        outcome = batch * rows * columns * item
+        moved = outcome + batch * (rows + columns) * inner * item
+        for place, shape in enumerate(((rows, columns, inner), (inner, rows, columns))):
+            if node.inputs[place] is not None:
+                yield Kernel("backward", "product", moved, node.flops, (batch, *shape, item))
+        if any(node.inputs[2:]):  # the bias: a sum over the rows
+            yield Kernel("backward", "moving", outcome)
+    else:
+        yield Kernel("backward", "moving", node.moved + sum(sizes) + 2 * node.scratch + node.tail, node.flops)
 
-    meter: Account
-    listener: Listener
-    item: int
-    """Bytes of an activation element."""
-    tape: list[Node] = field(default_factory=list)
-    part: int = PART["activations"]
-    phase: str = "forward"
-    sharded: bool = False
-    """Stage 3: the engine counts modules without parameters too, and has a linear function of its own."""
-    kept: list[Storage] = field(default_factory=list)
-    """Leaves and their gradients: they live as long as the loss whose graph they end."""
-    _region: Region | None = None
-    _replaying: Region | None = None
-    _replayed: list[tuple[Storage, ...]] = field(default_factory=list)
-    _replayed_saves: int = 0
+
+class Machine:
+    """Runs operators forward, then backward, counting what is live and what work is done.
+
+    ``item`` is the bytes of an activation element.  ``sharded`` says that it is stage 3, where the engine
+    counts modules without parameters too and has a linear function of its own.
+    """
+
+    def __init__(self, *, meter: Account, listener: Listener, item: int, sharded: bool = False) -> None:
+        self.meter, self.listener, self.item, self.sharded = meter, listener, item, sharded
+        self.tape: list[Node] = []
+        self.part = PART["activations"]
+        self.phase = "forward"
+        self.kept: list[Storage] = []
+        """Leaves and their gradients: they live as long as the loss whose graph they end."""
+        self._region: Region | None = None
+        self._replaying: Region | None = None
+        self._replayed: list[tuple[Storage, ...]] = []
+        self._replayed_saves = 0
 
     def new(self, count: int) -> Storage:
         """A fresh storage of ``count`` bytes."""
@@ -175,6 +191,8 @@ class Machine:
         scratch: int = 0,
         tail: int = 0,
         flops: int = 0,
+        kernel: str = "moving",
+        shape: tuple[int, ...] = (),
         view_of: Tensor | None = None,
     ) -> Tensor:
         """Run one operator.
@@ -189,6 +207,7 @@ class Machine:
             scratch: bytes that its backward pass needs while it runs.
             tail: bytes that summing a broadcast gradient needs, after what it kept is gone.
             flops: floating-point operations of the forward pass.
+            kernel, shape: its kernel's name and sizes, as in `trimtab.cost.meter.Kernel`.
             view_of: the tensor that the output only looks at; nothing is allocated then.
         """
         item = self.item if item is None else item
@@ -205,15 +224,22 @@ class Machine:
         else:
             out = Tensor(numel, item, self.new(numel * item))
             moved = out.bytes + sum(one.bytes for one in inputs if one is not None)
-            self.meter.work["recompute" if self._replaying else self.phase, flops, moved] += 1
+            phase = "recompute" if self._replaying else self.phase
+            self.meter.work[Kernel(phase, kernel, moved, flops, shape)] += 1
         if recorded and (keep_output or extra):
             own = tuple(self.new(count) for count in extra)
             keep = (*keep, *self._save((*own, out.storage) if keep_output else own))
         if weights:
             self.listener.after_use(weights)
         if recorded:
-            self._record(out, edges, weights, gradients, keep, saves, (scratch, tail), flops)
+            node = self._record(out, edges, weights, gradients, keep, saves, (scratch, tail))
+            if node is not None:
+                node.flops, node.kernel, node.shape = flops, kernel, shape
         return out
+
+    def adds(self, count: int) -> None:
+        """Count a kernel that adds to ``count`` bytes in place, and makes nothing."""
+        self.meter.work[Kernel("recompute" if self._replaying else self.phase, "moving", 2 * count)] += 1
 
     def _save(self, storages: tuple[Storage, ...]) -> tuple[Storage, ...]:
         if self._replaying is not None:
@@ -235,16 +261,15 @@ class Machine:
         kept: tuple[Storage, ...],
         saves: int,
         scratch: tuple[int, int],
-        flops: int,
-    ) -> None:
+    ) -> Node | None:
         if self._replaying is not None:
             self._replayed.append(kept)
             out.edge = _REPLAYED
-            return
+            return None
         node = Node()
         node.inputs, node.gradients, node.saved = edges, gradients, kept
         node.scratch, node.tail = scratch
-        node.weights, node.part, node.region, node.flops = weights, self.part, self._region, flops
+        node.weights, node.part, node.region = weights, self.part, self._region
         node.saves = saves
         node.place = self.meter.place
         node.moved = out.bytes + sum(storage.bytes for storage in kept)
@@ -256,6 +281,7 @@ class Machine:
                 edge.uses += 1
         self.tape.append(node)
         out.edge = node
+        return node
 
     def enter(self) -> None:
         """A module without parameters of its own begins."""
@@ -333,13 +359,11 @@ class Machine:
         part, self.part = self.part, node.part
         scratch = self.new(node.scratch) if node.scratch else None
         made: list[tuple[Edge, Storage]] = []
-        moved = node.moved
         for edge, size in zip(node.inputs, node.gradients, strict=True):
             if edge is not None:
                 made.append((edge, incoming if size == PASS else self.new(size)))
-                moved += max(size, 0)
-        if any(size != PASS for size in node.gradients):
-            self.meter.work["backward", node.flops * len(made), moved] += 1
+        for kernel in backward_kernels(node):
+            self.meter.work[kernel] += 1
         self.part = part
         del scratch
         if node.tail:
@@ -350,7 +374,9 @@ class Machine:
         while made:
             edge, gradient = made.pop()
             if isinstance(edge, Node):
-                gradients.setdefault(edge, gradient)  # a second one is added in place
+                if edge in gradients:  # a second one is added in place
+                    self.meter.work[Kernel("backward", "moving", 3 * gradient.bytes)] += 1
+                gradients.setdefault(edge, gradient)
             else:
                 self._weight_gradient(edge, gradient)
             del gradient

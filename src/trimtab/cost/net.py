@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 from trimtab.cost import attention as att
@@ -17,17 +16,23 @@ INDEX_BYTES = 8
 LORA = ".lora_A.default.weight"
 
 
-@dataclass(slots=True, kw_only=True)
 class Net:
     """What the families' forward passes are written against."""
 
-    m: Machine
-    model: Model
-    job: Job
-    batch: int
-    weights: Mapping[str, Weight]
+    __slots__ = ("batch", "fp16", "job", "m", "model", "weights")
 
-    fp16: bool = False
+    def __init__(
+        self,
+        *,
+        m: Machine,
+        model: Model,
+        job: Job,
+        batch: int,
+        weights: Mapping[str, Weight],
+        fp16: bool = False,
+    ) -> None:
+        self.m, self.model, self.job, self.batch = m, model, job, batch
+        self.weights, self.fp16 = weights, fp16
 
     @property
     def item(self) -> int:

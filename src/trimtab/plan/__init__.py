@@ -14,8 +14,9 @@ from typing import Any
 from trimtab.cluster import Gpu
 from trimtab.model import Model
 from trimtab.plan.machines import clusters
+from trimtab.plan.nearest import without_adapters
 from trimtab.plan.planning import Choice, Plan, Proof, Prover, plan_for
-from trimtab.plan.wishes import OBJECTIVES, OPTIMIZE, Wishes, make_wishes
+from trimtab.plan.wishes import OBJECTIVES, OPTIMIZE, NothingToAdapt, Wishes, make_wishes
 
 __all__ = [
     "OBJECTIVES",
@@ -58,6 +59,9 @@ def plan(
         UsageError: wishes that no training can have.
         UnknownArchitecture: a model that the arithmetic does not know.
     """
-    asked = make_wishes(model, **wishes)
     machines = clusters(gpu, gpus_per_node, nodes, max_gpus, inter_link, host_memory_bytes)
+    try:
+        asked = make_wishes(model, **wishes)
+    except NothingToAdapt as error:
+        return without_adapters(str(error), model, machines, wishes, file=file)
     return plan_for(asked, machines, file=file, prove=prove, prover=prover, alternatives=alternatives)

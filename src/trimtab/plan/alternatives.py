@@ -10,7 +10,7 @@ from trimtab import moves
 from trimtab.cluster import Cluster
 from trimtab.plan.costs import Bill, bill
 from trimtab.plan.counting import Arithmetic
-from trimtab.plan.machines import bigger_cards, larger, price_of, resized, smaller
+from trimtab.plan.machines import bigger_cards, larger, resized, smaller
 from trimtab.plan.reasons import summary
 from trimtab.plan.search import search
 from trimtab.plan.wishes import Wishes
@@ -53,14 +53,14 @@ def _weighed(
 ) -> Counterfactual | None:
     from trimtab.plan.planning import Counterfactual
 
-    found = search(wishes, cluster, arithmetic).best
+    found = search(wishes, cluster, arithmetic).best()
     if found is None:
         return None
-    other = bill(found, price_of(cluster, wishes), wishes)
+    other = bill(found, wishes)
     mine, theirs = best.usd_per_token, other.usd_per_token
     return Counterfactual(
         change=change,
-        summary=summary(found.family, found.micro, found.accumulation),
+        summary=summary(found),
         seconds_ratio=found.seconds_per_token / best.contender.seconds_per_token,
         usd_ratio=None if mine is None or theirs is None or not mine else theirs / mine,
         bill=other,

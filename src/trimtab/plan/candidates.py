@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from trimtab import moves
 from trimtab.cluster import Cluster
 from trimtab.config import Config
+from trimtab.errors import UsageError
 from trimtab.moves import Move
 from trimtab.moves.communication import SMALL_BUCKET
 from trimtab.moves.computation import EAGER_ONLY
@@ -63,7 +64,13 @@ def plain(wishes: Wishes, cluster: Cluster) -> Config:
     form = number_format(wishes, cluster)
     if form == "fp32":
         raw["bf16"] = {"enabled": False}  # said, so that nobody takes it for forgotten
-    return moves.precision(form).apply(Config.from_mapping(raw, name="plan"), cluster)
+    config = moves.precision(form).apply(Config.from_mapping(raw, name="plan"), cluster)
+    if job["attention"] == "flash":
+        asked = moves.attention("flash")
+        reason = asked.applies(config.with_values({"trimtab.attention": "sdpa"}), wishes.model, cluster)
+        if reason is not None:
+            raise UsageError(f"--attention flash: {reason}")
+    return config
 
 
 def number_format(wishes: Wishes, cluster: Cluster) -> str:
@@ -75,8 +82,27 @@ def number_format(wishes: Wishes, cluster: Cluster) -> str:
 
 def families(wishes: Wishes, cluster: Cluster) -> tuple[Family, ...]:
     """Every combination of sharding, offload, recomputation and communication, the simplest first."""
+    return _all(wishes, cluster, _shardings(cluster))
+
+
+def on_disk(wishes: Wishes, cluster: Cluster) -> tuple[Family, ...]:
+    """Those with NVMe: as much GPU memory as with the host's, and slower, so only for where that is short."""
+    third = moves.zero_stage(3)
+    states = moves.offload_optimizer("nvme")
+    return _all(
+        wishes,
+        cluster,
+        ((third, states, moves.offload_param("cpu")), (third, states, moves.offload_param("nvme"))),
+    )
+
+
+def _all(wishes: Wishes, cluster: Cluster, shardings: Iterable[tuple[Move, ...]]) -> tuple[Family, ...]:
     start = plain(wishes, cluster)
-    made = (_made(start, chain, wishes, cluster) for chain in _chains(cluster))
+    made = (
+        _made(start, (*sharding, moves.recomputation(recompute)), wishes, cluster)
+        for sharding in shardings
+        for recompute in (False, True)
+    )
     return tuple(sorted((one for one in made if one is not None), key=lambda one: one.complexity))
 
 
@@ -97,12 +123,6 @@ def _is_so(config: Config, move: Move) -> bool:
     return move.value in (0, False, "none") and move.kind != "overlap-comm"
 
 
-def _chains(cluster: Cluster) -> Iterator[tuple[Move, ...]]:
-    for sharding in _shardings(cluster):
-        for recompute in (False, True):
-            yield (*sharding, moves.recomputation(recompute))
-
-
 def _shardings(cluster: Cluster) -> Iterator[tuple[Move, ...]]:
     """Stage, places and communication; a smaller bucket is a way out, tried by the search where it helps."""
     yield (moves.zero_stage(0),)
@@ -117,8 +137,6 @@ def _shardings(cluster: Cluster) -> Iterator[tuple[Move, ...]]:
     yield (third, moves.offload_optimizer("cpu"))
     yield (third, moves.offload_param("cpu"))
     yield (third, moves.offload_optimizer("cpu"), moves.offload_param("cpu"))
-    yield (third, moves.offload_optimizer("nvme"), moves.offload_param("cpu"))
-    yield (third, moves.offload_optimizer("nvme"), moves.offload_param("nvme"))
 
 
 def _networks(cluster: Cluster) -> Iterator[tuple[Move, ...]]:

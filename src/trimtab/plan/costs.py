@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from trimtab.cluster import Cluster
+from trimtab.plan.machines import price_of
 from trimtab.plan.search import Contender
 from trimtab.plan.wishes import Wishes
 from trimtab.prices import Price
@@ -12,35 +14,36 @@ from trimtab.units import format_count, format_dollars, format_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bill:
-    """A contender's whole run: None where the tokens or the price are not known."""
+class Pace:
+    """How fast a cluster trains, and what that comes to; None where the tokens or the price are not known."""
 
-    contender: Contender
+    cluster: Cluster
+    seconds_per_token: float
+    """Of the whole cluster."""
     price: Price | None
     tokens: int | None
-    """As wished, or as many as budget and deadline allow."""
+    """Of the run: as wished, or as many as budget and deadline allow."""
 
     @property
     def tokens_per_second(self) -> float:
         """Of the whole cluster."""
-        return 1 / self.contender.seconds_per_token
+        return 1 / self.seconds_per_token
 
     @property
     def usd_per_hour(self) -> float | None:
         """Dollars for the whole cluster and one hour."""
-        world = self.contender.cluster.world_size
-        return None if self.price is None else self.price.usd_per_gpu_hour * world
+        return None if self.price is None else self.price.usd_per_gpu_hour * self.cluster.world_size
 
     @property
     def usd_per_token(self) -> float | None:
         """Dollars for one token."""
         hour = self.usd_per_hour
-        return None if hour is None else hour / 3600 * self.contender.seconds_per_token
+        return None if hour is None else hour / 3600 * self.seconds_per_token
 
     @property
     def seconds(self) -> float | None:
         """The run's time, restarts and evaluation left out."""
-        return None if self.tokens is None else self.tokens * self.contender.seconds_per_token
+        return None if self.tokens is None else self.tokens * self.seconds_per_token
 
     @property
     def usd(self) -> float | None:
@@ -51,28 +54,61 @@ class Bill:
     def broken(self, wishes: Wishes) -> tuple[str, ...]:
         """The limits that the run does not keep, with both numbers."""
         found = []
-        if wishes.tokens is None:
-            return ()
         usd, seconds = self.usd, self.seconds
-        if wishes.budget_usd is not None:
-            if usd is None:
-                found.append(f"budget: no price is known for {self.contender.cluster.gpu.name}")
-            elif usd > wishes.budget_usd:
-                found.append(
-                    f"budget: {format_count(wishes.tokens)} tokens cost {format_dollars(usd)}, "
-                    f"{format_dollars(wishes.budget_usd)} are allowed"
-                )
-        if wishes.deadline_seconds is not None and seconds is not None and seconds > wishes.deadline_seconds:
-            found.append(
-                f"deadline: {format_count(wishes.tokens)} tokens take {format_seconds(seconds)}, "
-                f"{format_seconds(wishes.deadline_seconds)} are allowed"
-            )
+        if wishes.tokens is None or seconds is None:
+            return ()
+        said = format_count(wishes.tokens)
+        if wishes.budget_usd is not None and usd is None:
+            found.append(f"budget: no price is known for {self.cluster.gpu.name}")
+        elif wishes.budget_usd is not None and usd is not None and usd > wishes.budget_usd:
+            allowed = format_dollars(wishes.budget_usd)
+            found.append(f"budget: {said} tokens cost {format_dollars(usd)}, {allowed} are allowed")
+        if wishes.deadline_seconds is not None and seconds > wishes.deadline_seconds:
+            allowed = format_seconds(wishes.deadline_seconds)
+            found.append(f"deadline: {said} tokens take {format_seconds(seconds)}, {allowed} are allowed")
         return tuple(found)
 
+    def rank(self, wishes: Wishes) -> tuple[float, ...]:
+        """Smaller is better, by what the wishes ask for; no price counts as endless where money does."""
+        each = self.usd_per_token
+        money = math.inf if each is None else each
+        world = self.cluster.world_size
+        if wishes.optimize == "cheapest":
+            return (money, self.seconds_per_token, world)
+        if wishes.optimize == "fewest-gpus":
+            return (world, self.seconds_per_token, money)
+        if wishes.optimize == "most-tokens":
+            return (-(self.tokens or 0), money, world)
+        return (self.seconds_per_token, money, world)
 
-def bill(contender: Contender, price: Price | None, wishes: Wishes) -> Bill:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bill(Pace):
+    """What a contender comes to."""
+
+    contender: Contender
+
+
+def bill(contender: Contender, wishes: Wishes) -> Bill:
     """What the run of ``contender`` comes to."""
-    made = Bill(contender=contender, price=price, tokens=wishes.tokens)
+    made = pace(contender.cluster, contender.seconds_per_token, wishes)
+    return Bill(
+        cluster=made.cluster,
+        seconds_per_token=made.seconds_per_token,
+        price=made.price,
+        tokens=made.tokens,
+        contender=contender,
+    )
+
+
+def pace(cluster: Cluster, seconds_per_token: float, wishes: Wishes) -> Pace:
+    """What a cluster comes to at a speed; the tokens that the limits allow where none are wished."""
+    made = Pace(
+        cluster=cluster,
+        seconds_per_token=seconds_per_token,
+        price=price_of(cluster, wishes),
+        tokens=wishes.tokens,
+    )
     if wishes.tokens is not None:
         return made
     most = math.inf
@@ -80,20 +116,5 @@ def bill(contender: Contender, price: Price | None, wishes: Wishes) -> Bill:
     if wishes.budget_usd is not None and each:
         most = wishes.budget_usd / each
     if wishes.deadline_seconds is not None:
-        most = min(most, wishes.deadline_seconds / contender.seconds_per_token)
-    return made if most == math.inf else Bill(contender=contender, price=price, tokens=int(most))
-
-
-def rank(one: Bill, wishes: Wishes) -> tuple[float, ...]:
-    """Smaller is better, by what the wishes ask for; clusters without a price come last where money counts."""
-    contender = one.contender
-    each = one.usd_per_token
-    money = math.inf if each is None else each
-    world = contender.cluster.world_size
-    if wishes.optimize == "cheapest":
-        return (money, contender.seconds_per_token, world)
-    if wishes.optimize == "fewest-gpus":
-        return (world, contender.seconds_per_token, money)
-    if wishes.optimize == "most-tokens":
-        return (-(one.tokens or 0), money, world)
-    return (contender.seconds_per_token, money, world)
+        most = min(most, wishes.deadline_seconds / seconds_per_token)
+    return made if most == math.inf else replace(made, tokens=int(most))

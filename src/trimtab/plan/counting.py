@@ -1,6 +1,7 @@
-"""What the search asks of the arithmetic: whether a configuration fits, and how long its step takes.
+"""What the search asks of the arithmetic: how long a step takes, and whether it fits.
 
-Memory depends on the world's size and not on the card, so that a profile is counted once for all cards.
+The work of a micro step does not depend on where the optimizer lies or how buckets are cut, and memory not on
+the card; profiles are counted once for all candidates that share them.
 """
 
 from __future__ import annotations
@@ -18,8 +19,21 @@ from trimtab.estimate import PEAK_SIGMA, PROCESS_BYTES, REPLAY_SIGMA, outside_al
 from trimtab.model import Model
 
 FRAGMENTED = 1.35
-"""Smallest capacities of nine measured jobs stood at most 28 % above their tensors' peak (rehearse/answer.py);
-below this the caching allocator need not be replayed, and what is chosen is replayed anyway."""
+"""Above every ratio of a smallest capacity to the tensors' peak in nine measured jobs (1.015 to 1.28,
+rehearse/answer.py): with this much room the caching allocator need not be replayed."""
+USUALLY_FRAGMENTED = 1.11
+"""The median of the same nine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortfall:
+    """Bytes that a configuration needs of something, and what is there."""
+
+    where: str
+    needed: int
+    there: int
+    fragmented: bool = False
+    """Whether the tensors would fit, and what the allocator loses between them would not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,25 +43,43 @@ class Arithmetic:
     model: Model
     sure: float
     _profiles: dict[Hashable, Profile] = field(default_factory=dict, repr=False, compare=False)
+    _works: dict[Hashable, Profile] = field(default_factory=dict, repr=False, compare=False)
+    _operations: dict[Hashable, float] = field(default_factory=dict, repr=False, compare=False)
+    _verdicts: dict[Hashable, bool] = field(default_factory=dict, repr=False, compare=False)
 
-    def profile(self, config: Config, cluster: Cluster, *, replayed: bool = False) -> Profile:
-        """What one rank of ``config`` allocates; ``replayed`` if the caching allocator is wanted too."""
+    def profile(self, config: Config, cluster: Cluster) -> Profile:
+        """What one rank of ``config`` allocates, without the allocator's blocks."""
         world = cluster.world_size
-        key = (settings_of(config, world), config.batch(world).micro, config.job, _hopper(cluster))
+        key = self._key(config, world)
         kept = self._profiles.get(key)
-        if kept is None or (replayed and not kept.record):
-            kept = profile(
-                config,
-                self.model,
-                world,
-                allocator=replayed,
-                workspace_bytes=WORKSPACE_BYTES[_hopper(cluster)],
-            )
-            self._profiles[key] = kept
+        if kept is None:
+            kept = self._profiles[key] = profile(config, self.model, world)
+            self._works.setdefault(self._work_key(config, world), kept)
         return kept
 
+    def speed(self, config: Config, cluster: Cluster) -> Speed:
+        """The time of one optimizer step, from the work of any candidate that computes the same."""
+        counted = self._works.get(self._work_key(config, cluster.world_size))
+        return step_speed(config, counted or self.profile(config, cluster), cluster)
+
+    def operations_per_token(self, config: Config) -> float:
+        """Floating-point operations of forward and backward for one token, recomputation left out."""
+        key = (config.precision, config.job)
+        if key not in self._operations:
+            alone = config.with_values(
+                {
+                    "train_batch_size": None,
+                    "train_micro_batch_size_per_gpu": 1,
+                    "gradient_accumulation_steps": 1,
+                }
+            )
+            work = profile(alone, self.model, 1).work
+            total = sum(one.flops * runs for one, runs in work.items() if one.phase != "recompute")
+            self._operations[key] = total / config.job.sequence_length
+        return self._operations[key]
+
     def shortfall(self, config: Config, cluster: Cluster) -> Shortfall | None:
-        """What ``config`` lacks on ``cluster``; None where it fits with the probability asked for."""
+        """What ``config`` certainly lacks on ``cluster``, counted by tensors alone."""
         counted = self.profile(config, cluster)
         host = cluster.gpus_per_node * (counted.host_bytes + PROCESS_BYTES)
         if host > cluster.host_memory_bytes:
@@ -55,30 +87,47 @@ class Arithmetic:
         nvme = counted.nvme_bytes * cluster.gpus_per_node
         if nvme and nvme > cluster.nvme_bytes:
             return Shortfall(where="NVMe a node", needed=nvme, there=cluster.nvme_bytes)
+        return self._short(counted, cluster) if counted.peak > self.room(cluster) else None
+
+    def room(self, cluster: Cluster) -> int:
+        """Bytes that PyTorch's allocator may need at most, for the probability of fitting that is asked."""
         outside = outside_allocator(cluster.world_size)
-        room = int((cluster.gpu.usable_bytes - outside) / (1 + margin(self.sure)))
+        return int((cluster.gpu.usable_bytes - outside) / (1 + margin(self.sure)))
+
+    def likely(self, config: Config, cluster: Cluster) -> bool:
+        """Whether ``config`` fits with what the allocator usually loses."""
+        if self.shortfall(config, cluster) is not None:
+            return False
+        return self.profile(config, cluster).peak * USUALLY_FRAGMENTED <= self.room(cluster)
+
+    def verdict(self, config: Config, cluster: Cluster) -> Shortfall | None:
+        """What ``config`` lacks on ``cluster``, the caching allocator replayed where it is close."""
+        short = self.shortfall(config, cluster)
+        if short is not None:
+            return short
+        counted, room = self.profile(config, cluster), self.room(cluster)
         if counted.peak * FRAGMENTED <= room:
             return None
-        if counted.peak <= room and self.profile(config, cluster, replayed=True).fits(room):
-            return None
-        return Shortfall(
-            where="GPU memory",
-            needed=int(counted.peak * (1 + margin(self.sure))) + outside,
-            there=cluster.gpu.usable_bytes,
-        )
+        world = cluster.world_size
+        hopper = _hopper(cluster)
+        key = (self._key(config, world), room, hopper)
+        if key not in self._verdicts:
+            replayed = profile(
+                config, self.model, world, allocator=True, workspace_bytes=WORKSPACE_BYTES[hopper]
+            )
+            self._verdicts[key] = replayed.fits(room)
+        return None if self._verdicts[key] else self._short(counted, cluster)
 
-    def speed(self, config: Config, cluster: Cluster) -> Speed:
-        """The time of one optimizer step."""
-        return step_speed(config, self.profile(config, cluster), cluster)
+    def _short(self, counted: Profile, cluster: Cluster) -> Shortfall:
+        needed = int(counted.peak * (1 + margin(self.sure))) + outside_allocator(cluster.world_size)
+        there = cluster.gpu.usable_bytes
+        return Shortfall(where="GPU memory", needed=needed, there=there, fragmented=needed <= there)
 
+    def _key(self, config: Config, world: int) -> Hashable:
+        return settings_of(config, world), config.batch(world).micro, config.job
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shortfall:
-    """Bytes that a configuration needs of something, at least, and what is there."""
-
-    where: str
-    needed: int
-    there: int
+    def _work_key(self, config: Config, world: int) -> Hashable:
+        return config.stage == 3, config.precision, config.batch(world).micro, config.job, world
 
 
 def margin(sure: float) -> float:

@@ -42,7 +42,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "counterfactuals": [_counterfactual(one) for one in plan.counterfactuals],
         "proven": [
             {
-                "summary": summary(one.contender.family, one.contender.micro, one.contender.accumulation),
+                "summary": summary(one.contender),
                 **dataclasses.asdict(one.proof),
             }
             for one in plan.proven
@@ -57,7 +57,7 @@ def _choice(choice: Choice) -> dict[str, Any]:
         "estimate": dict(estimate_document(choice.estimate)),
         "launch": choice.launch,
         "summary": choice.summary,
-        "machines": machines(choice.bill.contender),
+        "machines": machines(choice.cluster),
         "run": _bill(choice.bill),
     }
 
@@ -77,7 +77,7 @@ def _counterfactual(one: Counterfactual) -> dict[str, Any]:
     return {
         "change": one.change,
         "summary": one.summary,
-        "machines": machines(one.bill.contender),
+        "machines": machines(one.bill.contender.cluster),
         "step_seconds": one.bill.contender.step_seconds,
         "seconds_ratio": one.seconds_ratio,
         "usd_ratio": one.usd_ratio,

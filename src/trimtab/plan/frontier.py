@@ -51,8 +51,8 @@ def _point(one: Bill, chosen: bool) -> Point:
     cluster = contender.cluster
     taken = contender.peak_bytes + outside_allocator(cluster.world_size)
     return Point(
-        machines=machines(contender),
-        summary=summary(contender.family, contender.micro, contender.accumulation),
+        machines=machines(cluster),
+        summary=summary(contender),
         seconds_per_billion_tokens=contender.seconds_per_token * 1e9,
         usd_per_billion_tokens=None if each is None else each * 1e9,
         headroom=1 - taken / cluster.gpu.usable_bytes,

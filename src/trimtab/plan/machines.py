@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 
 from trimtab.cluster import Cluster, Gpu, Link, find_gpu, gpus
 from trimtab.errors import NotFound, UsageError
@@ -105,7 +106,7 @@ def resized(cluster: Cluster, per_node: int, nodes: int, gpu: Gpu | None = None)
 
 
 def bigger_cards(cluster: Cluster) -> tuple[Gpu, ...]:
-    """Cards of the same vendor with more memory: the same card's larger version first, then the least more."""
+    """Cards of the same vendor with more memory: the same card first, then the least more."""
     own = cluster.gpu
     found = [one for one in gpus().values() if one.vendor == own.vendor and _bigger(one, own)]
     return tuple(sorted(found, key=lambda one: (not _kin(one, own), one.usable_bytes, one.name)))
@@ -126,9 +127,14 @@ def _kin(one: Gpu, own: Gpu) -> bool:
     return one.name.rpartition("-")[0] == own.name.rpartition("-")[0] != ""
 
 
-def price_of(cluster: Cluster, wishes: Wishes) -> Price | None:
-    """What a GPU hour costs, or None where nobody is known to rent it out."""
+@cache
+def _price(gpu: Gpu, spot: bool, file: str | None) -> Price | None:
     try:
-        return price(cluster.gpu, spot=wishes.spot, file=wishes.price_file)
+        return price(gpu, spot=spot, file=file)
     except NotFound:
         return None
+
+
+def price_of(cluster: Cluster, wishes: Wishes) -> Price | None:
+    """What a GPU hour costs, or None where nobody is known to rent it out."""
+    return _price(cluster.gpu, wishes.spot, wishes.price_file)

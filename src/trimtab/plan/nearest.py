@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from trimtab import moves
 from trimtab.cluster import Cluster
 from trimtab.estimate import estimate
+from trimtab.model import Model
 from trimtab.plan.candidates import plain
 from trimtab.plan.costs import Bill, bill
 from trimtab.plan.counting import Arithmetic
 from trimtab.plan.launching import launch_line
-from trimtab.plan.machines import bigger_cards, larger, price_of, resized
+from trimtab.plan.machines import bigger_cards, larger, resized
 from trimtab.plan.planning import (
     Choice,
-    Considered,
     Nearest,
     Plan,
     Proven,
     all_bills,
     notes,
+    plan_for,
+    row_of,
 )
 from trimtab.plan.reasons import summary, why_not_fits
-from trimtab.plan.reasons import machines as machines_of
 from trimtab.plan.search import Field, Loser, search
 from trimtab.plan.wishes import Wishes, make_wishes
 from trimtab.units import format_bytes
@@ -41,7 +43,7 @@ def nothing_fits(
     proven: tuple[Proven, ...] = (),
 ) -> Plan:
     """The answer no: what is missing, and the nearest plan."""
-    fitting = [each for each in fields if each.best is not None]
+    fitting = [each for each in fields if each.best() is not None]
     if fitting:
         return _limits(wishes, fields, file=file, proven=proven)
     dividing = [each for each in fields if each.divides]
@@ -50,23 +52,26 @@ def nothing_fits(
     return _short(wishes, dividing, arithmetic, file=file, proven=proven)
 
 
+def without_adapters(
+    said: str, model: Model | str, clusters: Sequence[Cluster], wishes: Mapping[str, Any], *, file: str
+) -> Plan:
+    """LoRA was asked for a model that peft has no modules for: all weights are the nearest."""
+    full = make_wishes(model, **{**wishes, "objective": "finetune", "lora": None})
+    found = plan_for(full, clusters, file=file, alternatives=False)
+    nearest = found.nearest
+    if found.chosen is not None:
+        nearest = Nearest(change="all weights trained instead of adapters", missing=said, choice=found.chosen)
+    return replace(found, chosen=None, why=(said,), broken=(f"lora: {said}",), nearest=nearest)
+
+
 def _limits(wishes: Wishes, fields: Sequence[Field], *, file: str, proven: tuple[Proven, ...]) -> Plan:
     """Plans fit, and none keeps budget and deadline: the one that misses by least."""
-    bills = [bill(one, price_of(one.cluster, wishes), wishes) for each in fields if (one := each.best)]
+    bills = [bill(one, wishes) for each in fields if (one := each.best())]
     best = min(bills, key=lambda one: _excess(one, wishes))
     broken = best.broken(wishes)
     choice = _choice(best, wishes, file)
     rows = tuple(
-        Considered(
-            summary=summary(one.contender.family, one.contender.micro, one.contender.accumulation),
-            machines=machines_of(one.contender),
-            fits=True,
-            step_seconds=one.contender.step_seconds,
-            needed_bytes=one.contender.peak_bytes,
-            seconds_per_billion_tokens=one.contender.seconds_per_token * 1e9,
-            usd_per_billion_tokens=None if one.usd_per_token is None else one.usd_per_token * 1e9,
-            why_not="; ".join(one.broken(wishes)),
-        )
+        row_of(one.contender, wishes, "; ".join(one.broken(wishes)))
         for one in sorted(bills, key=lambda one: _excess(one, wishes))
     )
     return Plan(
@@ -75,12 +80,13 @@ def _limits(wishes: Wishes, fields: Sequence[Field], *, file: str, proven: tuple
         considered=rows,
         why=tuple(f"no plan keeps the {text}" for text in broken),
         nearest=Nearest(
-            change="more " + " and more ".join("money" if text.startswith("budget") else "time" for text in broken),
+            change="more "
+            + " and more ".join("money" if text.startswith("budget") else "time" for text in broken),
             missing="; ".join(broken),
             choice=choice,
         ),
         broken=broken,
-        bills=all_bills(fields, wishes),
+        bills=all_bills(fields, wishes, None),
         proven=proven,
         notes=notes(wishes, choice.cluster, best),
     )
@@ -96,9 +102,7 @@ def _excess(one: Bill, wishes: Wishes) -> tuple[float, float]:
     return max(shares), one.contender.seconds_per_token
 
 
-def _indivisible(
-    wishes: Wishes, clusters: Sequence[Cluster], arithmetic: Arithmetic, *, file: str
-) -> Plan:
+def _indivisible(wishes: Wishes, clusters: Sequence[Cluster], arithmetic: Arithmetic, *, file: str) -> Plan:
     cluster = clusters[0]
     batch, world = wishes.batch_for(cluster.world_size), cluster.world_size
     said = f"batch: {batch} samples do not divide by {world} GPUs"
@@ -126,13 +130,13 @@ def _short(
     proven: tuple[Proven, ...],
 ) -> Plan:
     """Nothing fits: the leanest configuration says what is missing, and ways out are tried."""
-    losers = [lost for each in fields for lost in each.losers]
+    losers = [lost for each in fields for lost in each.rows()[1]]
     least = min(losers, key=lambda lost: lost.shortfall.needed / lost.shortfall.there, default=None)
     missing = (
         "the proof refuted every candidate"
         if least is None
         else f"{format_bytes(least.shortfall.needed - least.shortfall.there)} of {least.shortfall.where}: "
-        f"the leanest configuration ({_leanest(least)}) {why_not_fits(least)}"
+        f"the leanest configuration ({summary(least.contender)}) {why_not_fits(least)}"
     )
     cluster = max((each.cluster for each in fields), key=lambda one: (one.gpu.usable_bytes, one.world_size))
     nearest = None
@@ -142,10 +146,6 @@ def _short(
             nearest = Nearest(change=change, missing=missing, choice=_choice(found, asked, file))
             break
     return _no(wishes, losers, (f"memory: {missing}",), nearest, proven)
-
-
-def _leanest(lost: Loser) -> str:
-    return summary(lost.family, lost.micro, lost.config.batch(lost.cluster.world_size).accumulation)
 
 
 def _ways_out(wishes: Wishes, cluster: Cluster) -> Iterator[tuple[str, Wishes, Cluster]]:
@@ -207,10 +207,10 @@ def _best(wishes: Wishes, cluster: Cluster, arithmetic: Arithmetic) -> Bill | No
     if wishes.batch_for(world) % world:
         return None
     found = search(wishes, cluster, arithmetic)
-    while (one := found.best) is not None:
+    while (one := found.best()) is not None:
         if estimate(one.config, cluster, model=wishes.model).fits_probability >= wishes.sure:
-            return bill(one, price_of(cluster, wishes), wishes)
-        found = found.without(one)
+            return bill(one, wishes)
+        found.refute(one)
     return None
 
 
@@ -230,19 +230,8 @@ def _no(
     nearest: Nearest | None,
     proven: tuple[Proven, ...] = (),
 ) -> Plan:
-    rows = tuple(
-        Considered(
-            summary=_leanest(lost),
-            machines=machines_of(lost),
-            fits=False,
-            step_seconds=None,
-            needed_bytes=lost.shortfall.needed,
-            seconds_per_billion_tokens=None,
-            usd_per_billion_tokens=None,
-            why_not=why_not_fits(lost),
-        )
-        for lost in sorted(losers, key=lambda lost: lost.shortfall.needed / lost.shortfall.there)
-    )
+    ordered = sorted(losers, key=lambda lost: lost.shortfall.needed / lost.shortfall.there)
+    rows = tuple(row_of(lost.contender, wishes, why_not_fits(lost), fits=False) for lost in ordered)
     return Plan(
         wishes=wishes,
         chosen=None,

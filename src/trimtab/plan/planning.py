@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.estimate import Estimate, estimate
-from trimtab.plan.candidates import number_format
-from trimtab.plan.costs import Bill, bill, rank
+from trimtab.plan.candidates import number_format, plain
+from trimtab.plan.costs import Bill, Pace, bill, pace
 from trimtab.plan.counting import Arithmetic
 from trimtab.plan.launching import launch_line
-from trimtab.plan.machines import price_of
 from trimtab.plan.reasons import machines, summary, why, why_not_fits, why_other_cluster, why_slower
 from trimtab.plan.search import TIE, Contender, Field, search
 from trimtab.plan.wishes import Wishes
@@ -66,8 +65,7 @@ class Choice:
     @property
     def summary(self) -> str:
         """One line."""
-        one = self.bill.contender
-        return summary(one.family, one.micro, one.accumulation)
+        return summary(self.bill.contender)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +76,6 @@ class Considered:
     machines: str
     fits: bool
     step_seconds: float | None
-    needed_bytes: int | None
     seconds_per_billion_tokens: float | None
     usd_per_billion_tokens: float | None
     why_not: str | None
@@ -156,25 +153,24 @@ def plan_for(
         alternatives: also say what other machines would change.
     """
     arithmetic = Arithmetic(wishes.model, wishes.sure)
-    fields = explore(wishes, clusters, arithmetic)
+    fields = tuple(search(wishes, cluster, arithmetic) for cluster in clusters)
     proven: list[Proven] = []
     answer: Estimate | None = None
     best: Bill | None = None
     while (best := pick(fields, wishes)) is not None:
-        known = {id(one.contender): one.proof for one in proven}
         one = best.contender
-        proof = known.get(id(one))
+        own = next(each for each in fields if each.cluster == one.cluster)
+        proof = next((each.proof for each in proven if each.contender.config == one.config), None)
         if prover is not None and proof is None and len(proven) < prove:
             proof = prover(one.config, one.cluster)
             proven.append(Proven(contender=one, proof=proof))
             if proof.fits_probability >= wishes.sure and proof.step_seconds is not None:
-                fields = _retimed(fields, one, proof.step_seconds)
+                own.retime(one, proof.step_seconds)
                 continue
         answer = estimate(one.config, one.cluster, model=wishes.model)
-        sure = answer.fits_probability if proof is None else proof.fits_probability
-        if sure >= wishes.sure:
+        if (answer if proof is None else proof).fits_probability >= wishes.sure:
             break
-        fields = tuple(each.without(one) if each.cluster == one.cluster else each for each in fields)
+        own.refute(one)
     if best is None or answer is None:
         from trimtab.plan.nearest import nothing_fits
 
@@ -192,108 +188,109 @@ def plan_for(
         considered=considered(fields, best, wishes),
         why=why(best, answer, own, wishes),
         counterfactuals=counterfactuals(best, wishes, clusters, arithmetic) if alternatives else (),
-        bills=all_bills(fields, wishes),
+        bills=all_bills(fields, wishes, best.contender),
         proven=tuple(proven),
         notes=notes(wishes, best.contender.cluster, best),
     )
 
 
-def explore(
-    wishes: Wishes, clusters: Iterable[Cluster], arithmetic: Arithmetic
-) -> tuple[Field, ...]:
-    """The search on every cluster that may still win."""
-    return tuple(search(wishes, cluster, arithmetic) for cluster in clusters)
-
-
 def pick(fields: Iterable[Field], wishes: Wishes) -> Bill | None:
-    """The best plan that keeps the limits: the fastest of each cluster, compared as the wishes ask."""
-    best = (each.best for each in fields)
-    bills = [bill(one, price_of(one.cluster, wishes), wishes) for one in best if one is not None]
-    allowed = [one for one in bills if not one.broken(wishes)]
-    return None if not allowed else choose_bill(allowed, wishes)
+    """The best plan that keeps the limits.
+
+    Clusters come by the best that they could do at all, and the search ends where that no longer beats what
+    was found: exact, because no cluster is faster than its cards' whole rate.
+    """
+    bills: list[Bill] = []
+    for bound, each in sorted(((_bound(each).rank(wishes), each) for each in fields), key=_order):
+        if bills and bound[0] > _within_tie(min(one.rank(wishes)[0] for one in bills)):
+            break
+        one = each.best()
+        if one is None:
+            continue
+        made = bill(one, wishes)
+        if not made.broken(wishes):
+            bills.append(made)
+    return None if not bills else choose_bill(bills, wishes)
+
+
+def _bound(one: Field) -> Pace:
+    """What a cluster could do at the very best: the model's operations at its cards' whole rate."""
+    gpu = one.cluster.gpu
+    form = number_format(one.wishes, one.cluster)
+    rate = gpu.matrix_flops("tf32" if form == "fp32" else form) * one.cluster.world_size
+    operations = one.arithmetic.operations_per_token(plain(one.wishes, one.cluster))
+    return pace(one.cluster, operations / rate, one.wishes)
+
+
+def _order(one: tuple[tuple[float, ...], Field]) -> tuple[object, ...]:
+    bound, each = one
+    return bound, each.cluster.world_size, each.cluster.gpu.name, each.cluster.nodes
+
+
+def _within_tie(value: float) -> float:
+    return value + abs(value) * TIE
 
 
 def choose_bill(bills: Sequence[Bill], wishes: Wishes) -> Bill:
-    """The best by what the wishes ask for; among those within `TIE` of it the fewest GPUs, then the cheapest."""
-    first = min(rank(one, wishes)[0] for one in bills)
-    close = [one for one in bills if rank(one, wishes)[0] <= first + abs(first) * TIE or len(bills) == 1]
+    """The best as the wishes ask; of those within `TIE` of it the one with the fewest GPUs."""
+    first = min(one.rank(wishes)[0] for one in bills)
+    close = [one for one in bills if one.rank(wishes)[0] <= _within_tie(first)]
     return min(
-        close or list(bills),
+        close,
         key=lambda one: (
             one.contender.cluster.world_size,
-            rank(one, wishes),
+            one.rank(wishes),
             one.contender.cluster.gpu.name,
             one.contender.cluster.nodes,
         ),
     )
 
 
-def _retimed(fields: Iterable[Field], proven: Contender, step_seconds: float) -> tuple[Field, ...]:
-    """The fields with a contender's time as it was measured."""
-    speed = replace(proven.speed, step_seconds=step_seconds)
-    return tuple(
-        replace(
-            each, every=tuple(replace(one, speed=speed) if one is proven else one for one in each.every)
-        )
-        for each in fields
-    )
-
-
 def considered(fields: Sequence[Field], best: Bill, wishes: Wishes) -> tuple[Considered, ...]:
     """Every family on the chosen cluster, then the best of every other cluster, with what each lost by."""
     chosen = best.contender
-    rows: list[Considered] = []
-    for each in fields:
-        if each.cluster != chosen.cluster:
-            continue
-        for one in sorted(each.contenders(), key=lambda one: one is not chosen):
-            rows.append(_row(one, wishes, None if one is chosen else why_slower(one, chosen)))
-        fitting = {one.family.name for one in each.every}
-        for lost in each.losers:
-            if lost.family.name in fitting:
-                continue
-            rows.append(
-                Considered(
-                    summary=summary(
-                        lost.family, lost.micro, lost.config.batch(each.cluster.world_size).accumulation
-                    ),
-                    machines=machines(lost),
-                    fits=False,
-                    step_seconds=None,
-                    needed_bytes=lost.shortfall.needed,
-                    seconds_per_billion_tokens=None,
-                    usd_per_billion_tokens=None,
-                    why_not=why_not_fits(lost),
-                )
-            )
-    for each in fields:
-        one = each.best
-        if each.cluster == chosen.cluster or one is None:
-            continue
-        other = bill(one, price_of(one.cluster, wishes), wishes)
-        rows.append(_row(one, wishes, why_other_cluster(other, best, wishes)))
+    own = next(each for each in fields if each.cluster == chosen.cluster)
+    fitting, losers = own.rows()
+    rows = [row_of(chosen, wishes, None)]
+    rows += [
+        row_of(one, wishes, why_slower(one, chosen))
+        for one in fitting
+        if one.family.name != chosen.family.name
+    ]
+    rows += [row_of(lost.contender, wishes, why_not_fits(lost), fits=False) for lost in losers]
+    others = [
+        bill(one, wishes)
+        for each in fields
+        if each is not own and each.weighed and (one := each.best()) is not None
+    ]
+    for other in sorted(others, key=lambda other: (bool(other.broken(wishes)), other.rank(wishes))):
+        rows.append(row_of(other.contender, wishes, why_other_cluster(other, best, wishes)))
     return tuple(rows)
 
 
-def _row(one: Contender, wishes: Wishes, why_not: str | None) -> Considered:
-    each = bill(one, price_of(one.cluster, wishes), wishes).usd_per_token
+def row_of(one: Contender, wishes: Wishes, why_not: str | None, *, fits: bool = True) -> Considered:
+    """A contender as a row; its time only where it fits."""
+    each = bill(one, wishes).usd_per_token
     return Considered(
-        summary=summary(one.family, one.micro, one.accumulation),
-        machines=machines(one),
-        fits=True,
-        step_seconds=one.step_seconds,
-        needed_bytes=one.peak_bytes,
-        seconds_per_billion_tokens=one.seconds_per_token * 1e9,
-        usd_per_billion_tokens=None if each is None else each * 1e9,
+        summary=summary(one),
+        machines=machines(one.cluster),
+        fits=fits,
+        step_seconds=one.step_seconds if fits else None,
+        seconds_per_billion_tokens=one.seconds_per_token * 1e9 if fits else None,
+        usd_per_billion_tokens=None if each is None or not fits else each * 1e9,
         why_not=why_not,
     )
 
 
-def all_bills(fields: Iterable[Field], wishes: Wishes) -> tuple[Bill, ...]:
-    """The bill of every family's best on every cluster."""
-    return tuple(
-        bill(one, price_of(one.cluster, wishes), wishes) for each in fields for one in each.contenders()
-    )
+def all_bills(fields: Iterable[Field], wishes: Wishes, chosen: Contender | None) -> tuple[Bill, ...]:
+    """The bills of what the picture shows: each family on the chosen cluster, the best of the others."""
+    shown: list[Contender] = []
+    for each in fields:
+        if chosen is not None and each.cluster == chosen.cluster:
+            shown += [chosen, *(one for one in each.rows()[0] if one.family.name != chosen.family.name)]
+        elif each.weighed and (one := each.best()) is not None:
+            shown.append(one)
+    return tuple(bill(one, wishes) for one in shown)
 
 
 def notes(wishes: Wishes, cluster: Cluster, best: Bill | None) -> tuple[str, ...]:

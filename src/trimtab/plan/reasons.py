@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from trimtab.cluster import Cluster
 from trimtab.estimate import Estimate
-from trimtab.plan.candidates import Family
 from trimtab.plan.costs import Bill
 from trimtab.plan.search import TIE, Contender, Field, Loser
 from trimtab.plan.wishes import Wishes
@@ -18,26 +18,29 @@ _PARTS = (
 )
 
 
-def summary(family: Family, micro: int, accumulation: int) -> str:
+def summary(one: Contender) -> str:
     """A configuration in one line."""
-    config = family.config
-    words = [f"ZeRO-{config.stage}", f"micro batch {micro} × {accumulation}"]
+    config = one.config
+    words = [f"ZeRO-{config.stage}", f"micro batch {one.micro} × {one.accumulation}"]
     if config.job.checkpoint_activations:
         words.append("recomputed")
     places = {"optimizer": config.offload_optimizer, "parameters": config.offload_param}
-    words += [f"{what} on {'NVMe' if where == 'nvme' else 'CPU'}" for what, where in places.items() if where != "none"]
+    words += [
+        f"{what} on {'NVMe' if where == 'nvme' else 'CPU'}"
+        for what, where in places.items()
+        if where != "none"
+    ]
     names = {
         "overlap-comm": "overlapped",
         "secondary-partition": "hpZ",
         "reduce-bucket": "small buckets",
     }
-    words += [names[move.kind] for move in family.moves if move.kind in names]
+    words += [names[move.kind] for move in one.family.moves if move.kind in names]
     return ", ".join(words)
 
 
-def machines(one: Contender | Loser) -> str:
+def machines(cluster: Cluster) -> str:
     """The cluster in a few words."""
-    cluster = one.cluster
     if cluster.nodes == 1:
         return f"{cluster.gpus_per_node} × {cluster.gpu.name}"
     return f"{cluster.nodes} × {cluster.gpus_per_node} × {cluster.gpu.name}"
@@ -46,13 +49,15 @@ def machines(one: Contender | Loser) -> str:
 def why_not_fits(loser: Loser) -> str:
     """What a configuration lacks."""
     short = loser.shortfall
-    at = f"at micro batch {loser.micro}"
-    if short.needed <= short.there:
+    at = f"at micro batch {loser.contender.micro}"
+    if short.fragmented:
         return (
             f"does not fit safely: {format_bytes(short.needed)} of {format_bytes(short.there)} {short.where} "
             f"{at}, before fragmentation"
         )
-    return f"does not fit: needs {format_bytes(short.needed)} of {format_bytes(short.there)} {short.where} {at}"
+    return (
+        f"does not fit: needs {format_bytes(short.needed)} of {format_bytes(short.there)} {short.where} {at}"
+    )
 
 
 def why_slower(one: Contender, chosen: Contender) -> str:
@@ -78,14 +83,14 @@ def why_other_cluster(one: Bill, chosen: Bill, wishes: Wishes) -> str:
     broken = one.broken(wishes)
     if broken:
         return broken[0]
-    slower = one.contender.seconds_per_token / chosen.contender.seconds_per_token
+    slower = one.seconds_per_token / chosen.seconds_per_token
     words = [_times(slower, "slower", "faster")]
     mine, theirs = one.usd_per_token, chosen.usd_per_token
     if mine is None:
         words.append("no price known")
     elif theirs:
         words.append(_times(mine / theirs, "dearer", "cheaper"))
-    if one.contender.cluster.world_size > chosen.contender.cluster.world_size:
+    if one.cluster.world_size > chosen.cluster.world_size:
         words.append("more GPUs")
     return ", ".join(words)
 
@@ -93,8 +98,10 @@ def why_other_cluster(one: Bill, chosen: Bill, wishes: Wishes) -> str:
 def _times(ratio: float, more: str, less: str) -> str:
     if abs(ratio - 1) <= TIE:
         return f"not {more}"
-    return f"{ratio:.2g}× {more}" if ratio > 1.1 else (
-        f"{ratio - 1:.0%} {more}".replace("%", " %") if ratio > 1 else f"{1 / ratio:.2g}× {less}"
+    return (
+        f"{ratio:.2g}× {more}"
+        if ratio > 1.1
+        else (f"{ratio - 1:.0%} {more}".replace("%", " %") if ratio > 1 else f"{1 / ratio:.2g}× {less}")
     )
 
 
@@ -105,15 +112,15 @@ def why(chosen: Bill, answer: Estimate, field: Field, wishes: Wishes) -> tuple[s
 
 def _why(chosen: Bill, answer: Estimate, field: Field, wishes: Wishes) -> Iterator[str]:
     one = chosen.contender
-    contenders = [other for other in field.contenders() if other is not one]
-    yield from _sharding(one, contenders, field.losers)
-    yield from _recomputation(one, contenders, field.losers)
+    fitting, losers = field.rows()
+    others = [other for other in fitting if other.family.name != one.family.name]
+    yield from _sharding(one, others, losers)
+    yield from _offload(one, others, losers)
+    yield from _recomputation(one, others, losers)
     yield _micro(one, field)
     yield _format(answer, wishes)
     yield _batch(one, wishes)
-    recipe = wishes.recipe
-    lr = f"{recipe.learning_rate:g}"
-    yield f"learning rate {lr}, {_schedule(one)}: {recipe.source}"
+    yield f"learning rate {wishes.recipe.learning_rate:g}, {_schedule(one)}: {wishes.recipe.source}"
     spare = answer.capacity_bytes - answer.needed.expected
     yield (
         f"fits with {min(answer.fits_probability, 0.999):.1%} probability: needs "
@@ -127,54 +134,60 @@ def _why(chosen: Bill, answer: Estimate, field: Field, wishes: Wishes) -> Iterat
         )
 
 
-def _sharding(one: Contender, contenders: Sequence[Contender], losers: Sequence[Loser]) -> Iterator[str]:
-    config = one.config
-    stage = config.stage
-    bare = [other for other in contenders if _same_but(one, other, "stage") and other.config.stage < stage]
-    if bare:
-        best = min(bare, key=lambda other: other.step_seconds)
+def _sharding(one: Contender, others: Sequence[Contender], losers: Sequence[Loser]) -> Iterator[str]:
+    stage = one.config.stage
+    lower = [other for other in others if _same_but(one, other, "stage") and other.config.stage < stage]
+    if lower:
+        best = min(lower, key=lambda other: other.step_seconds)
         yield f"ZeRO-{stage}: ZeRO-{best.config.stage} is {why_slower(best, one)}"
     elif stage:
-        lower = [
-            lost for lost in losers if _same_but(one, lost, "stage") and lost.family.config.stage == stage - 1
-        ]
-        if lower:
-            lost = min(lower, key=lambda other: other.shortfall.needed)
-            yield f"ZeRO-{stage}: ZeRO-{stage - 1} {why_not_fits(lost)}"
+        short = [lost for lost in losers if _same_but(one, lost.contender, "stage")]
+        short = [lost for lost in short if lost.contender.config.stage < stage]
+        if short:
+            lost = max(short, key=lambda lost: lost.contender.config.stage)
+            yield f"ZeRO-{stage}: ZeRO-{lost.contender.config.stage} {why_not_fits(lost)}"
     else:
         yield "ZeRO-0: everything fits on each GPU, and sharding would only add communication"
-    if config.offload_optimizer != "none" or config.offload_param != "none":
-        kept = [lost for lost in losers if lost.family.config.offload_optimizer == "none"]
-        kept = [lost for lost in kept if lost.family.config.offload_param == "none"]
-        if kept:
-            least = min(kept, key=lambda other: other.shortfall.needed)
-            yield f"offload: without it the leanest {why_not_fits(least)}"
-    elif any(other.config.offload_optimizer != "none" for other in contenders):
-        fastest = min(
-            (other for other in contenders if other.config.offload_optimizer != "none"),
-            key=lambda other: other.step_seconds,
-        )
-        yield f"nothing offloaded: the fastest with the optimizer on the CPU is {why_slower(fastest, one)}"
 
 
-def _recomputation(one: Contender, contenders: Sequence[Contender], losers: Sequence[Loser]) -> Iterator[str]:
+def _offload(one: Contender, others: Sequence[Contender], losers: Sequence[Loser]) -> Iterator[str]:
+    if _offloads(one):
+        kept = [lost for lost in losers if not _offloads(lost.contender)]
+        bare = [other for other in others if not _offloads(other)]
+        if bare:
+            yield f"offload: without it the fastest is {why_slower(bare[0], one)}"
+        elif kept:
+            yield f"offload: without it the leanest {why_not_fits(kept[0])}"
+        return
+    moved = [other for other in others if _offloads(other)]
+    if moved:
+        yield f"nothing offloaded: the fastest that offloads is {why_slower(moved[0], one)}"
+
+
+def _offloads(one: Contender) -> bool:
+    return (one.config.offload_optimizer, one.config.offload_param) != ("none", "none")
+
+
+def _recomputation(one: Contender, others: Sequence[Contender], losers: Sequence[Loser]) -> Iterator[str]:
     on = one.config.job.checkpoint_activations
-    other = [each for each in contenders if _same_but(one, each, "recomputation")]
-    other = [each for each in other if each.config.job.checkpoint_activations != on]
     name = "activations recomputed" if on else "activations kept"
     against = "keeping them" if on else "recomputing them"
-    if other:
-        best = min(other, key=lambda each: each.step_seconds)
-        yield f"{name}: {against} is {why_slower(best, one)}"
+
+    def opposite(other: Contender) -> bool:
+        same = _same_but(one, other, "recomputation")
+        return same and other.config.job.checkpoint_activations != on
+
+    other = next((each for each in others if opposite(each)), None)
+    if other is not None:
+        yield f"{name}: {against} is {why_slower(other, one)}"
         return
-    lost = [each for each in losers if _same_but(one, each, "recomputation")]
-    lost = [each for each in lost if each.family.config.job.checkpoint_activations != on]
-    if lost:
-        yield f"{name}: {against} {why_not_fits(lost[0])}"
+    lost = next((each for each in losers if opposite(each.contender)), None)
+    if lost is not None:
+        yield f"{name}: {against} {why_not_fits(lost)}"
 
 
-def _same_but(one: Contender, other: Contender | Loser, what: str) -> bool:
-    mine, theirs = one.family.config, other.family.config
+def _same_but(one: Contender, other: Contender, what: str) -> bool:
+    mine, theirs = one.config, other.config
     same = {
         "stage": mine.stage == theirs.stage,
         "recomputation": mine.job.checkpoint_activations == theirs.job.checkpoint_activations,
@@ -185,19 +198,13 @@ def _same_but(one: Contender, other: Contender | Loser, what: str) -> bool:
 
 
 def _micro(one: Contender, field: Field) -> str:
-    sizes = [other for other in field.every if other.family.name == one.family.name]
-    larger = [other for other in sizes if other.micro > one.micro]
     text = f"micro batch {one.micro} × {one.accumulation} accumulated × {one.cluster.world_size} GPUs"
-    if larger:
-        best = min(larger, key=lambda other: other.step_seconds)
-        gain = 1 - best.step_seconds / one.step_seconds
-        if gain <= TIE:
-            return f"{text}: larger ones fit and are no faster"
-    beyond = [lost for lost in field.losers if lost.family.config.stage == one.config.stage]
-    beyond = [lost for lost in beyond if _same_but(one, lost, "") and lost.micro > one.micro]
-    if beyond:
-        return f"{text}: {beyond[0].micro} {why_not_fits(beyond[0])}"
-    return f"{text}: the whole share of a GPU" if one.accumulation == 1 else text
+    if one.accumulation == 1:
+        return f"{text}: the whole share of a GPU"
+    beyond = field.beyond(one)
+    if beyond is not None and beyond.contender.micro <= 2 * one.micro:
+        return f"{text}: {beyond.contender.micro} {why_not_fits(beyond)}"
+    return f"{text}: larger ones fit and are no faster within 1 %"
 
 
 def _format(answer: Estimate, wishes: Wishes) -> str:

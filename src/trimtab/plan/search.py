@@ -1,19 +1,20 @@
-"""The best configuration on one cluster: every family, and every micro batch that fits.
+"""The best configuration on one cluster: every family at every micro batch, by time first and memory second.
 
-Nothing is greedy.  Memory grows with the micro batch, so a bisection finds the largest that fits; step times
-are compared at every size below it.  Among configurations that are as fast within `TIE` the simplest wins.
+Times cost next to nothing to predict, so all candidates are put in order of time, and the first that fits is
+the fastest that fits: nothing is greedy.  Memory is counted only for those that may still win.  Among
+configurations that are as fast within `TIE` the simplest wins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from trimtab import moves
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.speed import Speed
-from trimtab.plan.candidates import Family, families, smaller_bucket, with_micro_batch
+from trimtab.plan.candidates import Family, families, on_disk, smaller_bucket, with_micro_batch
 from trimtab.plan.counting import Arithmetic, Shortfall
 from trimtab.plan.wishes import Wishes
 
@@ -23,7 +24,7 @@ TIE = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """A configuration that fits a cluster, with its time."""
+    """A configuration on a cluster, with its time."""
 
     family: Family
     config: Config
@@ -31,8 +32,8 @@ class Contender:
     micro: int
     accumulation: int
     speed: Speed
-    peak_bytes: int
-    """Of tensors, over forward, backward and step."""
+    peak_bytes: int = 0
+    """Of tensors over a step; counted for those that fit."""
 
     @property
     def step_seconds(self) -> float:
@@ -47,121 +48,212 @@ class Contender:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loser:
-    """A family that does not fit, and what it lacks at its smallest micro batch."""
+    """A contender that does not fit, and what it lacks."""
 
-    family: Family
-    config: Config
-    cluster: Cluster
-    micro: int
+    contender: Contender
     shortfall: Shortfall
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Field:
-    """Everything that was considered on one cluster."""
+    """Everything that may run on one cluster; what is asked of it is kept."""
 
+    wishes: Wishes
     cluster: Cluster
-    every: tuple[Contender, ...]
-    """All that fit, of every family at every micro batch."""
-    losers: tuple[Loser, ...]
-    """Of each family the smallest micro batch that does not fit."""
-    divides: bool = True
-    """Whether the global batch divides by the ranks; nothing is considered where it does not."""
-
-    def contenders(self) -> tuple[Contender, ...]:
-        """The best of each family, the one to choose first, then by step time."""
-        by_family: dict[tuple[str, ...], list[Contender]] = {}
-        for one in self.every:
-            by_family.setdefault(one.family.name, []).append(one)
-        best = [choose(found) for found in by_family.values()]
-        if not best:
-            return ()
-        first = choose(best)
-        rest = (one for one in best if one is not first)
-        return (first, *sorted(rest, key=lambda one: (one.step_seconds, one.family.complexity)))
+    arithmetic: Arithmetic
+    refuted: dict[tuple[str, ...], int] = field(default_factory=dict)
+    """By family the smallest micro batch that a proof refused."""
+    retimed: dict[tuple[tuple[str, ...], int], float] = field(default_factory=dict)
+    """Step seconds that were measured, by family and micro batch."""
+    _every: list[Contender] | None = None
+    _lean: dict[tuple[tuple[str, ...], int], Contender] = field(default_factory=dict)
+    _short: dict[tuple[tuple[str, ...], int], Shortfall | None] = field(default_factory=dict)
 
     @property
-    def best(self) -> Contender | None:
-        """The one to choose on this cluster."""
-        found = self.contenders()
-        return found[0] if found else None
+    def divides(self) -> bool:
+        """Whether the global batch divides by the ranks; nothing can run where it does not."""
+        return self.wishes.batch_for(self.cluster.world_size) % self.cluster.world_size == 0
 
-    def without(self, refuted: Contender) -> Field:
-        """What is left once ``refuted`` turned out not to fit: larger micro batches of its family go too."""
-        kept = (
-            one
-            for one in self.every
-            if one.family.name != refuted.family.name or one.micro < refuted.micro
+    @property
+    def weighed(self) -> bool:
+        """Whether its configurations were looked at; a cluster that cannot win is not."""
+        return self._every is not None
+
+    def refute(self, one: Contender) -> None:
+        """``one`` turned out not to fit: its smaller buckets come next, then smaller micro batches."""
+        key = (one.family.name, one.micro)
+        lean = smaller_bucket(one.family, self.wishes, self.cluster) if key not in self._lean else None
+        if lean is None:
+            self.refuted[one.family.name] = one.micro
+        else:
+            config = with_micro_batch(lean, one.micro, self.cluster)
+            self._lean[key] = replace(one, family=lean, config=config)
+
+    def every(self) -> list[Contender]:
+        """Every family at every micro batch, whether it fits or not, the fastest first."""
+        if self._every is None:
+            found = list(self._timed(families(self.wishes, self.cluster))) if self.divides else []
+            if found and all(self._host_is_short(one) for one in found if one.family.complexity[1] == 1):
+                found += self._timed(on_disk(self.wishes, self.cluster))
+            self._every = found
+        return sorted(self._every, key=lambda one: (one.step_seconds, one.family.complexity, one.micro))
+
+    def best(self) -> Contender | None:
+        """The one to choose: the simplest of those that fit and are as fast as the fastest that fits."""
+        order = self.every()
+        first = next((fit for one in order if (fit := self.fitting(one)) is not None), None)
+        if first is None:
+            return None
+        slowest = first.step_seconds * (1 + TIE)
+        close = [one for one in order if one.step_seconds <= slowest]
+        for one in sorted(close, key=self._preference):
+            fit = self.fitting(one)
+            if fit is not None:
+                return fit
+        return first
+
+    def _preference(self, one: Contender) -> tuple[object, ...]:
+        """The simplest, then the one that leaves most memory."""
+        return one.family.complexity, one.micro, one.family.name
+
+    def fitting(self, one: Contender) -> Contender | None:
+        """``one`` if it fits, or with smaller buckets if only that fits; None if it does not."""
+        if one.micro >= self.refuted.get(one.family.name, one.micro + 1):
+            return None
+        key = (one.family.name, one.micro)
+        if key not in self._short:
+            self._short[key] = self._verdict(one)
+        return None if self._short[key] is not None else self._counted(self._lean.get(key, one))
+
+    def _counted(self, one: Contender) -> Contender:
+        return replace(one, peak_bytes=self.arithmetic.profile(one.config, self.cluster).peak)
+
+    def shortfall(self, one: Contender) -> Shortfall | None:
+        """What ``one`` lacks, smaller buckets tried."""
+        self.fitting(one)
+        return self._short.get((one.family.name, one.micro))
+
+    def rows(self) -> tuple[list[Contender], list[Loser]]:
+        """The fastest that fits of each family, and for each family without one what the smallest lacks."""
+        fitting: list[Contender] = []
+        losers: list[Loser] = []
+        for members in self._families():
+            found = [fit for one in members if (fit := self._likely(one)) is not None]
+            if found:
+                fastest = min(one.step_seconds for one in found)
+                fitting.append(
+                    min(
+                        (one for one in found if one.step_seconds <= fastest * (1 + TIE)),
+                        key=self._preference,
+                    )
+                )
+                continue
+            least = min(members, key=lambda one: one.micro)
+            short = self.shortfall(least)
+            if short is not None:
+                losers.append(Loser(contender=least, shortfall=short))
+            else:
+                fitting.append(least)
+        fitting.sort(key=lambda one: (one.step_seconds, one.family.complexity))
+        losers.sort(key=lambda one: one.shortfall.needed / one.shortfall.there)
+        return fitting, losers
+
+    def _likely(self, one: Contender) -> Contender | None:
+        """As `fitting`, but the allocator's loss is taken as usual where nobody replayed it."""
+        key = (one.family.name, one.micro)
+        if key in self._short or one.micro >= self.refuted.get(one.family.name, one.micro + 1):
+            return self.fitting(one)
+        if self._known_short(one) or self._hopeless(one):
+            return None
+        return self._counted(one) if self.arithmetic.likely(one.config, self.cluster) else None
+
+    def beyond(self, one: Contender) -> Loser | None:
+        """The next larger micro batch of the same family, if that does not fit."""
+        larger = [each for each in self.every() if each.family.name == one.family.name]
+        larger = sorted((each for each in larger if each.micro > one.micro), key=lambda each: each.micro)
+        for each in larger:
+            short = self.shortfall(each) if not self.arithmetic.likely(each.config, self.cluster) else None
+            if short is not None:
+                return Loser(contender=each, shortfall=short)
+        return None
+
+    def retime(self, one: Contender, step_seconds: float) -> None:
+        """Take a measured time in the place of the predicted one."""
+        self.retimed[one.family.name, one.micro] = step_seconds
+        self._every = [self._with_time(each) for each in self._every or []]
+        self._lean = {key: self._with_time(each) for key, each in self._lean.items()}
+
+    def _with_time(self, one: Contender) -> Contender:
+        seconds = self.retimed.get((one.family.name, one.micro))
+        return one if seconds is None else replace(one, speed=replace(one.speed, step_seconds=seconds))
+
+    def _families(self) -> Iterable[list[Contender]]:
+        found: dict[tuple[str, ...], list[Contender]] = {}
+        for one in self.every():
+            found.setdefault(one.family.name, []).append(one)
+        return found.values()
+
+    def _timed(self, these: Iterable[Family]) -> Iterator[Contender]:
+        for family in these:
+            options = moves.MOVES["micro-batch"].options(family.config, self.wishes.model, self.cluster)
+            for size in options:
+                assert isinstance(size, int)
+                yield self._contender(family, size)
+
+    def _contender(self, family: Family, size: int) -> Contender:
+        config = with_micro_batch(family, size, self.cluster)
+        return Contender(
+            family=family,
+            config=config,
+            cluster=self.cluster,
+            micro=size,
+            accumulation=config.batch(self.cluster.world_size).accumulation,
+            speed=self.arithmetic.speed(config, self.cluster),
         )
-        return Field(cluster=self.cluster, every=tuple(kept), losers=self.losers)
+
+    def _host_is_short(self, one: Contender) -> bool:
+        short = self.arithmetic.shortfall(one.config, self.cluster)
+        return short is not None and short.where.startswith("host")
+
+    def _verdict(self, one: Contender) -> Shortfall | None:
+        """Memory grows with the micro batch: a smaller one that does not fit answers for this one."""
+        short = self._known_short(one)
+        if short is not None:
+            return short
+        short = self._hopeless(one) or self.arithmetic.verdict(one.config, self.cluster)
+        lean = smaller_bucket(one.family, self.wishes, self.cluster) if short is not None else None
+        if lean is None or short is None or not self._buckets_could_help(one, short):
+            return short
+        other = replace(one, family=lean, config=with_micro_batch(lean, one.micro, self.cluster))
+        still = self.arithmetic.verdict(other.config, self.cluster)
+        if still is None:
+            self._lean[one.family.name, one.micro] = other
+        return still
+
+    def _known_short(self, one: Contender) -> Shortfall | None:
+        smaller = (
+            short
+            for (name, micro), short in self._short.items()
+            if name == one.family.name and micro < one.micro and short is not None
+        )
+        return next(smaller, None)
+
+    def _hopeless(self, one: Contender) -> Shortfall | None:
+        """The first micro batch's shortfall, where that does not fit either."""
+        least = with_micro_batch(one.family, 1, self.cluster)
+        return self.arithmetic.shortfall(least, self.cluster)
+
+    def _buckets_could_help(self, one: Contender, short: Shortfall) -> bool:
+        """Whether the lack is no more than what the buckets take: twice their elements at most."""
+        if short.where != "GPU memory":
+            return False
+        config = one.config
+        buckets = (
+            2 * int(config.zero("reduce_bucket_size")) * max(config.gradient_bytes, config.parameter_bytes)
+        )
+        return short.fragmented or short.needed - short.there <= buckets
 
 
 def search(wishes: Wishes, cluster: Cluster, arithmetic: Arithmetic) -> Field:
-    """Every family on ``cluster``."""
-    if wishes.batch_for(cluster.world_size) % cluster.world_size:
-        return Field(cluster=cluster, every=(), losers=(), divides=False)
-    every: list[Contender] = []
-    losers: list[Loser] = []
-    for family in families(wishes, cluster):
-        found, lost = _sizes(family, wishes, cluster, arithmetic)
-        every += found
-        losers += [lost] if lost is not None else []
-    return Field(cluster=cluster, every=tuple(every), losers=tuple(losers))
-
-
-def choose(contenders: Sequence[Contender]) -> Contender:
-    """The simplest of those that are as fast as the fastest, then the one that leaves most memory."""
-    fastest = min(one.step_seconds for one in contenders)
-    close = [one for one in contenders if one.step_seconds <= fastest * (1 + TIE)]
-    return min(close, key=lambda one: (one.family.complexity, one.peak_bytes, one.micro, one.family.name))
-
-
-def _sizes(
-    family: Family, wishes: Wishes, cluster: Cluster, arithmetic: Arithmetic
-) -> tuple[list[Contender], Loser | None]:
-    """The family at every micro batch that fits, and at the smallest that does not.
-
-    Where the family itself no longer fits, smaller buckets are tried in its place.
-    """
-    options = moves.MOVES["micro-batch"].options(family.config, wishes.model, cluster)
-    sizes = sorted(int(size) for size in options if isinstance(size, int))
-    found, lost = _fitting(family, sizes, cluster, arithmetic)
-    lean = smaller_bucket(family, wishes, cluster) if lost is not None else None
-    if lean is not None and lost is not None:
-        larger = [size for size in sizes if size >= lost.micro]
-        more, lost_again = _fitting(lean, larger, cluster, arithmetic)
-        found += more
-        lost = lost_again
-    return found, lost
-
-
-def _fitting(
-    family: Family, sizes: list[int], cluster: Cluster, arithmetic: Arithmetic
-) -> tuple[list[Contender], Loser | None]:
-    low, high = 0, len(sizes)
-    lost: Loser | None = None
-    while low < high:
-        middle = (low + high) // 2
-        config = with_micro_batch(family, sizes[middle], cluster)
-        shortfall = arithmetic.shortfall(config, cluster)
-        if shortfall is None:
-            low = middle + 1
-        else:
-            high = middle
-            lost = Loser(
-                family=family, config=config, cluster=cluster, micro=sizes[middle], shortfall=shortfall
-            )
-    return [_contender(family, size, cluster, arithmetic) for size in sizes[:low]], lost
-
-
-def _contender(family: Family, size: int, cluster: Cluster, arithmetic: Arithmetic) -> Contender:
-    config = with_micro_batch(family, size, cluster)
-    return Contender(
-        family=family,
-        config=config,
-        cluster=cluster,
-        micro=size,
-        accumulation=config.batch(cluster.world_size).accumulation,
-        speed=arithmetic.speed(config, cluster),
-        peak_bytes=arithmetic.profile(config, cluster).peak,
-    )
+    """The field on one cluster."""
+    return Field(wishes, cluster, arithmetic)

@@ -17,6 +17,7 @@ from trimtab.job import (
     Lora,
 )
 from trimtab.model import Model, find_model
+from trimtab.moves.computation import LIGER
 from trimtab.parameters import parameters, tasks_of
 from trimtab.plan.recipes import Recipe, recipe_for, recipe_kind
 
@@ -31,8 +32,12 @@ TASKS = {
 }
 """The usual task of pre-training, and of adapting, by kind of model."""
 SPAN_CORRUPTION_TARGET = 114
-"""Tokens of a target for 512 of input: 15 % corrupted in spans of 3 (Raffel et al. 2020, T5, section 3.3.4)."""
+"""Tokens of a target for 512 of input: 15 % in spans of 3 (Raffel et al. 2020, T5, section 3.3.4)."""
 SURE = 0.9
+
+
+class NothingToAdapt(UsageError):
+    """LoRA for a model type of which peft names no modules."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +121,8 @@ def make_wishes(
         raise UsageError(
             "most tokens for what? Give --budget-usd or --deadline-days with --optimize most-tokens"
         )
+    if optimize == "most-tokens" and tokens is not None:
+        raise UsageError("--tokens states what --optimize most-tokens would find; leave one of them out")
     found = find_model(model) if isinstance(model, str) else model
     given = model if isinstance(model, str) else found.name
     if objective != "lora" and lora is not None:
@@ -129,6 +136,13 @@ def make_wishes(
             target_modules=lora_targets(found.model_type),
             modules_to_save=adapters.modules_to_save,
         )
+    if adapters is not None and adapters.target_modules is None:
+        raise NothingToAdapt(
+            f"{found.name}: peft names no modules to adapt for {found.model_type}; name them with "
+            "--lora-targets"
+        )
+    if kernels == "fused" and found.model_type not in LIGER:
+        raise UsageError(f"{found.name}: Liger has no kernels for {found.model_type}; leave --kernels out")
     job = _job(found, given, objective, task, sequence_length, target_length, attention, kernels, adapters)
     size = sum(one.numel for one in parameters(found, job.task, job.lora))
     return Wishes(
@@ -166,6 +180,10 @@ def _job(
     if sequence_length is None:
         usual = DEFAULT_SEQUENCE_LENGTH.get(task, DEFAULT_ENCODER_SEQUENCE_LENGTH)
         sequence_length = min(usual, model.max_positions or usual)
+    if model.positions in ("learned", "absolute") and 0 < model.max_positions < sequence_length:
+        raise UsageError(
+            f"{model.name} has {model.max_positions} positions, fewer than {sequence_length} tokens a sample"
+        )
     if task in ENCODER_DECODER_TASKS and target_length is None:
         target_length = DEFAULT_TARGET_LENGTH
         if task == "span-corruption":
@@ -179,9 +197,7 @@ def _job(
         "kernels": kernels,
         "lora": lora,
     }
-    return Job.from_block(
-        {key: value for key, value in block.items() if value is not None}, where="the plan"
-    )
+    return Job.from_block({key: value for key, value in block.items() if value is not None}, where="the plan")
 
 
 def _known(kind: str, name: str, options: Iterable[str]) -> None:

@@ -1,78 +1,26 @@
-"""The answer of a rehearsal, in the estimate's form, with what the arithmetic had predicted beside it."""
+"""A rehearsal asked and answered: what was seen, with what the arithmetic had predicted beside it."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from trimtab.cluster import Cluster
+from trimtab.cluster import Cluster, find_gpu
 from trimtab.config import Config
+from trimtab.corrections import RAN
 from trimtab.errors import EngineMoved, NotFound, UnknownArchitecture, Unsupported, UsageError
-from trimtab.estimate import (
-    PROCESS_BYTES,
-    PROCESS_SPREAD_BYTES,
-    Estimate,
-    Range,
-    estimate,
-    outside_allocator,
-)
-from trimtab.estimate import to_json as estimate_to_json
+from trimtab.estimate import PROCESS_SPREAD_BYTES, Estimate, Range, estimate, outside_allocator
 from trimtab.model import HfConfig, find_hf
-from trimtab.prices import price
 from trimtab.rehearse.on_gpu import GpuRequest, rehearse_on_gpu
 from trimtab.rehearse.phantom import rehearse_phantom
-from trimtab.rehearse.request import Module, PhantomRequest, Rehearsal
+from trimtab.rehearse.request import PhantomRequest
+from trimtab.rehearse.seen import Seen, seen_by_phantom, seen_on_gpu
+from trimtab.rehearse.way_out import WayOut, way_out
 
 # memory of the third and later micro steps of a step is that of the second
 ACCUMULATION_ENOUGH = 2
-# a GPU's peak of tensors names no smallest capacity: that of nine measured jobs, their allocator replayed,
-# was 1.5 to 28 % above it, 11 % at the median
-SLACK_EXPECTED, SLACK_HIGH = 0.10, 0.28
-# phantom peaks against those measured (docs/accuracy.md): within 0.1 % at the median, 1.9 % at most
-PHANTOM_LOW, PHANTOM_HIGH, PHANTOM_SIGMA = 0.98, 1.02, 0.01
-# one name for a part in both answers: the arithmetic's
-PART_NAMES = {
-    "parameters": "parameters",
-    "model_buffers": "parameters",
-    "gradients": "gradients",
-    "master_weights": "master weights",
-    "optimizer_states": "optimizer states",
-    "communication_buffers": "buckets",
-    "gathered_parameters": "gathered parameters",
-    "activations": "activations",
-    "recomputed_activations": "activations",
-    "logits_and_loss": "logits and loss",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What a rehearsal saw of one rank, in bytes."""
-
-    method: str
-    """``phantom`` or ``rehearsal``."""
-    parameters: int
-    trainable: int
-    peak: Range
-    """Allocated over forward, backward and step, once the optimizer's states exist."""
-    phases: Mapping[str, int]
-    parts: Mapping[str, int]
-    """Of the peak; empty where a GPU cannot tell."""
-    reserved: Range
-    """What the allocator must be able to reserve, start included."""
-    host_bytes: int
-    """Of one rank, the process included."""
-    nvme_bytes: int
-    modules: tuple[Module, ...]
-    assumptions: tuple[str, ...]
-    versions: Mapping[str, str]
-    seconds: float
-    out_of_memory: str | None = None
-    extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+PHANTOM_SIGMA = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +34,11 @@ class Answer:
     """None where the engine could not be rehearsed and the arithmetic stands in."""
     predicted: Estimate | None
     """None for an architecture that the arithmetic does not know."""
+    rank: int = 0
     why_not: str | None = None
     """Why nothing was seen."""
+    way_out: WayOut | None = None
+    """What would fit, where this does not."""
 
     @property
     def capacity_bytes(self) -> int:
@@ -132,6 +83,8 @@ class Answer:
         short = self.host_bytes_per_node.expected > cluster.host_memory_bytes
         if self.seen.out_of_memory or short or self.nvme_bytes_per_node > cluster.nvme_bytes:
             return 0.0
+        if self.seen.on_gpu is not None:
+            return RAN
         needed = self.needed
         sigma = needed.expected * PHANTOM_SIGMA
         return round(0.5 * math.erfc((needed.expected - self.capacity_bytes) / (sigma * math.sqrt(2))), 4)
@@ -150,9 +103,59 @@ class Answer:
                 *self._fallback.assumptions,
             )
         said = (*self.seen.assumptions, *(f"assumed: {text}" for text in self.cluster.assumptions))
-        if self.predicted is not None:
-            return (*said, "step time is the arithmetic's closed form, coarse")
-        return (*said, "no arithmetic for this architecture: no step time")
+        return (*said, self._about_time)
+
+    @property
+    def _about_time(self) -> str:
+        if self.step_seconds is not None:
+            if self.cluster.world_size == 1:
+                return "step time is measured"
+            alone = "the host's cores and links were one rank's alone, " * self._uses_host
+            return f"step time is measured, {alone}its communication is the arithmetic's"
+        if self.predicted is None:
+            return "no arithmetic for this architecture: no step time"
+        return "step time is the arithmetic's closed form, coarse"
+
+    @property
+    def _uses_host(self) -> bool:
+        return self.config.offload_optimizer != "none" or self.config.offload_param != "none"
+
+    @property
+    def on_the_card(self) -> bool:
+        """Whether it ran on the very card that was asked for, so that times count."""
+        if self.seen is None or self.seen.on_gpu is None:
+            return False
+        try:
+            return find_gpu(self.seen.on_gpu.gpu).name == self.cluster.gpu.name
+        except NotFound:
+            return False
+
+    @property
+    def alone_seconds(self) -> Range | None:
+        """Of one optimizer step without communication, measured; None where it was not timed on this card."""
+        if self.seen is None or self.seen.on_gpu is None or not self.on_the_card:
+            return None
+        measured, steps = self.seen.on_gpu.seconds, sorted(self.seen.on_gpu.step_seconds)
+        if measured is None:
+            return None
+        middle = steps[len(steps) // 2]
+        return Range(low=measured * steps[0] / middle, expected=measured, high=measured * steps[-1] / middle)
+
+    @property
+    def step_seconds(self) -> Range | None:
+        """Of one optimizer step: measured, communication predicted; None where it was not timed."""
+        alone = self.alone_seconds
+        if alone is None or self.cluster.world_size == 1:
+            return alone
+        if self.predicted is None:
+            return None
+        speed = self.predicted.speed
+        communication = speed.communication_seconds
+        return Range(
+            low=alone.low,
+            expected=alone.expected + communication,
+            high=alone.high + communication * speed.high_seconds / speed.step_seconds,
+        )
 
     @property
     def _fallback(self) -> Estimate:
@@ -203,14 +206,20 @@ def rehearse(
         if predicted is None:
             raise
         why_not = str(moved)
-    return Answer(
+    answer = Answer(
         config=config,
         cluster=cluster,
         model_name=found.name,
         seen=seen,
         predicted=predicted,
+        rank=rank,
         why_not=why_not,
     )
+    if answer.fits or predicted is None:
+        return answer
+    beyond = answer.needed.low - predicted.needed.expected
+    out = way_out(config, cluster, predicted.model, beyond_bytes=beyond)
+    return dataclasses.replace(answer, way_out=out)
 
 
 def _predicted(config: Config, cluster: Cluster) -> Estimate | None:
@@ -258,148 +267,23 @@ def _said(config: Config, found: HfConfig, rank: int) -> tuple[str, ...]:
     )
 
 
-def seen_by_phantom(answer: Rehearsal, said: tuple[str, ...] = ()) -> Seen:
-    """A phantom rehearsal's answer under the names of the estimate."""
-    peak, workspace = answer.peak_allocated_bytes, answer.workspace_bytes
-    highest = max(answer.phases, key=lambda phase: phase.peak_bytes)
-    parts: Counter[str] = Counter()
-    for part in highest.parts:
-        parts[PART_NAMES.get(part.name, "temporaries")] += part.bytes
-    parts["workspace, slack"] = max(workspace, peak - answer.step_peak_bytes)
-    start = answer.moment("engine")
-    reserved = max(answer.peak_reserved_bytes, start.peak_reserved_bytes)
-    least = max(peak, start.peak_blocks_bytes)
-    return Seen(
-        method="phantom",
-        parameters=answer.parameters,
-        trainable=answer.trainable_parameters,
-        peak=Range(low=peak * PHANTOM_LOW, expected=peak, high=peak * PHANTOM_HIGH),
-        phases={
-            "init": start.peak_blocks_bytes,
-            **{phase.name: phase.peak_bytes + workspace for phase in answer.phases},
-        },
-        parts=dict(parts),
-        reserved=Range(
-            low=least * PHANTOM_LOW,
-            expected=answer.smallest_capacity_bytes or reserved,
-            high=max(reserved, answer.smallest_capacity_bytes or 0) * PHANTOM_HIGH,
-        ),
-        host_bytes=answer.host_peak_bytes + PROCESS_BYTES,
-        nvme_bytes=answer.nvme_bytes,
-        modules=answer.modules,
-        assumptions=(*said, *answer.assumptions),
-        versions=answer.versions,
-        seconds=answer.seconds,
-    )
-
-
 def _on_gpu(config: Config, cluster: Cluster, found: HfConfig, rank: int, timeout_seconds: float) -> Seen:
     batch = config.batch(cluster.world_size)
-    answer = rehearse_on_gpu(
-        GpuRequest(
-            config=config.raw,
-            name=config.name,
-            hf=found.hf,
-            world_size=cluster.world_size,
-            ranks_per_node=cluster.gpus_per_node,
-            rank=rank,
-            accumulation=min(batch.accumulation, ACCUMULATION_ENOUGH),
-            memory_bytes=cluster.gpu.usable_bytes,
-        ),
-        timeout_seconds=timeout_seconds,
+    accumulation = min(batch.accumulation, ACCUMULATION_ENOUGH)
+    request = GpuRequest(
+        config=config.raw,
+        name=config.name,
+        hf=found.hf,
+        world_size=cluster.world_size,
+        ranks_per_node=cluster.gpus_per_node,
+        rank=rank,
+        accumulation=accumulation,
+        memory_bytes=cluster.gpu.usable_bytes,
+        allocator_bytes=cluster.gpu.usable_bytes - outside_allocator(cluster.world_size),
     )
-    peak = max((size for name, size in answer.phases.items() if name != "init"), default=0)
-    most = max(answer.phases.values(), default=0)
-    return Seen(
-        method="rehearsal",
-        parameters=answer.parameters,
-        trainable=answer.trainable,
-        peak=Range(low=peak, expected=peak, high=peak),
-        phases=answer.phases,
-        parts={},
-        reserved=Range(low=most, expected=most * (1 + SLACK_EXPECTED), high=most * (1 + SLACK_HIGH)),
-        host_bytes=answer.host_bytes,
-        nvme_bytes=0,
-        modules=(),
-        assumptions=(*_said(config, found, rank), *answer.notes),
-        versions=answer.versions,
-        seconds=answer.seconds,
-        out_of_memory=answer.out_of_memory,
-        extras={"gpu_used": answer.gpu, "step_seconds_without_communication": answer.step_seconds},
+    return seen_on_gpu(
+        rehearse_on_gpu(request, timeout_seconds=timeout_seconds),
+        _said(config, found, rank),
+        allocator_bytes=request.allocator_bytes,
+        micro_steps=batch.accumulation / accumulation,
     )
-
-
-def to_json(answer: Answer) -> dict[str, Any]:
-    """The answer under the estimate's keys, the arithmetic's own object under ``predicted`` (or null)."""
-    predicted = None if answer.predicted is None else dict(estimate_to_json(answer.predicted))
-    head = {
-        "config": answer.config.name,
-        "model": answer.model_name,
-        "fits": answer.fits,
-        "fits_probability": answer.fits_probability,
-        "method": "arithmetic" if answer.seen is None else answer.seen.method,
-        "assumptions": list(answer.assumptions),
-    }
-    if answer.seen is None:
-        return {**(predicted or {}), **head, "predicted": predicted}
-    seen, cluster = answer.seen, answer.cluster
-    return {
-        **head,
-        "parameters": {"total": seen.parameters, "trainable": seen.trainable},
-        "gpu": {
-            "name": cluster.gpu.name,
-            "gpus_per_node": cluster.gpus_per_node,
-            "nodes": cluster.nodes,
-            "capacity_bytes": answer.capacity_bytes,
-            "peak_allocated_bytes": _range(seen.peak),
-            "needed_bytes": _range(answer.needed),
-            "parts": [{"name": name, "bytes": size} for name, size in seen.parts.items() if size],
-            "phases": [{"name": name, "peak_allocated_bytes": size} for name, size in seen.phases.items()],
-        },
-        "host": {
-            "bytes_per_node": _range(answer.host_bytes_per_node),
-            "capacity_bytes_per_node": cluster.host_memory_bytes,
-        },
-        "nvme": {"bytes_per_node": answer.nvme_bytes_per_node},
-        "speed": _NO_SPEED if predicted is None else predicted["speed"],
-        "cost": _cost(cluster) if predicted is None else predicted["cost"],
-        "modules": [dataclasses.asdict(module) for module in seen.modules],
-        "out_of_memory": seen.out_of_memory,
-        **seen.extras,
-        "versions": dict(seen.versions),
-        "rehearsal_seconds": seen.seconds,
-        "predicted": predicted,
-    }
-
-
-_NO_SPEED = {
-    "step_seconds": None,
-    **dict.fromkeys(
-        (
-            "compute_seconds",
-            "communication_seconds",
-            "offload_seconds",
-            "tokens_per_second_per_gpu",
-            "samples_per_second_per_gpu",
-            "mfu",
-        )
-    ),
-}
-
-
-def _cost(cluster: Cluster) -> dict[str, Any]:
-    """What is known of the cost where no step time is."""
-    try:
-        found = price(cluster.gpu)
-    except NotFound:
-        found = None
-    return {
-        "usd_per_hour": found and found.usd_per_gpu_hour * cluster.world_size,
-        "usd_per_billion_tokens": None,
-        "price_source": found and found.source,
-        "price_date": found and found.date,
-    }
-
-
-def _range(value: Range) -> dict[str, int]:
-    return {"low": round(value.low), "expected": round(value.expected), "high": round(value.high)}

@@ -7,14 +7,18 @@ It is asked by one JSON object on its standard input and answers in a file: ``{"
 from __future__ import annotations
 
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from trimtab import errors
 from trimtab.errors import EngineMoved, MissingExtra, RefusedConfig, TrimtabError, Unsupported
@@ -39,11 +43,6 @@ def ask(module: str, request: Mapping[str, Any], timeout_seconds: float, *, devi
     """
     with tempfile.TemporaryDirectory(prefix="trimtab-rehearse-") as folder:
         answer_file = Path(folder) / "answer.json"
-        environment = {**os.environ, "DS_ACCELERATOR": device, "TOKENIZERS_PARALLELISM": "false"}
-        environment["PYTHONPATH"] = os.pathsep.join(
-            filter(None, (str(Path(__file__).parents[2]), environment.get("PYTHONPATH")))
-        )
-        environment.pop("DS_PIN_MEMORY_BACKEND", None)
         try:
             child = subprocess.run(
                 [sys.executable, "-m", module, str(answer_file)],
@@ -52,19 +51,56 @@ def ask(module: str, request: Mapping[str, Any], timeout_seconds: float, *, devi
                 text=True,
                 timeout=timeout_seconds,
                 cwd=folder,
-                env=environment,
+                env=environment(device),
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise Unsupported(f"the rehearsal did not end within {timeout_seconds:.0f} s; {CURE}") from None
-        if not answer_file.exists():
-            raise Unsupported(
-                f"the rehearsal ended with exit code {child.returncode} and no answer: {_tail(child.stderr)}"
-            )
-        answer: dict[str, Any] = json.loads(answer_file.read_text(encoding="utf-8"))
+            raise too_slow(timeout_seconds) from None
+        return read(answer_file, child.returncode, child.stderr)
+
+
+def environment(device: str) -> dict[str, str]:
+    """What a child finds in its environment; DeepSpeed reads ``device`` when it is imported."""
+    found = {**os.environ, "DS_ACCELERATOR": device, "TOKENIZERS_PARALLELISM": "false"}
+    found["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(Path(__file__).parents[2]), found.get("PYTHONPATH")))
+    )
+    found.pop("DS_PIN_MEMORY_BACKEND", None)
+    return found
+
+
+def too_slow(timeout_seconds: float) -> Unsupported:
+    """The error for a child that did not end in time."""
+    return Unsupported(f"the rehearsal did not end within {timeout_seconds:.0f} s; {CURE}")
+
+
+def read(answer_file: Path, exit_code: int, said: str) -> dict[str, Any]:
+    """The answer of a child that has ended, as `ask` returns it; ``said`` is its standard error."""
+    if exit_code == -signal.SIGKILL:
+        raise Unsupported(f"the rehearsal was killed: this machine's own memory ran out, most likely; {CURE}")
+    if not answer_file.exists():
+        raise Unsupported(f"the rehearsal ended with exit code {exit_code} and no answer: {_tail(said)}")
+    answer: dict[str, Any] = json.loads(answer_file.read_text(encoding="utf-8"))
     if "error" in answer:
         raise _error(answer["error"]["kind"], answer["error"]["message"])
     return answer
+
+
+def answer_with(run: Callable[[], Mapping[str, Any]], answer_file: Path) -> NoReturn:
+    """In the child: write what ``run`` returns, or how it failed, to ``answer_file``; ends the process."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    try:
+        answer: dict[str, Any] = {"rehearsal": run()}
+    except TrimtabError as error:
+        answer = {"error": {"kind": type(error).__name__, "message": str(error)}}
+    except Exception as error:  # noqa: BLE001  the parent decides what a failure of the engine means
+        traceback.print_exc()
+        answer = {"error": {"kind": "Engine", "message": f"{type(error).__name__}: {error}"}}
+    answer_file.write_text(json.dumps(answer), encoding="utf-8")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # neither a made-up device nor a made-up process group has an orderly end
 
 
 def _tail(text: str) -> str:

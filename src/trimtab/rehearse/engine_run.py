@@ -10,14 +10,14 @@ import json
 import logging
 import sys
 import time
-import traceback
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import TrimtabError, UsageError
+from trimtab.errors import UsageError
 from trimtab.rehearse import corners
+from trimtab.rehearse.child import answer_with
+from trimtab.rehearse.course import course
 from trimtab.rehearse.request import (
     PHASES,
     Collective,
@@ -45,9 +45,11 @@ class Run:
         corners.make_device()
         self.request = request
         self.ledger = Ledger(all_true=not request.padding)
+        corners.attach(self.ledger)
         self.moments: list[tuple[str, int, int, int, int, int]] = []
         self.phase_peaks: dict[str, tuple[int, int, str]] = {}
         self.measured_from = 0
+        self.borders: list[tuple[str, int]] = []
         self.loss: Any = None
         self.said: tuple[str, ...] = ()
 
@@ -56,7 +58,9 @@ class Run:
         ledger = self.ledger
         self._keep_peak()
         ledger.phase = phase
-        ledger.note_order("phase", PHASES.index(phase))
+        if ledger.timeline is not None:
+            ledger.timeline.note("phase", PHASES.index(phase))
+        self.borders.append((phase, ledger.clock))
         ledger.peak, ledger.peak_at = ledger.allocated, None
 
     def _keep_peak(self) -> None:
@@ -90,6 +94,8 @@ class Run:
         deepspeed = accelerator.install(device)
         deepspeed.utils.logger.setLevel(logging.ERROR)
         corners.no_shared_memory_op()
+        corners.ask_no_processor()
+        corners.compile_nothing()
         corners.quiet_engine(lambda flag: ledger.remember(flag, [0.0]))
         config = Config.from_mapping(request.deepspeed)
         dtype = build.DTYPES[config.precision]
@@ -97,6 +103,7 @@ class Run:
             ledger,
             corners.torch_calls(self._tensor(torch.tensor), attention.scaled_dot_product_attention),
         ):
+            ledger.learn_references()
             model = build.model(request, deepspeed, dtype, config.stage)
             parts.label_model(ledger, model)
             if request.attention == "sdpa" and model.config._attn_implementation == "eager":
@@ -135,6 +142,7 @@ class Run:
 
     def _step(self, engine: Any, model: Any, vocabulary: int, *, measured: bool) -> None:
         from trimtab.rehearse import build, parts
+        from trimtab.rehearse.timeline import Timeline
 
         request, ledger = self.request, self.ledger
         if measured:
@@ -142,8 +150,10 @@ class Run:
             ledger.phase = "forward"
             ledger.reset_peaks()
             self.measured_from = ledger.clock
+            self.borders = []
             ledger.recording = request.record != "none"
-            ledger.order = [] if request.record == "ordered" else None
+            if request.record == "ordered":
+                ledger.timeline = Timeline(ledger.stream)
         for micro in range(request.accumulation):
             last = measured and micro == request.accumulation - 1
             self.enter("forward")
@@ -197,6 +207,8 @@ class Run:
 
         def before(module: Any, _: Any) -> None:
             name = names.get(id(module))
+            if ledger.timeline is not None:
+                ledger.timeline.note("module")
             if name is not None:
                 ledger.module_stack.append(name)
 
@@ -275,6 +287,13 @@ class Run:
                 Phase(name=name, peak_bytes=peak, at=where, parts=sorter.parts(ledger.alive(at)))
                 for name, (peak, at, where) in self.phase_peaks.items()
             ),
+            course=course(
+                ledger.allocations,
+                sorter.part,
+                first=self.measured_from,
+                last=self.moments[-1][-1],
+                borders=self.borders,
+            ),
             workspace_bytes=CUBLAS_HANDLES * self.workspace_bytes,
             step_peak_bytes=max(peak for peak, _, _ in self.phase_peaks.values()),
             host_peak_bytes=ledger.host_peak,
@@ -291,8 +310,9 @@ class Run:
                     outputs=tuple((str(d).removeprefix("torch."), s) for d, s in outputs),
                     count=count,
                     view=bool(getattr(func, "is_view", False)),
+                    host=host,
                 )
-                for (func, phase, class_name, inputs, outputs), count in ledger.operators.items()
+                for (func, phase, class_name, inputs, outputs, host), count in ledger.operators.items()
             ),
             collectives=tuple(
                 Collective(name=n, phase=p, bytes=b, group_size=g, stream=s, count=count)
@@ -302,7 +322,8 @@ class Run:
                 Copy(direction=d, phase=p, bytes=b, pinned=pinned, stream=s, count=count)
                 for (d, p, b, pinned, s), count in ledger.copies.items()
             ),
-            order=tuple(ledger.order or ()),
+            order=tuple(ledger.timeline.entries if ledger.timeline else ()),
+            streams=tuple(ledger.timeline.streams if ledger.timeline else ()),
             assumptions=(
                 *self.said,
                 "matrix kernels' workspace is cuBLAS's default, "
@@ -328,29 +349,14 @@ def _head_modules(model: Any) -> set[str]:
     return {ROOT} | head | around
 
 
-def main(answer_file: str) -> int:
-    """Read a request from standard input, run it, write the answer to ``answer_file``."""
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    try:
-        request = PhantomRequest.from_json(json.load(sys.stdin))
-        if request.steps < 2:
-            raise UsageError("a phantom rehearsal needs 2 steps: the first makes the optimizer's states")
-        corners.probe()
-        answer: dict[str, Any] = {"rehearsal": Run(request).go().to_json()}
-    except TrimtabError as error:
-        answer = {"error": {"kind": type(error).__name__, "message": str(error)}}
-    except Exception as error:  # noqa: BLE001  the parent decides what a failure of the engine means
-        traceback.print_exc()
-        answer = {"error": {"kind": "Engine", "message": f"{type(error).__name__}: {error}"}}
-    Path(answer_file).write_text(json.dumps(answer), encoding="utf-8")
-    return 0
+def rehearse(text: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the request ``text``; the answer as JSON values."""
+    request = PhantomRequest.from_json(text)
+    if request.steps < 2:
+        raise UsageError("a phantom rehearsal needs 2 steps: the first makes the optimizer's states")
+    corners.probe()
+    return Run(request).go().to_json()
 
 
 if __name__ == "__main__":
-    import os
-
-    code = main(sys.argv[1])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a made-up device has no orderly end
+    answer_with(lambda: rehearse(json.load(sys.stdin)), Path(sys.argv[1]))

@@ -6,26 +6,33 @@ with the fields of `GpuRehearsal`, or ``{"error": {"kind", "message"}}``, to the
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import logging
 import os
 import socket
+import statistics
 import sys
 import time
-import traceback
-import warnings
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from trimtab.config import Config
-from trimtab.errors import TrimtabError, Unsupported
-from trimtab.rehearse.on_gpu import GpuRequest
+from trimtab.errors import Unsupported
+from trimtab.rehearse.child import answer_with
+from trimtab.rehearse.on_gpu import PHASES, GpuRehearsal, GpuRequest
+from trimtab.rehearse.shortage import memory_that_ran_out, shortage
 from trimtab.units import format_bytes
 
-STEPS = 3
-"""The first makes the optimizer's states; the last is measured."""
+TIMED_STEPS = 5
+"""Steps that are timed, at most; after the first, which makes the states, and the second, which is read."""
+TIMED_SECONDS = 60.0
+"""No further step is timed once this much time has gone."""
 UNEVEN = 0.02
 """Cards of one name differ by this share of their usable memory, at most."""
+ALLOCATION_UNIT = 512  # c10/cuda/CUDACachingAllocator.h: kMinBlockSize
 
 
 class Memory:
@@ -34,6 +41,7 @@ class Memory:
     def __init__(self, device: str) -> None:
         self.on_gpu = device == "cuda"
         self.peaks: dict[str, int] = {}
+        self.live: dict[str, int] = {}
         self.reserved = 0
 
     def close(self, phase: str) -> None:
@@ -48,78 +56,233 @@ class Memory:
         self.reserved = max(self.reserved, torch.cuda.max_memory_reserved())
         torch.cuda.reset_peak_memory_stats()
 
+    def allocated(self) -> int:
+        """What tensors hold now."""
+        if not self.on_gpu:
+            return 0
+        import torch
 
-def run(request: GpuRequest) -> dict[str, Any]:
-    """Build, initialize and step; returns the fields of `GpuRehearsal`."""
-    started = time.perf_counter()
-    _open_world(request)
-    import psutil
-    import torch
+        return int(torch.cuda.memory_allocated())
 
-    from trimtab.rehearse.corners import versions
-    from trimtab.train.engine import import_deepspeed
-    from trimtab.train.model import Build, build_model, prepare_config, quiet_transformers
-    from trimtab.train.samples import random_batch
+    def outside(self) -> int | None:
+        """What of the GPU is taken beside this allocator: its context, libraries, other processes."""
+        if not self.on_gpu:
+            return None
+        import torch
 
-    gpu = _hold_memory(request)
-    deepspeed = import_deepspeed(request.device)
-    if request.world_size == 1:
-        backend = "nccl" if request.device == "cuda" else "gloo"
-        deepspeed.init_distributed(dist_backend=backend, verbose=False, auto_mpi_discovery=False)
-    quiet_transformers()
-    config, notes = _as_rehearsed(request)
-    hf = _hf_config(request)
-    notes += prepare_config(hf, config.job)
-    batch = config.batch(request.world_size)
-    memory = Memory(request.device)
-    seen: dict[str, Any] = {"parameters": 0, "trainable": 0, "step_seconds": None, "loss": None}
-    out_of_memory = None
-    try:
+        free, total = torch.cuda.mem_get_info()
+        return int(total - free - torch.cuda.memory_reserved())
+
+
+class Held:
+    """What the model and the engine hold on the GPU at this moment, by part."""
+
+    def __init__(self, engine: Any, model: Any) -> None:
+        from trimtab.rehearse import parts
+
+        self.bytes: Counter[str] = Counter()
+        self._seen: set[int] = set()
+        parts.label_model(self, model)
+        parts.label_engine(self, engine)
+
+    def label(self, tensor: Any, part: str) -> None:
+        """Count ``tensor``'s storage for ``part``, unless it was counted before."""
+        import torch
+
+        if not isinstance(tensor, torch.Tensor) or tensor.device.type != "cuda":
+            return
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.bytes[part] += -(-storage.nbytes() // ALLOCATION_UNIT) * ALLOCATION_UNIT
+
+
+class Clock:
+    """Instants of the work itself: CUDA events, which cost the host nothing; on the CPU the host's clock."""
+
+    def __init__(self, device: str) -> None:
+        self.on_gpu = device == "cuda"
+
+    def now(self) -> Any:
+        """An instant, once everything that was started before it is done."""
+        if not self.on_gpu:
+            return time.perf_counter()
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """From ``start`` to ``end``; waits for both."""
+        if not self.on_gpu:
+            return float(end - start)
+        end.synchronize()
+        return float(start.elapsed_time(end) / 1e3)
+
+
+class Run:
+    """One rehearsal: builds, initializes, steps, and keeps what was seen; it knows where it stands."""
+
+    def __init__(self, request: GpuRequest) -> None:
+        self.request = request
+        self.memory, self.clock = Memory(request.device), Clock(request.device)
+        self.step, self.phase = 0, "build"
+        self.modules: dict[int, str] = {}
+        self.parameters = self.trainable = 0
+        self.step_seconds: list[float] = []
+        self.phase_seconds: list[dict[str, float]] = []
+        self.held: dict[str, Counter[str]] = {}
+        self.outside: int | None = None
+        self.loss: float | None = None
+        self.engine: Any = None
+        self.model: Any = None
+        self.output: Any = None
+
+    def go(self) -> GpuRehearsal:
+        """Build, initialize and step until all is seen or memory runs out."""
+        started = time.perf_counter()
+        request, memory = self.request, self.memory
+        _open_world(request)
+        gpu = _hold_memory(request)
+        from trimtab.rehearse.corners import versions
+
+        config, notes = _as_rehearsed(request)
+        short = None
+        try:
+            notes += self._run(config)
+        except Exception as error:
+            which = memory_that_ran_out(error)
+            if which is None:
+                raise
+            allocated = memory.allocated()
+            memory.close("first step" if self.step == 1 else self._phase_of_peaks)
+            short = shortage(
+                error,
+                memory=which,
+                step=self.step,
+                phase=self.phase,
+                modules=self.modules,
+                allocated_bytes=allocated,
+                reserved_bytes=memory.reserved,
+            )
+        stepping = [size for name, size in memory.peaks.items() if name in (*PHASES, "timed")]
+        memory.peaks.pop("timed", None)
+        return GpuRehearsal(
+            parameters=self.parameters,
+            trainable=self.trainable,
+            phases=memory.peaks,
+            peak_bytes=max(stepping or memory.peaks.values()),
+            live=memory.live,
+            held=self._held_at_the_peak(),
+            reserved_bytes=memory.reserved,
+            outside_bytes=self.outside,
+            host_bytes=_host_bytes("VmRSS"),
+            host_peak_bytes=_host_bytes("VmHWM"),
+            step_seconds=tuple(self.step_seconds),
+            phase_seconds={
+                name: statistics.median(step[name] for step in self.phase_seconds)
+                for name in PHASES
+                if self.phase_seconds
+            },
+            loss=self.loss,
+            out_of_memory=short,
+            gpu=gpu,
+            notes=notes,
+            versions=versions(),
+            seconds=time.perf_counter() - started,
+        )
+
+    @property
+    def _phase_of_peaks(self) -> str:
+        return "init" if self.step == 0 else self.phase if self.step == 2 else "timed"
+
+    def _run(self, config: Config) -> tuple[str, ...]:
+        from trimtab.train.engine import import_deepspeed
+        from trimtab.train.model import Build, build_model, prepare_config, quiet_transformers
+        from trimtab.train.samples import random_batch
+
+        request, memory = self.request, self.memory
+        deepspeed = import_deepspeed(request.device)
+        if request.world_size == 1:
+            backend = "nccl" if request.device == "cuda" else "gloo"
+            deepspeed.init_distributed(dist_backend=backend, verbose=False, auto_mpi_discovery=False)
+        quiet_transformers()
+        hf = _hf_config(request)
+        notes = prepare_config(hf, config.job)
         built = build_model(config, hf, Build(initialize=False), device=request.device)
-        seen.update(parameters=built.parameters, trainable=built.trainable)
-        engine, *_ = deepspeed.initialize(
+        self.model, self.parameters, self.trainable = built.module, built.parameters, built.trainable
+        self.modules = {id(module): name or "the model" for name, module in built.module.named_modules()}
+        self.phase = "initialize"
+        self.engine, *_ = deepspeed.initialize(
             model=built.module,
             model_parameters=[p for p in built.module.parameters() if p.requires_grad],
             config=config.deepspeed(),
             dist_init_required=False,
         )
         memory.close("init")
-        for step in range(STEPS):
-            measured = step == STEPS - 1
-            if measured:
-                memory.close("first steps")
-            began = time.perf_counter()
-            for _ in range(batch.accumulation):
-                values = random_batch(config.job, hf, samples=batch.micro, device=engine.device)
-                loss = engine(**values).loss
-                if measured:
-                    memory.close("forward")
-                engine.backward(loss)
-                if measured:
-                    memory.close("backward")
-                engine.step()
-                if measured:
-                    memory.close("step")
-            seen["step_seconds"] = time.perf_counter() - began
-        seen["loss"] = float(loss)
-    except torch.OutOfMemoryError as short:
-        memory.close("before memory ran out")
-        out_of_memory = str(short).splitlines()[0]
-    # optimizers make their states, and their scratch, in the first step: it starts the run, as init does
-    first = memory.peaks.pop("first steps", 0)
-    if "init" in memory.peaks:
-        memory.peaks["init"] = max(memory.peaks["init"], first)
-    return {
-        **seen,
-        "phases": memory.peaks,
-        "reserved_bytes": memory.reserved,
-        "host_bytes": psutil.Process().memory_info().rss,
-        "out_of_memory": out_of_memory,
-        "gpu": gpu,
-        "notes": notes,
-        "versions": versions(),
-        "seconds": time.perf_counter() - started,
-    }
+        micro = config.batch(request.world_size).micro
+
+        def batch() -> dict[str, Any]:
+            return random_batch(config.job, hf, samples=micro, device=self.engine.device)
+
+        self._step(batch, lambda _, last: None)
+        memory.close("first step")
+        self._step(batch, self._read)
+        deadline = time.perf_counter() + TIMED_SECONDS
+        while len(self.step_seconds) < TIMED_STEPS and (
+            not self.step_seconds or time.perf_counter() < deadline
+        ):
+            self._timed_step(batch)
+        memory.close("timed")
+        self.outside = memory.outside()
+        return notes
+
+    def _step(self, batch: Callable[[], dict[str, Any]], border: Callable[[str, bool], None]) -> None:
+        """One optimizer step; ``border`` is told where each phase of each micro step ends, and the last."""
+        self.step += 1
+        for micro in range(self.request.accumulation):
+            last = micro == self.request.accumulation - 1
+            self.phase = "forward"
+            values = batch()
+            border("start", last)
+            # as in a training loop, the last loss and what its graph still holds live until the next one
+            self.output = self.engine(**values).loss
+            border("forward", last)
+            self.phase = "backward"
+            self.engine.backward(self.output)
+            border("backward", last)
+            self.phase = "step"
+            self.engine.step()
+            border("step", last)
+
+    def _read(self, border: str, last: bool) -> None:
+        if border in PHASES:
+            self.memory.close(border)
+        if last:
+            self.memory.live[border] = self.memory.allocated()
+            self.held[border] = Held(self.engine, self.model).bytes
+
+    def _timed_step(self, batch: Callable[[], dict[str, Any]]) -> None:
+        """A step that nothing disturbs."""
+        clock = self.clock
+        marks: list[tuple[str, Any]] = []
+        self._step(batch, lambda border, _: marks.append((border, clock.now())))
+        seconds = dict.fromkeys(PHASES, 0.0)
+        for (_, start), (phase, end) in pairwise(marks):
+            if phase in seconds:
+                seconds[phase] += clock.seconds(start, end)
+        self.phase_seconds.append(seconds)
+        self.step_seconds.append(clock.seconds(marks[0][1], marks[-1][1]))
+        self.loss = float(self.output)
+
+    def _held_at_the_peak(self) -> dict[str, int]:
+        reached = {name: size for name, size in self.memory.peaks.items() if name in PHASES}
+        if len(reached) < len(PHASES):
+            return {}
+        highest = max(reached, key=lambda name: reached[name])
+        before, after = (self.held[name] for name in ("start", *PHASES)[PHASES.index(highest) :][:2])
+        return {name: size for name in before if (size := min(before[name], after[name]))}
 
 
 def _open_world(request: GpuRequest) -> None:
@@ -154,7 +317,7 @@ def _hold_memory(request: GpuRequest) -> str:
             f"this machine's {name} has {format_bytes(here)}, the card that is asked for "
             f"{format_bytes(request.memory_bytes)}: rehearse with --phantom, or name this card with --gpu"
         )
-    torch.cuda.set_per_process_memory_fraction(min(1.0, request.memory_bytes / here), 0)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, request.allocator_bytes / here), 0)
     return str(name)
 
 
@@ -186,23 +349,18 @@ def _hf_config(request: GpuRequest) -> Any:
     return read_model_config(str(file))
 
 
-def main(answer_file: str) -> int:
-    """Read a request from standard input, run it, write the answer to ``answer_file``."""
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    try:
-        answer: dict[str, Any] = {"rehearsal": run(GpuRequest(**json.load(sys.stdin)))}
-    except TrimtabError as error:
-        answer = {"error": {"kind": type(error).__name__, "message": str(error)}}
-    except Exception as error:  # noqa: BLE001  the parent decides what a failure of the engine means
-        traceback.print_exc()
-        answer = {"error": {"kind": "Engine", "message": f"{type(error).__name__}: {error}"}}
-    Path(answer_file).write_text(json.dumps(answer), encoding="utf-8")
-    return 0
+def _host_bytes(key: str) -> int:
+    """``VmRSS`` or ``VmHWM`` of this process; getrusage's peak would hold the parent's, from before exec."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1]) * 1024
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a made-up process group cannot be taken down in order
+    request = GpuRequest(**json.load(sys.stdin))
+    answer_with(lambda: dataclasses.asdict(Run(request).go()), Path(sys.argv[1]))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from trimtab.rehearse.ledger import Allocation, Ledger
 from trimtab.rehearse.request import Module, Part
+
+if TYPE_CHECKING:  # a run on a GPU labels too, and needs none of what fake tensors stand on
+    from trimtab.rehearse.ledger import Allocation, Ledger
 
 _MASTER = (  # runtime/zero/stage_1_and_2.py:560, stage3.py:1170, bf16_optimizer.py:182, fp16/*.py
     "single_partition_of_fp32_groups",
@@ -38,7 +40,14 @@ _PARAMETERS = (
 )
 
 
-def label_model(ledger: Ledger, model: torch.nn.Module) -> None:
+class Labelled(Protocol):
+    """What takes labels: the ledger of a phantom, or a count of real tensors."""
+
+    def label(self, tensor: Any, part: str) -> None:
+        """Say what ``tensor``'s storage is for; the first label stays."""
+
+
+def label_model(ledger: Labelled, model: torch.nn.Module) -> None:
     """Label the parameters, whole or partitioned, their gradients, and the buffers of ``model``."""
     for parameter in model.parameters():
         ledger.label(getattr(parameter, "ds_tensor", None), "parameters")
@@ -50,13 +59,13 @@ def label_model(ledger: Ledger, model: torch.nn.Module) -> None:
         ledger.label(buffer, "model_buffers")
 
 
-def label_gradient(ledger: Ledger, parameter: Any) -> None:
+def label_gradient(ledger: Labelled, parameter: Any) -> None:
     """Label what holds ``parameter``'s gradient."""
     for name in ("grad", "grad_accum", "_hp_grad"):
         ledger.label(getattr(parameter, name, None), "gradients")
 
 
-def label_engine(ledger: Ledger, engine: Any) -> None:
+def label_engine(ledger: Labelled, engine: Any) -> None:
     """Label what the engine and its optimizer hold."""
     wrapper = engine.optimizer
     inner = getattr(wrapper, "optimizer", wrapper)

@@ -6,7 +6,7 @@ from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.errors import RefusedConfig
 from trimtab.plan import Proof
-from trimtab.rehearse.answer import ACCUMULATION_ENOUGH, Answer, rehearse
+from trimtab.rehearse.answer import rehearse
 
 
 def under_fake_tensors(config: Config, cluster: Cluster) -> Proof:
@@ -35,24 +35,17 @@ def _proof(config: Config, cluster: Cluster, *, phantom: bool) -> Proof:
         answer = rehearse(config, cluster, phantom=phantom)
     except RefusedConfig as error:
         return Proof(how=how, fits=False, fits_probability=0.0, needed_bytes=None, said=str(error))
+    seen = answer.seen
+    time = answer.step_seconds if seen is not None and seen.out_of_memory is None else None
     return Proof(
-        how=how if answer.seen is not None else "arithmetic",
+        how=how if seen is not None else "arithmetic",
         fits=answer.fits,
         fits_probability=answer.fits_probability,
         needed_bytes=round(answer.needed.expected),
-        step_seconds=None if phantom else _step_seconds(answer),
-        said=(answer.seen.out_of_memory or "") if answer.seen is not None else (answer.why_not or ""),
+        step_seconds=None if time is None else time.expected,
+        said=(answer.why_not or "")
+        if seen is None
+        else seen.out_of_memory.message
+        if seen.out_of_memory
+        else "",
     )
-
-
-def _step_seconds(answer: Answer) -> float | None:
-    """The measured step, stretched to all its micro steps, and the communication that one GPU cannot see."""
-    seen, predicted = answer.seen, answer.predicted
-    if seen is None or predicted is None or seen.out_of_memory:
-        return None
-    measured = seen.extras.get("step_seconds_without_communication")
-    if not isinstance(measured, float):
-        return None
-    accumulation = answer.config.batch(answer.cluster.world_size).accumulation
-    micros = min(accumulation, ACCUMULATION_ENOUGH)
-    return measured * accumulation / micros + predicted.speed.communication_seconds

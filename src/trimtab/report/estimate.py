@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from trimtab.corrections import in_words
 from trimtab.cost.run import WholeRun
 from trimtab.estimate import Estimate
 from trimtab.units import format_bytes, format_count, format_dollars, format_seconds
@@ -25,6 +26,7 @@ def estimate_text(answer: Estimate, notes: Sequence[str] = ()) -> RenderableType
     if answer.run is not None:
         blocks.append(_run(answer.run))
     blocks.append(Text())
+    blocks += [Text(f"corrected: {in_words(correction)}", style="cyan") for correction in answer.corrections]
     blocks += [Text(f"note: {note}", style="yellow") for note in notes]
     blocks.append(Text("how this was got: " + "; ".join(answer.assumptions), style="dim"))
     return Group(*blocks)

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from trimtab.plan.frontier import Point, points
+from trimtab.plan.frontier import points
 from trimtab.plan.planning import Choice, Considered, Plan
 from trimtab.plan.reasons import machines
 from trimtab.report.plan_picture import scatter_text
@@ -66,17 +66,17 @@ def _choice(choice: Choice, style: str) -> RenderableType:
     answer, bill = choice.estimate, choice.bill
     speed = answer.speed
     text = Text()
-    text.append(f"{machines(bill.contender)}: ", style="default")
+    text.append(f"{machines(choice.cluster)}: ", style="default")
     text.append(f"{choice.summary}, {answer.config.precision}\n", style=style)
+    rate = format_count(answer.tokens_per_second_per_gpu)
     text.append(
         f"{format_seconds(speed.step_seconds)} a step ({format_seconds(speed.low_seconds)} to "
-        f"{format_seconds(speed.high_seconds)}), {format_count(answer.tokens_per_second_per_gpu)} tokens/s per "
-        f"GPU, {answer.mfu:.0%} MFU\n".replace("%", " %")
+        f"{format_seconds(speed.high_seconds)}), {rate} tokens/s per GPU, "
+        f"{answer.mfu:.0%} MFU\n".replace("%", " %")
     )
     odds = ">99 %" if answer.fits_probability > 0.99 else f"{answer.fits_probability:.0%}".replace("%", " %")
-    text.append(
-        f"{format_bytes(answer.needed.expected)} of {format_bytes(answer.capacity_bytes)} a GPU, fits {odds} sure"
-    )
+    capacity = format_bytes(answer.capacity_bytes)
+    text.append(f"{format_bytes(answer.needed.expected)} of {capacity} a GPU, fits {odds} sure")
     if bill.usd_per_hour is not None and bill.usd_per_token is not None:
         text.append(
             f"; {format_dollars(bill.usd_per_hour)} an hour, "
@@ -147,7 +147,16 @@ def _next(plan: Plan, written: str | None) -> Iterator[RenderableType]:
         yield Text("Next: the same with -o plan.json writes the file; then", style="bold")
     else:
         yield Text("Next:", style="bold")
-    yield Text(f"  {plan.chosen.launch}", no_wrap=True, overflow="ignore")
+    yield Text(_folded(plan.chosen.launch))
 
 
-__all__ = ["Point", "plan_text"]
+def _folded(line: str) -> str:
+    """A command line over several lines, as a shell reads it, each shorter than 80 columns."""
+    lines = ["  "]
+    for word in line.split(" --"):
+        piece = word if lines == ["  "] else f" --{word}"
+        if len(lines[-1]) + len(piece) > 77:
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += piece
+    return "\n".join(lines)

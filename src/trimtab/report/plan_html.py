@@ -49,8 +49,8 @@ def _sections(plan: Plan) -> Iterator[str]:
     wishes, job = plan.wishes, plan.wishes.job
     yield f"<h1>{escape(wishes.objective)} {escape(wishes.model.name)}</h1>"
     yield (
-        f"<p>{format_count(wishes.parameters)} parameters, {escape(job.task)}, {job.sequence_length} tokens a "
-        "sample</p>"
+        f"<p>{format_count(wishes.parameters)} parameters, {escape(job.task)}, "
+        f"{job.sequence_length} tokens a sample</p>"
     )
     choice = plan.chosen or (plan.nearest.choice if plan.nearest else None)
     if plan.chosen is None:
@@ -76,7 +76,7 @@ def _sections(plan: Plan) -> Iterator[str]:
     if plan.proven:
         yield "<h2>Proven by the real engine</h2>" + _list(
             [
-                f"{machines(one.contender)}, ZeRO-{one.contender.config.stage}, micro batch "
+                f"{machines(one.contender.cluster)}, ZeRO-{one.contender.config.stage}, micro batch "
                 f"{one.contender.micro}: {'fits' if one.proof.fits else 'does not fit'} ({one.proof.how})"
                 f"{' ' + one.proof.said if one.proof.said else ''}"
                 for one in plan.proven
@@ -88,7 +88,7 @@ def _sections(plan: Plan) -> Iterator[str]:
 
 def _choice(choice: Choice) -> Iterator[str]:
     answer, bill = choice.estimate, choice.bill
-    yield f"<p><b>{escape(machines(bill.contender))}: {escape(choice.summary)}</b></p>"
+    yield f"<p><b>{escape(machines(choice.cluster))}: {escape(choice.summary)}</b></p>"
     probability = answer.fits_probability
     odds = "&gt;99 %" if probability > 0.99 else f"{probability:.0%}".replace("%", " %")
     figures = [
@@ -129,13 +129,12 @@ def memory_svg(choice: Choice) -> str:
             f'<rect x="{x:.1f}" y="0" width="{width:.1f}" height="{BAR_HEIGHT}" fill="{colour}">'
             f"<title>{escape(name)}: {format_bytes(size)}</title></rect>"
         )
-        key.append(
-            f'<span style="background:{colour}"></span>{escape(name)} {format_bytes(size)}'
-        )
+        key.append(f'<span style="background:{colour}"></span>{escape(name)} {format_bytes(size)}')
         x += width
     edge = answer.capacity_bytes / whole * BAR_WIDTH
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-1 -1 {BAR_WIDTH + 2} {BAR_HEIGHT + 2}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" '
+        f'viewBox="-1 -1 {BAR_WIDTH + 2} {BAR_HEIGHT + 2}" '
         f'aria-label="GPU memory by part">{"".join(bar)}<rect x="0" y="0" width="{edge:.1f}" '
         f'height="{BAR_HEIGHT}" fill="none" stroke="#777"/></svg><p class="key">{"".join(key)}</p>'
     )

@@ -25,7 +25,9 @@ class _Axis:
 
 _TIME = _Axis("a billion tokens take", lambda one: one.seconds_per_billion_tokens, format_seconds)
 _MONEY = _Axis("a billion tokens cost", lambda one: one.usd_per_billion_tokens or 0.0, format_dollars)
-_MEMORY = _Axis("GPU memory left free", lambda one: one.headroom, lambda share: f"{share:.0%}".replace("%", " %"))
+_MEMORY = _Axis(
+    "GPU memory left free", lambda one: one.headroom, lambda share: f"{share:.0%}".replace("%", " %")
+)
 
 
 def _axes(points: Sequence[Point]) -> tuple[_Axis, _Axis, list[Point]]:
@@ -80,14 +82,16 @@ def scatter_svg(points: Sequence[Point]) -> str:
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(up.name)} against {escape(across.name)}" font-family="sans-serif" font-size="12">'
+        f'aria-label="{escape(up.name)} against {escape(across.name)}" '
+        'font-family="sans-serif" font-size="12">'
     ]
     for index in range(5):
         value = ys[0] + (ys[1] - ys[0]) * index / 4
         y = HEIGHT - BOTTOM - 10 - index / 4 * (HEIGHT - TOP - BOTTOM - 20)
         parts.append(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8884"/>'
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#777">{escape(up.shown(value))}</text>'
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#777">'
+            f"{escape(up.shown(value))}</text>"
         )
     for index in range(4):
         value = xs[0] + (xs[1] - xs[0]) * index / 3
@@ -113,10 +117,13 @@ def scatter_svg(points: Sequence[Point]) -> str:
             if one.on_front
             else 'fill="#888" fill-opacity="0.45"'
         )
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" {style}><title>{title}</title></circle>')
+        parts.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" {style}><title>{title}</title></circle>'
+        )
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(
-        f'<text x="{middle:.0f}" y="{HEIGHT - 8}" text-anchor="middle" fill="#777">{escape(across.name)}</text>'
+        f'<text x="{middle:.0f}" y="{HEIGHT - 8}" text-anchor="middle" fill="#777">'
+        f"{escape(across.name)}</text>"
         f'<text x="14" y="{(TOP + HEIGHT - BOTTOM) / 2:.0f}" text-anchor="middle" fill="#777" '
         f'transform="rotate(-90 14 {(TOP + HEIGHT - BOTTOM) / 2:.0f})">{escape(up.name)}</text></svg>'
     )

@@ -9,8 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from trimtab.estimate import Estimate
-from trimtab.rehearse.answer import Answer, Seen
-from trimtab.units import format_bytes, format_count
+from trimtab.rehearse.answer import Answer
+from trimtab.rehearse.document import to_json
+from trimtab.rehearse.on_gpu import PHASES, Shortage
+from trimtab.rehearse.seen import REST, STAYING, OnGpu, Seen
+from trimtab.rehearse.way_out import WayOut
+from trimtab.report.memory_chart import course_text
+from trimtab.units import format_bytes, format_count, format_seconds
 
 METHODS = {"phantom": "phantom rehearsal", "rehearsal": "rehearsal on a GPU"}
 
@@ -25,6 +30,11 @@ def rehearsal_text(answer: Answer, notes: Sequence[str] = (), *, modules: int = 
         blocks += [Text(f"not rehearsed: {answer.why_not}", style="bold yellow"), Text()]
         return Group(*blocks, estimate_text(answer.predicted, notes))
     blocks += [_verdict(answer, answer.seen), Text(), _comparison(answer, answer.seen), Text()]
+    chart = course_text(to_json(answer))
+    if chart is not None:
+        blocks += [chart, Text()]
+    if seen_time := answer.seen.on_gpu:
+        blocks += [_time(answer, seen_time), Text()] if seen_time.seconds is not None else []
     blocks.append(_host(answer))
     if modules and answer.seen.modules:
         blocks += [Text(), _modules(answer.seen, modules)]
@@ -47,8 +57,35 @@ def _verdict(answer: Answer, seen: Seen) -> Text:
     text.append(f"batch {batch.train} = {batch.micro} × {batch.accumulation} × {batch.data_parallel}")
     text.append(f", {config.job.sequence_length} tokens")
     if seen.out_of_memory:
-        text.append(f"\nmemory ran out: {seen.out_of_memory}", style="red")
+        text.append(_shortage(seen.out_of_memory), style="red")
+    if answer.way_out is not None:
+        text.append(_way_out(answer, answer.way_out), style="green")
     return text
+
+
+def _way_out(answer: Answer, out: WayOut) -> str:
+    """The least that would fit, and what it costs."""
+    titles = "; then ".join(move.title for move in out.moves)
+    return (
+        f"\nwould fit: {titles} ({format_bytes(out.needed_bytes)} of {format_bytes(answer.capacity_bytes)}, "
+        f"{format_seconds(out.predicted.speed.step_seconds)} a step, predicted)"
+    )
+
+
+def _shortage(short: Shortage) -> str:
+    """When, where and for what there was no memory."""
+    when = f"in step {short.step}, {short.phase}" if short.step else f"before the first step, {short.phase}"
+    lines = [f"{short.memory.upper() if short.memory == 'gpu' else 'host'} memory ran out {when}"]
+    if short.module is not None:
+        lines[0] += f", in {short.module} ({short.module_class})"
+    if short.frame is not None:
+        lines.append(f"  at {short.frame}")
+    asked = "" if short.asked_bytes is None else f"{format_bytes(short.asked_bytes)} were asked for; "
+    lines.append(
+        f"  {asked}tensors held {format_bytes(short.allocated_bytes)}, the allocator had taken "
+        f"{format_bytes(short.reserved_bytes)}"
+    )
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _comparison(answer: Answer, seen: Seen) -> RenderableType:
@@ -58,11 +95,12 @@ def _comparison(answer: Answer, seen: Seen) -> RenderableType:
         table.add_column(name, justify="right", min_width=10)
     predicted = answer.predicted
     # a part of a few blocks says nothing
-    _rows(table, _predicted_parts(predicted), seen.parts, least=seen.peak.expected * 1e-4)
+    _rows(table, _predicted_parts(predicted, seen.parts), seen.parts, least=seen.peak.expected * 1e-4)
     peak = predicted.peak_allocated.expected if predicted else None
-    _row(table, "peak allocated", peak, seen.peak.expected, style="bold")
     needed = predicted.needed.expected if predicted else None
-    _row(table, "needed of the card", needed, answer.needed.expected, style="bold")
+    bound = seen.out_of_memory is not None
+    _row(table, "peak allocated", peak, seen.peak.expected, style="bold", bound=bound)
+    _row(table, "needed of the card", needed, answer.needed.expected, style="bold", bound=bound)
     has = format_bytes(answer.capacity_bytes)
     table.add_row(Text(f"{answer.cluster.gpu.name} has", style="bold"), has, has, "")
     table.add_row("", "", "", "")
@@ -71,10 +109,15 @@ def _comparison(answer: Answer, seen: Seen) -> RenderableType:
     return table
 
 
-def _predicted_parts(predicted: Estimate | None) -> Mapping[str, int]:
+def _predicted_parts(predicted: Estimate | None, seen: Mapping[str, int]) -> Mapping[str, int]:
+    """The prediction's parts, put together where ``seen`` cannot tell them apart."""
     if predicted is None:
         return {}
-    return {**predicted.profile.peak_parts, "workspace, slack": predicted.slack_bytes}
+    parts = {**predicted.profile.peak_parts, "workspace, slack": predicted.slack_bytes}
+    if REST not in seen:
+        return parts
+    staying = {name: size for name, size in parts.items() if name in STAYING}
+    return {**staying, REST: sum(parts.values()) - sum(staying.values())}
 
 
 def _predicted_phases(predicted: Estimate | None) -> Mapping[str, int]:
@@ -92,12 +135,21 @@ def _rows(table: Table, predicted: Mapping[str, int], seen: Mapping[str, int], *
             _row(table, name, ours if predicted else None, found or 0 if seen else None)
 
 
-def _row(table: Table, name: str, predicted: float | None, seen: float | None, *, style: str = "") -> None:
-    difference = "" if predicted is None or seen is None else _difference(predicted, seen)
+def _row(
+    table: Table,
+    name: str,
+    predicted: float | None,
+    seen: float | None,
+    *,
+    style: str = "",
+    bound: bool = False,
+) -> None:
+    """One line; ``bound`` says that no more was seen because memory ran out."""
+    difference = "" if predicted is None or seen is None or bound else _difference(predicted, seen)
     table.add_row(
         Text(name, style=style),
         "" if predicted is None else format_bytes(predicted),
-        "" if seen is None else format_bytes(seen),
+        "" if seen is None else "≥ " * bound + format_bytes(seen),
         difference,
     )
 
@@ -108,6 +160,33 @@ def _difference(predicted: float, seen: float) -> str:
     if not predicted or not seen:
         return f"{'+' if seen > predicted else '-'}{format_bytes(abs(seen - predicted))}"
     return f"{seen / predicted - 1:+.1%}"
+
+
+def _time(answer: Answer, measured: OnGpu) -> RenderableType:
+    """The phases of a step by the GPU's clock, beside the arithmetic's time where it is the same card's."""
+    assert measured.seconds is not None
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column(f"a step on this {measured.gpu}", min_width=22)
+    for name in ("predicted", "rehearsed", "difference"):
+        table.add_column(name, justify="right", min_width=10)
+    for phase in PHASES:
+        table.add_row(phase, "", format_seconds(measured.phase_seconds[phase]), "")
+    predicted = answer.predicted if answer.on_the_card else None
+    alone = None if predicted is None else predicted.speed.compute_seconds + predicted.speed.offload_seconds
+    table.add_row(
+        Text("without communication", style="bold"),
+        "" if alone is None else format_seconds(alone),
+        format_seconds(measured.seconds),
+        "" if alone is None else _difference(alone, measured.seconds),
+    )
+    if answer.step_seconds is not None and predicted is not None and answer.cluster.world_size > 1:
+        table.add_row(
+            "with the predicted one",
+            format_seconds(predicted.speed.step_seconds),
+            format_seconds(answer.step_seconds.expected),
+            "",
+        )
+    return table
 
 
 def _host(answer: Answer) -> Text:

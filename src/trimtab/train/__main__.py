@@ -15,7 +15,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import RunFailed, TrimtabError
 from trimtab.train.folder import RunFolder
 from trimtab.train.settings import Settings
 
@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _leave_word(folder, {"exit_code": error.exit_code, "error": str(error)})
             return 0
         if rank == 0:
+            if isinstance(error, RunFailed):
+                _remember(settings, "failed", str(error))
             print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     except Exception as error:
@@ -76,11 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if launched and folder is not None:
             _leave_word(folder, {"exit_code": 1, "error": text})
         else:
+            if rank == 0:
+                _remember(settings, "out of memory", text)
             print(f"error: {text}", file=sys.stderr)  # noqa: T201
         sys.stderr.flush()
         os._exit(1)  # the other ranks wait in a collective: the launcher ends them
     if rank == 0:
         word = {"exit_code": outcome.exit_code, "step": outcome.step, "checkpoint": outcome.checkpoint}
+        if not launched:
+            _remember(settings, "stopped" if outcome.exit_code else "ended")
         if launched:
             _leave_word(folder, word)
         elif outcome.report is not None:
@@ -140,6 +146,18 @@ def _best_device() -> str:
 
 def _leave_word(folder: RunFolder, word: dict[str, Any]) -> None:
     folder.outcome.write_text(json.dumps(word) + "\n", encoding="utf-8")
+
+
+def _remember(settings: Settings, outcome: str, error: str | None = None) -> None:
+    """Put a run that a launcher of others started into the history; `trimtab train` does so itself."""
+    from trimtab.store.trained import keep_run
+    from trimtab.train.predict import prediction
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    nodes = max(1, world // ranks)
+    predicted = prediction(settings, ranks=ranks, nodes=nodes)
+    keep_run(settings, ranks=ranks, nodes=nodes, outcome=outcome, error=error, prediction=predicted)
 
 
 def _leave_group() -> None:

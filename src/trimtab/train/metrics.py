@@ -66,15 +66,19 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
 
 
 def memory_peak_bytes(device: Any) -> int:
-    """The most memory that this rank held: allocated on the GPU, or resident on the CPU."""
+    """The most memory that this rank held: allocated on the GPU since it was last asked, or, on the CPU,
+    resident since the start.
+    """
     if device.type == "cuda":
         import torch
 
-        return int(torch.cuda.max_memory_allocated(device))
+        peak = int(torch.cuda.max_memory_allocated(device))
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(resident if sys.platform == "darwin" else resident * 1024)
 
 
 class Progress:

@@ -42,6 +42,7 @@ def closing_report(
         if settled
         else None,
         "peak_memory_bytes": max((row["memory_peak_bytes"] for row in steps), default=None),
+        "step_peak_memory_bytes": max((row["memory_peak_bytes"] for row in settled), default=None),
         "training_seconds": sum(row["seconds"] for row in steps),
         "validation": [
             {"step": row["step"], "loss": row["loss"]}
@@ -62,7 +63,7 @@ def closing_report(
 def beside(prediction: Mapping[str, Any], report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each predicted figure with what was measured and their ratio."""
     pairs = (
-        ("peak memory bytes", ("gpu", "peak_allocated_bytes", "expected"), report["peak_memory_bytes"]),
+        ("peak memory bytes", ("gpu", "peak_allocated_bytes", "expected"), report["step_peak_memory_bytes"]),
         ("step seconds", ("speed", "step_seconds", "expected"), report["step_seconds"]),
     )
     rows = []

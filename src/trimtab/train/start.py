@@ -89,14 +89,35 @@ def start(
             ask_to_stop=lambda number: _ask(folder, number),
         )
         folder.stop_request.unlink(missing_ok=True)
-        ended = _ended(folder, code)
+        try:
+            ended = _ended(folder, code)
+        except TrimtabError as error:
+            short = "out of GPU memory" in str(error)
+            _remember(settings, launch, prediction, "out of memory" if short else "failed", str(error))
+            raise
     if ended.report is not None and prediction is not None:
         from trimtab.train.report import beside
 
         report = dict(ended.report) | {"predicted": beside(prediction, ended.report)}
         folder.report.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         ended = replace(ended, report=report)
+    _remember(settings, launch, prediction, "ended" if ended.report is not None else "stopped")
     return ended
+
+
+def _remember(
+    settings: Settings,
+    launch: Launch,
+    prediction: Mapping[str, Any] | None,
+    outcome: str,
+    error: str | None = None,
+) -> None:
+    """Put the run into the history."""
+    from trimtab.store.trained import keep_run
+
+    keep_run(
+        settings, ranks=launch.ranks, nodes=launch.nodes, outcome=outcome, error=error, prediction=prediction
+    )
 
 
 def _ready(settings: Settings, folder: RunFolder, launch: Launch) -> Settings:

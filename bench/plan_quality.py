@@ -1,0 +1,199 @@
+"""How good the plan's choice is: its measured step time against the best of an exhaustive grid.
+
+    python bench/plan_quality.py bench/data/grid_x1.jsonl bench/data/grid_x4.jsonl [--json]
+
+Each row of a grid is one measured configuration: ``world``, ``config`` (the whole file), ``step_seconds``,
+and ``ok`` or ``oom``.  Rows of one model, world, global batch and sequence make a grid.  The plan is asked for
+that job without any run; what it chooses is looked up among the rows by stage, offload, recomputation and
+micro batch.  Exits 1 if a choice ran out of memory or is below the target share of the best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+from trimtab.cluster import Cluster  # noqa: E402
+from trimtab.config import Config  # noqa: E402
+from trimtab.plan import Plan, plan  # noqa: E402
+
+TARGET = 0.97
+Row = Mapping[str, Any]
+Grid = tuple[str, int, int, int, str]
+"""Model, world, global batch, sequence length, kernels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The plan against one grid; times in seconds, measured unless it says predicted."""
+
+    model: str
+    world: int
+    measured_rows: int
+    out_of_memory_rows: int
+    choice: str
+    choice_seconds: float | None
+    """None if the grid lacks the choice, or it ran out of memory."""
+    choice_out_of_memory: bool
+    predicted_seconds: float
+    best: str
+    best_seconds: float
+    share: float | None
+    """Best time over the choice's: 1 is the optimum."""
+    first_in_grid: str | None
+    """The plan's best candidate that the grid has, where it lacks the choice itself."""
+    wrongly_fitting: int
+    """Rows that ran out of memory and that the arithmetic called fitting."""
+
+
+def read(files: Iterable[Path]) -> list[Row]:
+    """All rows of the files that say how they ended."""
+    rows = [
+        json.loads(line) for file in files for line in file.read_text("utf-8").splitlines() if line.strip()
+    ]
+    return [row for row in rows if "config" in row and (row.get("step_seconds") or _out_of_memory(row))]
+
+
+def _out_of_memory(row: Row) -> bool:
+    return bool(row.get("oom")) or "out of memory" in str(row.get("error") or "").lower()
+
+
+def grids(rows: Iterable[Row]) -> dict[Grid, list[Row]]:
+    """The rows by job."""
+    found: dict[Grid, list[Row]] = defaultdict(list)
+    for row in rows:
+        block = row["config"]["trimtab"]
+        batch = Config.from_mapping(row["config"]).batch(row["world"]).train
+        kernels = block.get("kernels", "plain")
+        found[block["model"], row["world"], batch, block["sequence_length"], kernels].append(row)
+    return found
+
+
+def point(config: Config, world: int) -> tuple[Any, ...]:
+    """What tells configurations of a grid apart."""
+    batch = config.batch(world)
+    job = config.job
+    return (
+        config.stage,
+        config.offload_optimizer,
+        config.offload_param,
+        job.checkpoint_activations,
+        batch.micro,
+    )
+
+
+def named(place: tuple[Any, ...]) -> str:
+    """A point in words."""
+    stage, optimizer, param, recompute, micro = place
+    words = [f"ZeRO-{stage}", f"micro {micro}", "recomputed" if recompute else "kept"]
+    words += [f"optimizer {optimizer}"] * (optimizer != "none") + [f"param {param}"] * (param != "none")
+    return ", ".join(words)
+
+
+def judge(key: Grid, rows: list[Row], gpu: str, host_memory_bytes: int | None) -> Verdict:
+    """The plan for one grid's job against its rows."""
+    model, world, batch, length, kernels = key
+    times: dict[tuple[Any, ...], float] = {}
+    short: set[tuple[Any, ...]] = set()
+    for row in rows:
+        place = point(Config.from_mapping(row["config"]), world)
+        if _out_of_memory(row):
+            short.add(place)
+        else:
+            times[place] = min(times.get(place, float("inf")), float(row["step_seconds"]))
+    answer = plan(
+        model,
+        gpu=gpu,
+        gpus_per_node=world,
+        host_memory_bytes=host_memory_bytes,
+        objective="pretrain",
+        global_batch=batch,
+        sequence_length=length,
+        kernels=kernels,
+        alternatives=False,
+    )
+    assert answer.chosen is not None, f"no plan for {key}"
+    chosen = point(answer.chosen.config, world)
+    best = min(times, key=lambda place: times[place])
+    seconds = times.get(chosen)
+    return Verdict(
+        model=model,
+        world=world,
+        measured_rows=len(times),
+        out_of_memory_rows=len(short),
+        choice=named(chosen),
+        choice_seconds=seconds,
+        choice_out_of_memory=chosen in short,
+        predicted_seconds=answer.chosen.estimate.speed.step_seconds,
+        best=named(best),
+        best_seconds=times[best],
+        share=None if seconds is None else times[best] / seconds,
+        first_in_grid=None if seconds is not None else _first(answer, times, world),
+        wrongly_fitting=_wrong(rows, gpu, world, host_memory_bytes),
+    )
+
+
+def _first(answer: Plan, times: Mapping[tuple[Any, ...], float], world: int) -> str | None:
+    for one in answer.bills:
+        place = point(one.contender.config, world)
+        if place in times:
+            return f"{named(place)}: {times[place]:.3f} s"
+    return None
+
+
+def _wrong(rows: list[Row], gpu: str, world: int, host_memory_bytes: int | None) -> int:
+    from trimtab.estimate import estimate
+
+    cluster = Cluster.of(gpu, world, host_memory_bytes=host_memory_bytes)
+    return sum(
+        estimate(Config.from_mapping(row["config"]), cluster).fits_probability >= 0.9
+        for row in rows
+        if _out_of_memory(row)
+    )
+
+
+def main() -> int:
+    """Prints a line a grid."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--gpu", default="h200")
+    parser.add_argument("--host-memory-gib", type=float, help="of the machine that was measured")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    memory = None if options.host_memory_gib is None else int(options.host_memory_gib * 2**30)
+    verdicts = [
+        judge(key, rows, options.gpu, memory) for key, rows in sorted(grids(read(options.files)).items())
+    ]
+    if options.json:
+        print(json.dumps([asdict(one) for one in verdicts], indent=2))
+    else:
+        for one in verdicts:
+            share = "not measured" if one.share is None else f"{one.share:.1%} of the best"
+            share = "OUT OF MEMORY" if one.choice_out_of_memory else share
+            print(
+                f"{one.model} on {one.world}: {share}  ({one.measured_rows} ran, {one.out_of_memory_rows} short)"
+            )
+            took = "" if one.choice_seconds is None else f" {one.choice_seconds:.3f} s,"
+            print(f"    plan  {one.choice}:{took} predicted {one.predicted_seconds:.3f} s")
+            print(f"    best  {one.best}: {one.best_seconds:.3f} s")
+            if one.first_in_grid is not None:
+                print(f"    the plan's first that was measured: {one.first_in_grid}")
+            if one.wrongly_fitting:
+                print(f"    {one.wrongly_fitting} rows ran out of memory that the arithmetic calls fitting")
+    failed = any(one.choice_out_of_memory or (one.share or 1.0) < TARGET for one in verdicts)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
