@@ -105,7 +105,8 @@ def _gain(step: Step) -> Text:
     assert step.before is not None
     assert step.after is not None
     before, after = step.before.speed.step_seconds, step.after.speed.step_seconds
-    return Text(f"  {step.move.name:<26} {after / before - 1:>+5.0%}  {_short(step.after)}")
+    rounds = ", rounds" if step.move.effect == "rounding" else ""
+    return Text(f"  {step.move.name:<26} {after / before - 1:>+5.0%}  {_short(step.after)}{rounds}")
 
 
 def _short(answer: Estimate) -> str:
