@@ -260,6 +260,14 @@ def test_a_ready_configuration_is_written_as_it_was_but_for_the_moves() -> None:
     ]
 
 
+def test_a_model_that_overflows_fp16_goes_to_fp32() -> None:
+    config, cluster = catalogue.load_config("t5_base_pretraining"), Cluster.of("v100-32gb", 8)
+    answer = adapt(config, cluster, home=home("t5_base_pretraining"), alternatives=False)
+    assert [step.move.name for step in answer.steps][:1] == ["precision-fp32"]
+    assert answer.after is not None
+    assert answer.after.precision == "fp32"
+
+
 def test_a_file_without_a_model_or_a_batch_says_so() -> None:
     cluster = Cluster.of("a100-80gb", 1)
     with pytest.raises(UsageError, match="no model is named"):

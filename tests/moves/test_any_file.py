@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from test_moves import holds, model_of
 
@@ -110,6 +110,28 @@ def files(draw: st.DrawFn) -> dict[str, Any]:
     return raw
 
 
+def file(zero: Any, **more: Any) -> dict[str, Any]:
+    base = {"train_batch_size": 64, "bf16": {"enabled": True}, "optimizer": {"type": "AdamW"}}
+    return {**base, "trimtab": {"model": "gpt2"}, "zero_optimization": zero, **more}
+
+
+@example(raw=file({"stage": 0, "zenflow": {"topk_ratio": 0.1}}), cluster=CLUSTERS[0])
+@example(raw=file({"stage": 0, "reduce_scatter": False}, prescale_gradients=True), cluster=CLUSTERS[0])
+@example(
+    raw=file({"stage": 1, "offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"}}), cluster=CLUSTERS[0]
+)
+@example(
+    raw=file({"stage": 1, "offload_optimizer": {"device": "cpu"}}, data_types={"grad_accum_dtype": "fp32"}),
+    cluster=CLUSTERS[1],
+)
+@example(
+    raw=file(
+        True,
+        bf16={"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True},
+        optimizer={"type": "Muon"},
+    ),
+    cluster=CLUSTERS[0],
+)
 @given(raw=files(), cluster=st.sampled_from(CLUSTERS))
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_move_breaks_a_file_that_works(raw: dict[str, Any], cluster: Cluster) -> None:

@@ -34,6 +34,9 @@ def offload_optimizer(device: str) -> Move:
         if device == "none":
             if "zenflow" in zero_block(config):
                 return "zenflow needs the optimizer on the host"
+            wide = config.precision == "bf16" and config.gradient_bytes != config.parameter_bytes
+            if config.stage == 1 and wide:
+                return "at stage 1 gradients summed in fp32 would stay whole on every GPU"
             if config.get("fp16.fp16_master_weights_and_grads"):
                 return "fp16 master weights need the optimizer on the host (runtime/base_optimizer.py:520)"
             halves = config.get("bf16.bf16_master_weights_and_grads")
