@@ -92,10 +92,11 @@ def sub_group(elements: int) -> Move:
         "sub-group",
         elements,
         title=f"Optimizer steps over {elements:,} elements at a time",
-        saves="fp32 copies of gradients in the step: 6 bytes an element of the largest sub-group",
+        saves="the step's fp32 copies of gradients, 6 bytes an element of the largest sub-group; on the host "
+        "its buffers of that size where the optimizer is on NVMe",
         costs="more, smaller optimizer steps",
         needs="ZeRO stage 3",
-        source="runtime/zero/config.py:182; runtime/zero/stage3.py:2683-2699",
+        source="runtime/zero/config.py:182; runtime/zero/stage3.py:2683-2699, 840-860",
         refuses=refuses,
         apply=lambda config, cluster: with_zero(config, {"sub_group_size": elements}),
     )

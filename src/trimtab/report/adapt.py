@@ -77,13 +77,21 @@ def _step(number: int, step: Step) -> list[RenderableType]:
     if step.title == step.move.title:
         lines += [f"saves: {step.move.saves}", f"costs: {step.move.costs}"]
     if step.before is not None and step.after is not None:
-        lines.append(
-            f"needed {format_bytes(step.before.needed.expected)} → "
-            f"{format_bytes(step.after.needed.expected)}, a step "
-            f"{format_seconds(step.before.speed.step_seconds)} → "
-            f"{format_seconds(step.after.speed.step_seconds)}"
-        )
+        lines.append(_effect(step.before, step.after))
     return [head, *(Padding(Text(line), (0, 0, 0, 3)) for line in lines)]
+
+
+def _effect(before: Estimate, after: Estimate) -> str:
+    """What a step changes, in figures."""
+    pairs = (
+        ("a GPU", before.needed.expected, after.needed.expected, format_bytes),
+        ("a host", before.host_bytes_per_node.expected, after.host_bytes_per_node.expected, format_bytes),
+        ("a step", before.speed.step_seconds, after.speed.step_seconds, format_seconds),
+    )
+    words = [
+        f"{what} {shown(old)} → {shown(new)}" for what, old, new, shown in pairs if shown(old) != shown(new)
+    ]
+    return "predicted: " + (", ".join(words) or "the same memory and time")
 
 
 def _verdict(answer: Adaptation) -> list[RenderableType]:
