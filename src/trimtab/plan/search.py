@@ -61,6 +61,8 @@ class Field:
     wishes: Wishes
     cluster: Cluster
     arithmetic: Arithmetic
+    exact: bool = True
+    """Whether the caching allocator is replayed; where not, what it usually loses is taken."""
     refuted: dict[tuple[str, ...], int] = field(default_factory=dict)
     """By family the smallest micro batch that a proof refused."""
     retimed: dict[tuple[tuple[str, ...], int], float] = field(default_factory=dict)
@@ -68,6 +70,7 @@ class Field:
     _every: list[Contender] | None = None
     _lean: dict[tuple[tuple[str, ...], int], Contender] = field(default_factory=dict)
     _short: dict[tuple[tuple[str, ...], int], Shortfall | None] = field(default_factory=dict)
+    _ends: dict[tuple[str, ...], tuple[Contender, Contender | None]] = field(default_factory=dict)
 
     @property
     def divides(self) -> bool:
@@ -165,14 +168,17 @@ class Field:
             return self.fitting(one)
         if self._known_short(one) or self._hopeless(one):
             return None
-        return self._counted(one) if self.arithmetic.likely(one.config, self.cluster) else None
+        short = self.arithmetic.usual_shortfall(one.config, self.cluster)
+        return None if short is not None else self._counted(one)
 
     def beyond(self, one: Contender) -> Loser | None:
         """The next larger micro batch of the same family, if that does not fit."""
         larger = [each for each in self.every() if each.family.name == one.family.name]
         larger = sorted((each for each in larger if each.micro > one.micro), key=lambda each: each.micro)
         for each in larger:
-            short = self.shortfall(each) if not self.arithmetic.likely(each.config, self.cluster) else None
+            short = self._hopeless(each)
+            if short is None and self.arithmetic.usual_shortfall(each.config, self.cluster) is not None:
+                short = self.shortfall(each)
             if short is not None:
                 return Loser(contender=each, shortfall=short)
         return None
@@ -220,15 +226,20 @@ class Field:
         short = self._known_short(one)
         if short is not None:
             return short
-        short = self._hopeless(one) or self.arithmetic.verdict(one.config, self.cluster)
+        short = self._hopeless(one) or self._weigh(one.config)
         lean = smaller_bucket(one.family, self.wishes, self.cluster) if short is not None else None
         if lean is None or short is None or not self._buckets_could_help(one, short):
             return short
         other = replace(one, family=lean, config=with_micro_batch(lean, one.micro, self.cluster))
-        still = self.arithmetic.verdict(other.config, self.cluster)
+        still = self._weigh(other.config)
         if still is None:
             self._lean[one.family.name, one.micro] = other
         return still
+
+    def _weigh(self, config: Config) -> Shortfall | None:
+        if self.exact:
+            return self.arithmetic.verdict(config, self.cluster)
+        return self.arithmetic.usual_shortfall(config, self.cluster)
 
     def _known_short(self, one: Contender) -> Shortfall | None:
         smaller = (
@@ -239,9 +250,28 @@ class Field:
         return next(smaller, None)
 
     def _hopeless(self, one: Contender) -> Shortfall | None:
-        """The first micro batch's shortfall, where that does not fit either."""
-        least = with_micro_batch(one.family, 1, self.cluster)
-        return self.arithmetic.shortfall(least, self.cluster)
+        """What ``one`` lacks as its family's two smallest micro batches tell.
+
+        The peak over a step is the highest of many sums that each grow in a line with the micro batch, so it
+        bends upwards, and the line through two points lies below it.
+        """
+        first, second = self._smallest(one.family)
+        at_first = self.arithmetic.shortfall(first.config, self.cluster)
+        if at_first is not None or second is None or one.micro <= second.micro:
+            return at_first
+        at_second = self.arithmetic.shortfall(second.config, self.cluster)
+        if at_second is not None:
+            return at_second
+        low, high = (self.arithmetic.profile(each.config, self.cluster).peak for each in (first, second))
+        slope = (high - low) / (second.micro - first.micro)
+        return self.arithmetic.certain_shortfall(low + slope * (one.micro - first.micro), self.cluster)
+
+    def _smallest(self, family: Family) -> tuple[Contender, Contender | None]:
+        if family.name not in self._ends:
+            members = [one for one in self._every or [] if one.family.name == family.name]
+            members.sort(key=lambda one: one.micro)
+            self._ends[family.name] = members[0], members[1] if len(members) > 1 else None
+        return self._ends[family.name]
 
     def _buckets_could_help(self, one: Contender, short: Shortfall) -> bool:
         """Whether the lack is no more than what the buckets take: twice their elements at most."""
@@ -254,6 +284,6 @@ class Field:
         return short.fragmented or short.needed - short.there <= buckets
 
 
-def search(wishes: Wishes, cluster: Cluster, arithmetic: Arithmetic) -> Field:
-    """The field on one cluster."""
-    return Field(wishes, cluster, arithmetic)
+def search(wishes: Wishes, cluster: Cluster, arithmetic: Arithmetic, *, exact: bool = True) -> Field:
+    """The field on one cluster; see `Field.exact`."""
+    return Field(wishes, cluster, arithmetic, exact)
