@@ -3,9 +3,9 @@
     python bench/plan_quality.py bench/data/grid_x1.jsonl bench/data/grid_x4.jsonl [--json]
 
 Each row of a grid is one measured configuration: ``world``, ``config`` (the whole file), ``step_seconds``,
-and ``ok`` or ``oom``.  Rows of one model, world, global batch and sequence make a grid.  The plan is asked for
-that job without any run; what it chooses is looked up among the rows by stage, offload, recomputation and
-micro batch.  Exits 1 if a choice ran out of memory or is below the target share of the best.
+and ``ok`` or ``oom``.  Rows of one model, world, global batch and sequence make a grid.  The plan is asked
+for that job without any run; what it chooses is looked up among the rows by stage, offload, recomputation
+and micro batch.  Exits 1 if a choice ran out of memory or is below the target share of the best.
 """
 
 from __future__ import annotations
@@ -181,9 +181,8 @@ def main() -> int:
         for one in verdicts:
             share = "not measured" if one.share is None else f"{one.share:.1%} of the best"
             share = "OUT OF MEMORY" if one.choice_out_of_memory else share
-            print(
-                f"{one.model} on {one.world}: {share}  ({one.measured_rows} ran, {one.out_of_memory_rows} short)"
-            )
+            rows = f"{one.measured_rows} ran, {one.out_of_memory_rows} short"
+            print(f"{one.model} on {one.world}: {share}  ({rows})")
             took = "" if one.choice_seconds is None else f" {one.choice_seconds:.3f} s,"
             print(f"    plan  {one.choice}:{took} predicted {one.predicted_seconds:.3f} s")
             print(f"    best  {one.best}: {one.best_seconds:.3f} s")

@@ -6,7 +6,7 @@ from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.errors import RefusedConfig
 from trimtab.plan import Proof
-from trimtab.rehearse.answer import ACCUMULATION_ENOUGH, Answer, rehearse
+from trimtab.rehearse.answer import Answer, rehearse
 
 
 def under_fake_tensors(config: Config, cluster: Cluster) -> Proof:
@@ -40,19 +40,14 @@ def _proof(config: Config, cluster: Cluster, *, phantom: bool) -> Proof:
         fits=answer.fits,
         fits_probability=answer.fits_probability,
         needed_bytes=round(answer.needed.expected),
-        step_seconds=None if phantom else _step_seconds(answer),
-        said=(answer.seen.out_of_memory or "") if answer.seen is not None else (answer.why_not or ""),
+        step_seconds=None if answer.step_seconds is None else answer.step_seconds.expected,
+        said=_said(answer),
     )
 
 
-def _step_seconds(answer: Answer) -> float | None:
-    """The measured step, stretched to all its micro steps, and the communication that one GPU cannot see."""
-    seen, predicted = answer.seen, answer.predicted
-    if seen is None or predicted is None or seen.out_of_memory:
-        return None
-    measured = seen.extras.get("step_seconds_without_communication")
-    if not isinstance(measured, float):
-        return None
-    accumulation = answer.config.batch(answer.cluster.world_size).accumulation
-    micros = min(accumulation, ACCUMULATION_ENOUGH)
-    return measured * accumulation / micros + predicted.speed.communication_seconds
+def _said(answer: Answer) -> str:
+    """The allocator's words where memory ran out, or why nothing could be rehearsed."""
+    if answer.seen is None:
+        return answer.why_not or ""
+    shortage = answer.seen.out_of_memory
+    return "" if shortage is None else f"{shortage.message} ({shortage.phase})"
