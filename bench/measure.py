@@ -94,6 +94,7 @@ def run(cases: list[Case], options: argparse.Namespace) -> int:
         max_accumulation=4,
         tiny=options.tiny,
         timeout=200,
+        cap_gib=None,
     )
 
     def one_case(one: Case) -> None:

@@ -2,15 +2,18 @@
 
     python bench/sweep.py --count 2000 --output bench/data/sweep.jsonl     goes on where the file ends
     python bench/sweep.py --summary bench/data/sweep.jsonl                  errors by family, stage, ...
+    python bench/sweep.py --worst 20 --summary bench/data/sweep.jsonl       and the cases furthest apart
 
 Each case is drawn from its number alone (families, shapes, stages, worlds, buckets, precisions, offload,
-recomputation, accumulation, LoRA), so that any one can be run again with ``--only NUMBER``.  A row keeps what
-was drawn, both peaks, and the phantom's other moments; nothing is thrown away.
+recomputation, accumulation, LoRA): a row keeps the number and what the phantom said, and any one can be run
+again with ``--only NUMBER``.  The arithmetic is run when it is compared.  Rows of an older `REVISION` of the
+phantom are run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import statistics
@@ -23,6 +26,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
+REVISION = 1
+"""Raised when a change to the phantom may change its answers."""
 CPU = {"device": "cpu", "pin_memory": True}
 FAMILIES = (
     "llama", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt2", "gpt2", "gpt_neox", "opt", "gptj",
@@ -134,53 +139,84 @@ def arithmetic(one: dict[str, Any]) -> Any:
     return profile(config, Model.from_hf(one["hf"], config.name), one["world"])
 
 
+def fingerprint(one: dict[str, Any]) -> str:
+    """What tells a case from another that a changed `draw` gives for the same number."""
+    return hashlib.sha256(json.dumps(one, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def run(one: dict[str, Any]) -> dict[str, Any]:
-    """Both answers about one case, as a row."""
+    """The phantom's answer about one case, as a row."""
     from trimtab.config import Config
     from trimtab.errors import TrimtabError
-    from trimtab.rehearse.phantom import rehearse_phantom
     from trimtab.rehearse.request import PhantomRequest
+    from trimtab.rehearse.series import rehearse_forked
 
-    row = {**one, "phantom_peak": None, "error": None}
-    counted = arithmetic(one)
-    row["arithmetic_peak"], row["arithmetic_host"] = counted.peak, counted.host_bytes
-    request = PhantomRequest.of_config(Config.from_mapping(one["config"]), one["hf"], world_size=one["world"])
+    row = {"number": one["number"], "case": fingerprint(one), "revision": REVISION}
+    request = PhantomRequest.of_config(
+        Config.from_mapping(one["config"]), one["hf"], world_size=one["world"], record="none"
+    )
     try:
-        answer = rehearse_phantom(request, use_cache=False)
+        answer = rehearse_forked(request, timeout_seconds=300)
     except TrimtabError as error:
-        row["error"] = str(error)[:300]
-        return row
-    row["phantom_peak"], row["phantom_host"] = answer.step_peak_bytes, answer.host_peak_bytes
-    row["phantom_moments"] = {moment.name: moment.allocated_bytes for moment in answer.moments}
-    return row
+        return {**row, "error": str(error)[:200]}
+    return {
+        **row,
+        "peak": answer.step_peak_bytes,
+        "init_peak": answer.init_peak_bytes,
+        "allocated_peak": answer.peak_allocated_bytes,
+        "reserved_peak": answer.peak_reserved_bytes,
+        "host_peak": answer.host_peak_bytes,
+        "at": max(answer.phases, key=lambda phase: phase.peak_bytes).name,
+    }
 
 
-def summary(rows: list[dict[str, Any]]) -> str:
+def rows(path: Path) -> dict[int, dict[str, Any]]:
+    """The latest row of each case whose number still draws the same case."""
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    found = {row["number"]: row for row in map(json.loads, lines)}
+    return {number: row for number, row in found.items() if row["case"] == fingerprint(draw(number))}
+
+
+def groups(one: dict[str, Any]) -> list[str]:
+    """The groups that a case counts in."""
+    zero, block = one["config"]["zero_optimization"], one["config"]["trimtab"]
+    return [
+        "all",
+        f"family {one['family']}",
+        f"stage {zero['stage']}",
+        "offload" if "offload_optimizer" in zero or "offload_param" in zero else "no offload",
+        "recomputation" if block["checkpoint_activations"] else "no recomputation",
+        f"attention {block['attention']}",
+        next((name for name in ("bf16", "fp16") if name in one["config"]), "fp32"),
+        "LoRA" if "lora" in block else "no LoRA",
+    ]
+
+
+def errors(found: dict[int, dict[str, Any]]) -> dict[int, float]:
+    """Of each case that the phantom answered: how far the arithmetic's peak of tensors is off."""
+    return {
+        number: arithmetic(draw(number)).peak / row["peak"] - 1
+        for number, row in sorted(found.items())
+        if "peak" in row
+    }
+
+
+def summary(found: dict[int, dict[str, Any]], worst: int) -> str:
     """Errors of the arithmetic against the phantom, in all and by what was drawn."""
-    good = [row for row in rows if row["phantom_peak"]]
-    groups: dict[str, list[float]] = defaultdict(list)
-    for row in good:
-        error = arithmetic(row).peak / row["phantom_peak"] - 1
-        zero, block = row["config"]["zero_optimization"], row["config"]["trimtab"]
-        names = [
-            "all",
-            f"family {row['family']}",
-            f"stage {zero['stage']}",
-            "offload" if "offload_optimizer" in zero or "offload_param" in zero else "no offload",
-            "recomputation" if block["checkpoint_activations"] else "no recomputation",
-            f"attention {block['attention']}",
-            next((name for name in ("bf16", "fp16") if name in row["config"]), "fp32"),
-            "LoRA" if "lora" in block else "no LoRA",
-        ]
-        for name in names:
-            groups[name].append(error)
+    grouped: dict[str, list[float]] = defaultdict(list)
+    off = errors(found)
+    for number, error in off.items():
+        for name in groups(draw(number)):
+            grouped[name].append(error)
     lines = [f"{'':24}{'cases':>7}{'median':>9}{'95 %':>9}{'largest':>9}"]
-    for name in sorted(groups, key=lambda name: (name != "all", name)):
-        errors = sorted(abs(error) for error in groups[name])
-        tail = errors[min(len(errors) - 1, int(0.95 * len(errors)))]
-        lines.append(f"{name:24}{len(errors):7}{statistics.median(errors):9.2%}{tail:9.2%}{errors[-1]:9.2%}")
-    failed = len(rows) - len(good)
-    return "\n".join([*lines, f"{failed} cases that the phantom did not answer"])
+    for name in sorted(grouped, key=lambda name: (name != "all", name)):
+        sizes = sorted(map(abs, grouped[name]))
+        tail = sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))]
+        lines.append(f"{name:24}{len(sizes):7}{statistics.median(sizes):9.2%}{tail:9.2%}{sizes[-1]:9.2%}")
+    lines.append(f"{len(found) - len(off)} cases that the phantom did not answer")
+    for number in sorted(off, key=lambda number: -abs(off[number]))[:worst]:
+        lines.append(f"{number:5} {off[number]:+8.2%}  {', '.join(groups(draw(number))[1:])}")
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -192,25 +228,26 @@ def main() -> int:
     parser.add_argument("--only", type=int)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no case after this long")
     parser.add_argument("--summary", type=Path)
+    parser.add_argument("--worst", type=int, default=0)
     options = parser.parse_args()
     if options.summary:
-        rows = [json.loads(line) for line in options.summary.read_text("utf-8").splitlines()]
-        print(summary(rows))
+        print(summary(rows(options.summary), options.worst))
         return 0
     if options.only is not None:
-        print(json.dumps(run(draw(options.only)), indent=1))
+        one = draw(options.only)
+        print(json.dumps({**one, **run(one), "arithmetic_peak": arithmetic(one).peak}, indent=1))
         return 0
-    done = len(options.output.read_text("utf-8").splitlines()) if options.output.exists() else 0
+    done = {number for number, row in rows(options.output).items() if row["revision"] == REVISION}
     started = time.time()
-    for number in range(done, options.count):
+    for number in sorted(set(range(options.count)) - done):
         if time.time() - started > options.seconds:
             break
-        row = run(draw(number))
+        one = draw(number)
+        row = run(one)
         with options.output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        peak = row["phantom_peak"]
-        error = f"{row['arithmetic_peak'] / peak - 1:+.2%}" if peak else row["error"]
-        print(f"{number:5} {row['family']:10} {error}", flush=True)
+        said = f"{arithmetic(one).peak / row['peak'] - 1:+.2%}" if "peak" in row else row["error"]
+        print(f"{number:5} {one['family']:10} {said}", flush=True)
     return 0
 
 

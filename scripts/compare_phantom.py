@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from trimtab.errors import TrimtabError
 from trimtab.job import Lora
-from trimtab.rehearse.phantom import rehearse_phantom
 from trimtab.rehearse.request import MOMENTS, PhantomRequest
+from trimtab.rehearse.series import rehearse_forked
 from trimtab.units import GIB
 
 DATA = Path(__file__).parents[1] / "bench" / "data"
@@ -54,7 +54,7 @@ def request_of(case: dict[str, Any]) -> PhantomRequest:
 
 def compare(case: dict[str, Any]) -> dict[str, Any]:
     """One row: phantom and measured GiB at each moment that was measured."""
-    answer = rehearse_phantom(request_of(case), use_cache=False)
+    answer = rehearse_forked(request_of(case))
     moments = {}
     for name in MOMENTS:
         if name in case["gib"]:

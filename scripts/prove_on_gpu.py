@@ -12,6 +12,7 @@ failures in a row.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
@@ -34,7 +36,10 @@ ARCH = {
     "span-corruption": "seq2seq",
 }
 GIB = 2**30
-STEPS, MEASURED_STEP = 4, 2
+MEMORY_STEP = 2
+"""The step whose memory is read at each moment; the first makes the optimizer's states."""
+STEPS, LEAST_TIMED, ENOUGH_SECONDS = 8, 2, 6.0
+"""Steps at most; at least this many are timed, and no more once the run has taken so long."""
 
 
 def main() -> int:
@@ -81,6 +86,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--max-accumulation", type=int, default=2, help="accumulation steps at most: more only cost time"
     )
+    parser.add_argument("--cap-gib", type=float, help="hold PyTorch's allocator to this size")
     parser.add_argument("--timeout", type=float, default=240, help="seconds for one case")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument(
@@ -104,6 +110,7 @@ def run_child(name: str, path: Path, options: argparse.Namespace) -> dict:
         "--max-accumulation",
         str(options.max_accumulation),
     ]
+    arguments += ["--cap-gib", str(options.cap_gib)] if options.cap_gib else []
     arguments += ["--tiny"] * options.tiny + (["--world", str(options.world)] if options.world else [])
     command = [sys.executable, *arguments]
     if options.real and options.gpus > 1:
@@ -170,6 +177,8 @@ def child(options: argparse.Namespace) -> int:
             row["error"] += f" (and memory could not be read: {second})"
     if int(os.environ.get("RANK", "0")) == 0:
         print("RESULT " + json.dumps(row), flush=True)
+    elif row["error"]:
+        print("ERROR " + row["error"], flush=True)
     sys.stdout.flush()
     os._exit(0)  # a made-up process group cannot be taken down in order
 
@@ -202,6 +211,8 @@ def measure(options: argparse.Namespace, row: dict) -> None:
         batch = config.batch(world)
     notes = prepare_config(hf, config.job)
     job = config.job
+    if options.cap_gib is not None and options.device == "cuda":
+        torch.cuda.set_per_process_memory_fraction(options.cap_gib * GIB / torch.cuda.mem_get_info()[1])
     row.update(
         gpu=torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         world=world,
@@ -219,7 +230,7 @@ def measure(options: argparse.Namespace, row: dict) -> None:
         checkpointing=job.checkpoint_activations,
         attention=hf._attn_implementation,
         lora=raw["trimtab"].get("lora"),
-        allocator_cap_gib=None,
+        allocator_cap_gib=options.cap_gib,
         deepspeed_config=config.deepspeed(),
         changed=changed + list(notes),
         torch=torch.__version__,
@@ -246,32 +257,95 @@ def measure(options: argparse.Namespace, row: dict) -> None:
     )
     remember(row, "engine", options.device)
 
-    seconds: list[float] = []
+    clock = Clock(options.device)
     losses: list[float] = []
+    began = time.time()
     for step in range(STEPS):
+        if step > MEMORY_STEP + LEAST_TIMED and enough(time.time() - began, engine.device):
+            break
         if step == 1 and options.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        synchronize(options.device)
-        started = time.time()
+        clock.begin(keep=step > MEMORY_STEP)
         for micro in range(batch.accumulation):
-            last = step == MEASURED_STEP and micro == batch.accumulation - 1
+            last = step == MEMORY_STEP and micro == batch.accumulation - 1
             loss = engine(**random_batch(job, hf, samples=batch.micro, device=engine.device)).loss
+            clock.mark("forward")
             if last:
                 remember(row, "after_forward", options.device)
             engine.backward(loss)
+            clock.mark("backward")
             if last:
                 remember(row, "after_backward", options.device)
             engine.step()
-        synchronize(options.device)
+            clock.mark("step")
+        clock.end()
         losses.append(float(loss))
-        if step >= MEASURED_STEP:
-            seconds.append(time.time() - started)
     remember(row, "end", options.device)
     row.update(
-        step_seconds=round(statistics.median(seconds), 4),
+        step_seconds=round(statistics.median(clock.steps), 4),
+        all_step_seconds=[round(seconds, 4) for seconds in clock.steps],
+        phase_seconds=clock.phases(),
         loss=losses,
         host_rss_gib=round(psutil.Process().memory_info().rss / GIB, 3),
     )
+
+
+def enough(seconds: float, device: Any) -> bool:
+    """Whether the run has taken long enough; rank 0 decides for all, or some would wait for ever."""
+    import torch
+    import torch.distributed as dist
+
+    over = torch.tensor([int(seconds > ENOUGH_SECONDS)], device=device)
+    if dist.get_world_size() > 1 and dist.get_backend() != "fake":
+        dist.broadcast(over, src=0)
+    return bool(over.item())
+
+
+class Clock:
+    """Seconds of whole steps by the wall clock, and of their phases by the device's own."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.keep = device, False
+        self.steps: list[float] = []
+        self.marks: list[list[tuple[str, object]]] = []
+
+    def begin(self, *, keep: bool) -> None:
+        self.keep = keep
+        synchronize(self.device)
+        self.started = time.perf_counter()
+        if keep:
+            self.marks.append([])
+            self.mark("begin")
+
+    def mark(self, phase: str) -> None:
+        """The end of ``phase`` in the device's order of work; nothing waits for it."""
+        if not self.keep:
+            return
+        if self.device == "cuda":
+            import torch
+
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks[-1].append((phase, event))
+        else:
+            self.marks[-1].append((phase, time.perf_counter()))
+
+    def end(self) -> None:
+        synchronize(self.device)
+        if self.keep:
+            self.steps.append(time.perf_counter() - self.started)
+
+    def phases(self) -> dict[str, float]:
+        """Of each phase, the median over the timed steps of its seconds in a step."""
+        sums: dict[str, list[float]] = {}
+        for marks in self.marks:
+            total: dict[str, float] = {}
+            for (_, before), (phase, after) in itertools.pairwise(marks):
+                seconds = before.elapsed_time(after) / 1000 if self.device == "cuda" else after - before
+                total[phase] = total.get(phase, 0.0) + seconds
+            for phase, seconds in total.items():
+                sums.setdefault(phase, []).append(seconds)
+        return {phase: round(statistics.median(values), 4) for phase, values in sums.items()}
 
 
 def start_world(options: argparse.Namespace, world: int) -> None:

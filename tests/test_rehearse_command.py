@@ -14,17 +14,20 @@ from typing import Any
 import pytest
 
 from sources import SRC, python
+from trimtab import catalogue
 from trimtab.cli.main import main
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.reduction import reduction_bytes
 from trimtab.errors import EngineMoved, RefusedConfig, Unsupported
 from trimtab.estimate import outside_allocator
+from trimtab.model import find_model
 from trimtab.rehearse import answer as answers
 from trimtab.rehearse import child
 from trimtab.rehearse.on_gpu import GpuRehearsal, GpuRequest, Shortage, from_json, rehearse_on_gpu
 from trimtab.rehearse.request import MOMENTS, Module, Moment, Part, PhantomRequest, Phase, Rehearsal
 from trimtab.rehearse.shortage import memory_that_ran_out, shortage
+from trimtab.rehearse.way_out import way_out
 from trimtab.units import GIB, MIB
 
 Capture = pytest.CaptureFixture[str]
@@ -182,9 +185,30 @@ def test_the_request_is_the_job_on_that_card(asked: list[PhantomRequest], capsys
     assert request.find_capacity
 
 
-def test_what_does_not_fit_is_exit_1(asked: list[PhantomRequest], capsys: Capture) -> None:
+def test_what_does_not_fit_is_exit_1_and_names_a_way_out(
+    asked: list[PhantomRequest], capsys: Capture
+) -> None:
     code, answer = run_json(capsys, NAME, "--phantom", "--gpu", "t4")
     assert (code, answer["fits"], answer["fits_probability"]) == (1, False, 0.0)
+    out = answer["way_out"]
+    # smaller micro batches are the ladder's first rung, and are not needed
+    assert [move["name"] for move in out["moves"]] == ["zero-stage-3", "offload-optimizer-cpu"]
+    assert out["needed_bytes"] <= answer["gpu"]["capacity_bytes"]
+    assert ["zero_optimization", "stage"] in [change["key_path"] for change in out["changes"]]
+    main(["rehearse", NAME, "--phantom", "--gpu", "t4"])
+    assert "would fit: ZeRO stage 3; then Optimizer in the host's memory (" in capsys.readouterr().out
+
+
+def test_a_way_out_needs_what_the_rehearsal_needed_beyond_the_prediction() -> None:
+    config, model = catalogue.load_config(NAME), find_model("llama-7b")
+    cluster = Cluster.of("a100-40gb", 8)
+    near = way_out(config, cluster, model)
+    far = way_out(config, cluster, model, beyond_bytes=20 * GIB)
+    assert near is not None
+    assert far is not None
+    assert far.predicted.needed.expected + 20 * GIB == far.needed_bytes <= cluster.gpu.usable_bytes
+    assert far.predicted.needed.expected < near.predicted.needed.expected
+    assert way_out(config, cluster, model, beyond_bytes=40 * GIB) is None
 
 
 def test_the_text_holds_both_figures_and_their_difference(

@@ -331,10 +331,7 @@ def to_json(answer: Estimate) -> Mapping[str, object]:
             "peak_allocated_bytes": _range(answer.peak_allocated),
             "needed_bytes": _range(answer.needed),
             "parts": parts + rest,
-            "phases": [
-                {"name": name, "peak_allocated_bytes": size + (answer.slack_bytes if name != "init" else 0)}
-                for name, size in counted.phase_peaks.items()
-            ],
+            "phases": [_phase_to_json(answer, name) for name in counted.phase_peaks],
         },
         "host": {
             "bytes_per_node": _range(answer.host_bytes_per_node),
@@ -379,6 +376,17 @@ def _run(run: WholeRun) -> dict[str, object]:
         "checkpoint_interval_seconds": run.checkpoint_interval_seconds,
         "restart_seconds": run.restart_seconds,
         "effective_ratio": run.effective_ratio,
+    }
+
+
+def _phase_to_json(answer: Estimate, name: str) -> dict[str, object]:
+    """The peak of a phase and what is alive at its end; workspaces come with the first product."""
+    counted, slack = answer.profile, answer.slack_bytes if name != "init" else 0
+    end = counted.initialized if name == "init" else counted.live[name]
+    return {
+        "name": name,
+        "peak_allocated_bytes": counted.phase_peaks[name] + slack,
+        "end_allocated_bytes": end + slack,
     }
 
 

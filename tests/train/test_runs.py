@@ -165,6 +165,7 @@ def test_lora_under_torchrun_gives_pefts_folder(files: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert 0 < report["trainable"] < report["parameters"] / 10
+    assert "LoRA trains adapters over random weights" in done.stdout + done.stderr
     from trimtab.train.model import read_model_config
 
     base = AutoModelForCausalLM.from_config(read_model_config(str(files / "model.json")))

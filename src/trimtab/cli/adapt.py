@@ -21,7 +21,7 @@ def adapt(
     task: job.TaskOption = None,
     sequence_length: job.SequenceOption = None,
     fastest: Annotated[
-        bool, typer.Option("--fastest", help="Then take every further change that saves time and fits.")
+        bool, typer.Option("--fastest", help="Then take what makes it fastest and still fits.")
     ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the result there.")

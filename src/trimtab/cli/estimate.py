@@ -37,6 +37,7 @@ def estimate(
         typer.Option("--tokens", metavar="N", help="Tokens of the whole run, such as 300B: days, dollars."),
     ] = None,
     no_corrections: job.NoCorrectionsOption = False,
+    picture: job.PictureOption = None,
     as_json: job.JsonOption = False,
 ) -> int:
     """Say whether a job fits its GPUs, how fast it runs and what it costs.
@@ -51,6 +52,10 @@ def estimate(
         --gpus-per-node 8
       trimtab estimate llama_13b_zero3_offload --gpu rtx4090 --micro-batch 1
     """
+    if picture:
+        from trimtab.report.picture_file import check_name, write_picture
+
+        check_name(picture)
     settled, cluster, notes = job.settle(
         config,
         model=model,
@@ -75,6 +80,8 @@ def estimate(
         answer = job.corrected_by_history(answer)
     if tokens is not None:
         answer = with_run(answer, parse_count(tokens))
+    if picture:
+        write_picture({**document(answer), "notes": list(notes)}, picture)
     if as_json:
         typer.echo(to_json({**document(answer), "notes": list(notes)}))
     else:

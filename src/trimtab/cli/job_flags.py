@@ -64,6 +64,10 @@ LoraTargetsOption = Annotated[
 NoCorrectionsOption = Annotated[
     bool, typer.Option("--no-corrections", help="Leave out what runs on this machine have measured.")
 ]
+PictureOption = Annotated[
+    str | None,
+    typer.Option("--picture", metavar="FILE", help="Draw memory too: a .svg, .png or .html file."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

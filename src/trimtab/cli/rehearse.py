@@ -44,6 +44,7 @@ def rehearse(
         int, typer.Option("--modules", min=0, help="Show the N modules that keep most activations.")
     ] = 0,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Run again what was run before.")] = False,
+    picture: job.PictureOption = None,
     as_json: job.JsonOption = False,
 ) -> int:
     """Run the real engine as one rank, without a GPU or on one.
@@ -57,6 +58,10 @@ def rehearse(
       trimtab rehearse ds_config.json --model ./my-model --gpu a100-40gb --phantom
       trimtab rehearse gpt_neox_20b_zero3 --phantom --gpu l4 --modules 10 --json
     """
+    if picture:
+        from trimtab.report.picture_file import check_name, write_picture
+
+        check_name(picture)
     if phantom is False and not gpu_is_here():
         raise Unsupported(
             "this machine shows no GPU to rehearse on; --phantom rehearses the real engine without one"
@@ -84,6 +89,8 @@ def rehearse(
     entry = entry_of(answer)
     if entry is not None:
         keep(entry)
+    if picture:
+        write_picture({**document(answer), "notes": list(notes)}, picture)
     if as_json:
         typer.echo(to_json({**document(answer), "notes": list(notes)}))
     else:

@@ -53,6 +53,22 @@ class Shape:
         full = 4 * self.scores * self.head_dim
         return full // 2 if self.causal and self.queries == self.keys else full
 
+    @property
+    def scoring(self) -> tuple[int, int, int, int]:
+        """Sizes of the product of queries and keys."""
+        return (self.batch * self.heads, self.queries, self.head_dim, self.keys)
+
+    @property
+    def weighting(self) -> tuple[int, int, int, int]:
+        """Sizes of the product of scores and values."""
+        return (self.batch * self.heads, self.queries, self.keys, self.head_dim)
+
+    def kernel(self, *, masked: bool) -> tuple[int, ...]:
+        """The sizes that a fused kernel's time depends on."""
+        calls = self.batch * self.heads
+        causal = self.causal and not masked
+        return (calls, self.queries, self.keys, self.head_dim, causal, self.dropout > 0, masked)
+
 
 def flash(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
     """``_flash_attention_forward``: keeps q, k, v, the output and the log-sum-exp (fp32)."""
@@ -72,6 +88,8 @@ def flash(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
         extra=(rows * ops.FLOAT,),
         scratch=scratch,
         flops=shape.flops,
+        kernel="attention",
+        shape=shape.kernel(masked=False),
     )
 
 
@@ -115,6 +133,8 @@ def efficient(
         extra=(rows * ops.FLOAT,),
         scratch=rows * ops.FLOAT,
         flops=shape.flops,
+        kernel="attention",
+        shape=shape.kernel(masked=bias is not None),
     )
 
 
@@ -133,7 +153,7 @@ def plain(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape, bias: Tenso
     if shared:  # pre_process_group_query_attention_input: contiguous copies
         wide_k, wide_v = repeat_keys(m, wide_k, shape), repeat_keys(m, wide_v, shape)
     scaled_k = ops.scale(m, wide_k)
-    scores = _product(m, scaled_q, scaled_k, shape.scores, flops=shape.flops, copies=(True, not shared))
+    scores = _product(m, scaled_q, scaled_k, shape.scores, shape.scoring, copies=(True, not shared))
     del scaled_k
     if bias is not None:  # added in place; its gradient is summed over the batch in fp32
         scores = m.op(
@@ -155,7 +175,7 @@ def plain(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape, bias: Tenso
         probabilities,
         wide_v,
         rows * shape.head_dim,
-        flops=shape.flops,
+        shape.weighting,
         copies=(False, not shared),
     )
     out = ops.cast(m, wide, item)
@@ -181,7 +201,7 @@ def eager(
         k, v = repeat_keys(m, k, shape), repeat_keys(m, v, shape)
     if score_item is not None:
         q, k = ops.cast(m, q, score_item), ops.cast(m, k, score_item)
-    scores = _product(m, q, k, shape.scores, flops=shape.flops)
+    scores = _product(m, q, k, shape.scores, shape.scoring)
     scores = ops.scale(m, scores)
     if bias is not None:
         scores = m.op(scores.numel, (scores, bias), (PASS, bias.bytes), item=scores.item)
@@ -191,7 +211,7 @@ def eager(
     probabilities = ops.softmax(m, scores, softmax_item)
     del scores
     probabilities = ops.dropout(m, ops.cast(m, probabilities, item), shape.dropout)
-    out = _product(m, probabilities, v, q.numel, flops=shape.flops, item=item, copies=(False, True))
+    out = _product(m, probabilities, v, q.numel, shape.weighting, item=item, copies=(False, True))
     return ops.copy(m, out) if contiguous_output else out
 
 
@@ -205,17 +225,28 @@ def _product(
     a: Tensor,
     b: Tensor,
     numel: int,
+    sizes: tuple[int, int, int, int],
     *,
-    flops: int,
     item: int | None = None,
     copies: tuple[bool, bool] = (True, True),
 ) -> Tensor:
-    """``matmul`` of four dimensions: what is no view of three is copied, and the copy is kept (``bmm``)."""
+    """``matmul`` of four dimensions: what is no view of three is copied, and the copy is kept (``bmm``).
+
+    ``sizes`` are its batch, rows, inner size and columns.
+    """
     left = ops.copy(m, a) if copies[0] else a
     right = ops.copy(m, b) if copies[1] else b
     keep = (*((left.storage,) if right.edge else ()), *((right.storage,) if left.edge else ()))
+    batch, rows, inner, columns = sizes
     return m.op(
-        numel, (left, right), (left.bytes, right.bytes), item=item or left.item, keep=keep, flops=flops // 2
+        numel,
+        (left, right),
+        (left.bytes, right.bytes),
+        item=item or left.item,
+        keep=keep,
+        flops=2 * batch * rows * inner * columns,
+        kernel="product",
+        shape=(*sizes, left.item),
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
-from trimtab.cost.meter import PART, Account, Storage
+from trimtab.cost.meter import PART, Account, Kernel, Storage
 
 
 class Weight:
@@ -46,8 +46,8 @@ class Node:
     """One operator in the autograd graph: what it kept, and what its backward pass allocates."""
 
     __slots__ = (
-        "flops", "gradients", "inputs", "module", "moved", "part", "place", "region", "saved", "saves",
-        "scratch", "slot", "tail", "weights",
+        "flops", "gradients", "inputs", "kernel", "module", "moved", "part", "place", "region", "saved",
+        "saves", "scratch", "shape", "slot", "tail", "weights",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -56,6 +56,7 @@ class Node:
         self.gradients: tuple[int, ...] = ()
         self.saved: tuple[Storage, ...] = ()
         self.scratch = self.flops = self.moved = self.slot = self.part = self.saves = self.tail = 0
+        self.kernel, self.shape = "moving", ()
         self.region: Region | None = None
         self.place: object = None
         self.module = False
@@ -122,6 +123,26 @@ class Region:
         self.run, self.arguments, self.recomputed = _nothing, (), None
 
 
+def backward_kernels(node: Node) -> Iterator[Kernel]:
+    """The kernels that make a node's gradients."""
+    sizes = [size for edge, size in zip(node.inputs, node.gradients, strict=True) if edge and size != PASS]
+    if not sizes:
+        return
+    if node.kernel == "attention":  # one kernel makes them all; five products for the forward pass's two
+        yield Kernel("backward", "attention", node.moved + sum(sizes), node.flops * 5 // 2, node.shape)
+    elif node.kernel == "product":
+        batch, rows, inner, columns, item = node.shape
+        outcome = batch * rows * columns * item
+        moved = outcome + batch * (rows + columns) * inner * item
+        for place, shape in enumerate(((rows, columns, inner), (inner, rows, columns))):
+            if node.inputs[place] is not None:
+                yield Kernel("backward", "product", moved, node.flops, (batch, *shape, item))
+        if any(node.inputs[2:]):  # the bias: a sum over the rows
+            yield Kernel("backward", "moving", outcome)
+    else:
+        yield Kernel("backward", "moving", node.moved + sum(sizes) + 2 * node.scratch + node.tail, node.flops)
+
+
 class Machine:
     """Runs operators forward, then backward, counting what is live and what work is done.
 
@@ -170,6 +191,8 @@ class Machine:
         scratch: int = 0,
         tail: int = 0,
         flops: int = 0,
+        kernel: str = "moving",
+        shape: tuple[int, ...] = (),
         view_of: Tensor | None = None,
     ) -> Tensor:
         """Run one operator.
@@ -184,6 +207,7 @@ class Machine:
             scratch: bytes that its backward pass needs while it runs.
             tail: bytes that summing a broadcast gradient needs, after what it kept is gone.
             flops: floating-point operations of the forward pass.
+            kernel, shape: its kernel's name and sizes, as in `trimtab.cost.meter.Kernel`.
             view_of: the tensor that the output only looks at; nothing is allocated then.
         """
         item = self.item if item is None else item
@@ -200,15 +224,22 @@ class Machine:
         else:
             out = Tensor(numel, item, self.new(numel * item))
             moved = out.bytes + sum(one.bytes for one in inputs if one is not None)
-            self.meter.work["recompute" if self._replaying else self.phase, flops, moved] += 1
+            phase = "recompute" if self._replaying else self.phase
+            self.meter.work[Kernel(phase, kernel, moved, flops, shape)] += 1
         if recorded and (keep_output or extra):
             own = tuple(self.new(count) for count in extra)
             keep = (*keep, *self._save((*own, out.storage) if keep_output else own))
         if weights:
             self.listener.after_use(weights)
         if recorded:
-            self._record(out, edges, weights, gradients, keep, saves, (scratch, tail), flops)
+            node = self._record(out, edges, weights, gradients, keep, saves, (scratch, tail))
+            if node is not None:
+                node.flops, node.kernel, node.shape = flops, kernel, shape
         return out
+
+    def adds(self, count: int) -> None:
+        """Count a kernel that adds to ``count`` bytes in place, and makes nothing."""
+        self.meter.work[Kernel("recompute" if self._replaying else self.phase, "moving", 2 * count)] += 1
 
     def _save(self, storages: tuple[Storage, ...]) -> tuple[Storage, ...]:
         if self._replaying is not None:
@@ -230,16 +261,15 @@ class Machine:
         kept: tuple[Storage, ...],
         saves: int,
         scratch: tuple[int, int],
-        flops: int,
-    ) -> None:
+    ) -> Node | None:
         if self._replaying is not None:
             self._replayed.append(kept)
             out.edge = _REPLAYED
-            return
+            return None
         node = Node()
         node.inputs, node.gradients, node.saved = edges, gradients, kept
         node.scratch, node.tail = scratch
-        node.weights, node.part, node.region, node.flops = weights, self.part, self._region, flops
+        node.weights, node.part, node.region = weights, self.part, self._region
         node.saves = saves
         node.place = self.meter.place
         node.moved = out.bytes + sum(storage.bytes for storage in kept)
@@ -251,6 +281,7 @@ class Machine:
                 edge.uses += 1
         self.tape.append(node)
         out.edge = node
+        return node
 
     def enter(self) -> None:
         """A module without parameters of its own begins."""
@@ -328,13 +359,11 @@ class Machine:
         part, self.part = self.part, node.part
         scratch = self.new(node.scratch) if node.scratch else None
         made: list[tuple[Edge, Storage]] = []
-        moved = node.moved
         for edge, size in zip(node.inputs, node.gradients, strict=True):
             if edge is not None:
                 made.append((edge, incoming if size == PASS else self.new(size)))
-                moved += max(size, 0)
-        if any(size != PASS for size in node.gradients):
-            self.meter.work["backward", node.flops * len(made), moved] += 1
+        for kernel in backward_kernels(node):
+            self.meter.work[kernel] += 1
         self.part = part
         del scratch
         if node.tail:
@@ -345,7 +374,9 @@ class Machine:
         while made:
             edge, gradient = made.pop()
             if isinstance(edge, Node):
-                gradients.setdefault(edge, gradient)  # a second one is added in place
+                if edge in gradients:  # a second one is added in place
+                    self.meter.work[Kernel("backward", "moving", 3 * gradient.bytes)] += 1
+                gradients.setdefault(edge, gradient)
             else:
                 self._weight_gradient(edge, gradient)
             del gradient

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 BLOCK_BYTES = 512
 
@@ -20,8 +20,25 @@ PARTS = (
     "temporaries",
 )
 PART = {name: index for index, name in enumerate(PARTS)}
-Work = Counter[tuple[str, int, int]]
-"""How often an operator of this (phase, flops, bytes moved) ran."""
+
+
+class Kernel(NamedTuple):
+    """A kernel as its time sees it: equal ones take equally long."""
+
+    phase: str
+    """``forward``, ``backward`` or ``recompute``."""
+    name: str
+    """``product``, ``attention``, or ``moving`` for what memory alone bounds."""
+    moved: int
+    """Bytes read and written."""
+    flops: int = 0
+    shape: tuple[int, ...] = ()
+    """Of a product: batch, rows, inner size, columns, and bytes of an element.  Of attention: batch x heads,
+    queries, keys, width, and whether it is causal, drops out, has a mask."""
+
+
+Work = Counter[Kernel]
+"""How often each kernel ran."""
 
 
 class Account(Protocol):

@@ -19,6 +19,8 @@ def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) ->
     rows = x.numel // weight.columns
     columns = weight.numel // weight.columns
     keep = (x.storage,) if weight.trainable or m.sharded else ()  # stage 3's own linear keeps it always
+    if bias is not None and m.sharded:  # zero/linear.py:52-59: there the bias is added by a kernel of its own
+        m.adds(rows * columns * x.item)
     return m.op(
         rows * columns,
         (x, weight, bias),
@@ -27,6 +29,8 @@ def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) ->
         item=x.item,
         tail=reduction_bytes(rows, columns, x.item) if bias is not None and bias.trainable else 0,
         flops=2 * rows * weight.numel,
+        kernel="product",
+        shape=(1, rows, weight.columns, columns, x.item),
     )
 
 

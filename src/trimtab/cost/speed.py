@@ -1,41 +1,39 @@
 """How long an optimizer step takes, by a closed form over the counted work.
 
-GPU time is a roofline over every operator that the counting machine ran; the host's time is what Python and
-the engine's hooks need to issue them, and the step takes the longer of the two.  Collectives add what
-bandwidth and their number cost; offload adds copies and Adam on the host's cores.  Constants are measured on
-H200s with the cases named beside them; they are coarse, and `Speed` says within which bounds.
+The GPU's time is the sum over every kernel that the counting machine ran, each at its measured rate
+(`trimtab.cost.rates`), and over what the engine adds around them; the host's time is what Python and the
+engine's hooks need to issue them, and a micro step takes the longer of the two.  Collectives, copies and Adam
+on the host come on top as far as the engine does not hide them.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.memory import Profile
+from trimtab.cost.meter import Kernel
+from trimtab.cost.rates import Rates, rates_of
 
-# of the vendor's dense rate: an 8192-cube bf16 product ran at 793 of 989 TFLOP/s, a training step's products
-# at 0.77 of that (llama-7b-z2, llama-1b-z1, neox-20b-z3 as rank 0 of their worlds)
-MATRIX_EFFICIENCY = 0.80 * 0.77
-# of the vendor's bandwidth: a copy moved 4.3 of 4.8 TB/s, element-wise kernels about 0.85 of a copy
-MEMORY_EFFICIENCY = 0.90 * 0.85 * 0.77
-HOST_SECONDS_PER_OPERATOR = 85e-6  # t5-large-z2, bert-large-mlm-z2: forward, backward and hooks
-HOST_SECONDS_PER_OPERATOR_STAGE_3 = 300e-6  # llama-7b-z3, llama-70b-z3: fetching and releasing modules
-HOST_SECONDS_PER_PARAMETER = 60e-6  # bert-large-mlm-z2: norms and copies of each gradient in the step
-HOST_SECONDS_PER_SLICE = 5e-6  # llama-70b-z3 of 64 ranks: every gathered parameter is cut into rank slices
-LINK_EFFICIENCY = 0.75  # four H200s: 323 to 354 GB/s of bus bandwidth over links of 450 GB/s
-NETWORK_EFFICIENCY = 0.70  # assumed: no network was measured
-COLLECTIVE_SECONDS = 250e-6  # llama-7b-z3 on four H200s against one as rank 0 of four
-HOST_LINK_EFFICIENCY = 0.6  # pinned copies ran at 38 and 32 GB/s over PCIe 5
-HOST_ADAM_CORE_SECONDS = (
-    5.5e-9  # llama-13b-z3-offload, gpt_neox_20b_zero3: 1.6e9 and 2.6e9 elements on 16 cores
+ENGINE_BYTES = {0: 4.0, 1: 6.5, 2: 5.4, 3: 6.5}
+"""Bytes that the engine moves in the backward pass for a byte of gradients: into buckets, divided, out again.
+
+Counted in rehearsed steps: bert-base-cls-z0, llama-1b-z1, llama-7b-z2 and llama-7b-z3 of four ranks.
+"""
+GATHER_BYTES = (
+    0.7  # stage 3 lays shards and whole parameters together: 0.36 (llama-7b-z3) to 1.1 (neox-20b-z3)
 )
-STEP_BYTES_PER_PARAMETER = (
-    44  # fp32 copies and FusedAdam: gradient 2+4+4, master 8, moments 16, weights 2, norms 8
-)
+STEP_BYTES = {0: 64, 1: 74, 2: 74, 3: 70}
+"""Bytes of a step for a parameter that this rank owns: norms, copies, FusedAdam's 28; the same rehearsals."""
+STEP_KERNELS = {0: 14, 1: 15, 2: 15, 3: 2}
+"""Kernels of a step for a tensor that this rank owns: overflow check and norm; the same rehearsals."""
 NVME_STATE_BYTES = 24  # master and two moments in and out
-SPREAD = (0.70, 1.75)
-"""Bounds about the expected value that hold every measured H200 case; GPT-2's odd vocabulary is the worst."""
+CALLS_PER_TENSOR = 1.45  # modules that ZeRO-3 hooks for a parameter tensor: 423 for llama-7b's 291
+SPREAD = (0.75, 1.35)
+"""Bounds about the expected value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,114 +44,208 @@ class Speed:
     low_seconds: float
     high_seconds: float
     compute_seconds: float
+    """Kernels of the model, the engine and the optimizer on the GPU."""
     communication_seconds: float
+    """Collectives that nothing hides."""
     offload_seconds: float
+    """Copies over the host link, Adam on the host, and disks."""
+    host_seconds: float = 0.0
+    """The GPU waiting for its next kernel to be issued."""
     tokens_per_step: int
     samples_per_step: int
     model_flops: float
     """Of one step and rank: what forward and backward need, recomputation left out."""
+    parts: tuple[tuple[str, float], ...] = ()
+    """Finer parts, by name; they sum to ``step_seconds``."""
+    source: str = ""
+    """Where the rates come from."""
 
 
 def step_speed(config: Config, profile: Profile, cluster: Cluster) -> Speed:
     """The time of one optimizer step of ``config`` on ``cluster``, from its counted work."""
-    batch = config.batch(cluster.world_size)
-    compute = _compute(config, profile, cluster) * batch.accumulation + _optimizer(config, profile, cluster)
-    communication = _communication(config, profile, cluster, batch.accumulation)
-    offload = _offload(config, profile, cluster, batch.accumulation)
-    total = compute + communication + offload
-    job = config.job
-    flops = sum(flops * count for (phase, flops, _), count in profile.work.items() if phase != "recompute")
-    return Speed(
-        step_seconds=total,
-        low_seconds=total * SPREAD[0],
-        high_seconds=total * SPREAD[1],
-        compute_seconds=compute,
-        communication_seconds=communication,
-        offload_seconds=offload,
-        tokens_per_step=batch.micro * batch.accumulation * job.sequence_length,
-        samples_per_step=batch.micro * batch.accumulation,
-        model_flops=float(flops * batch.accumulation),
-    )
+    return _Step(config, profile, cluster, rates_of(cluster)).speed()
 
 
-def _compute(config: Config, profile: Profile, cluster: Cluster) -> float:
-    """Seconds of one micro step on the GPU, or on the host that issues it if that is longer."""
-    dtype = {"bf16": "bf16", "fp16": "fp16"}.get(config.precision, "tf32")
-    rate = cluster.gpu.matrix_flops(dtype) * MATRIX_EFFICIENCY
-    bandwidth = cluster.gpu.memory_bytes_per_second * MEMORY_EFFICIENCY
-    device = 0.0
-    operators = 0
-    for (_, flops, moved), count in profile.work.items():
-        device += count * max(flops / rate, moved / bandwidth)
-        operators += count
-    per_operator = HOST_SECONDS_PER_OPERATOR_STAGE_3 if config.stage == 3 else HOST_SECONDS_PER_OPERATOR
-    host = operators * per_operator
-    if config.stage == 3:
-        host += 4 * profile.tensors * cluster.world_size * HOST_SECONDS_PER_SLICE
-    return max(device, host)
+class _Step:
+    """One configuration's step, part by part."""
 
+    def __init__(self, config: Config, profile: Profile, cluster: Cluster, rates: Rates) -> None:
+        self.config, self.profile, self.cluster, self.rates = config, profile, cluster, rates
+        self.batch = config.batch(cluster.world_size)
+        self.ranks = max(1, cluster.world_size // config.data_parallel_divisor)
+        self.sharded = config.stage == 3
+        self.weight_bytes = profile.parameters * config.parameter_bytes
+        self.gradient_bytes = profile.trainable * config.parameter_bytes
+        self.owned = profile.trainable / (self.ranks if config.stage else 1)
+        self.precision = config.precision if config.precision in ("bf16", "fp16") else "fp32"
 
-def _ranks(config: Config, cluster: Cluster) -> int:
-    return max(1, cluster.world_size // config.data_parallel_divisor)
+    def speed(self) -> Speed:
+        """All parts together."""
+        count = self.batch.accumulation
+        kernels = self._kernels()
+        engine = self._engine()
+        device = sum(kernels.values()) + engine
+        waiting = max(0.0, self._issue() - device)
+        step, step_waiting = self._step()
+        reduced, gathered = self._communication(device + waiting)
+        offload = self._offload()
+        parts = {
+            **{name: seconds * count for name, seconds in kernels.items()},
+            "engine": engine * count + step,
+            "issuing": waiting * count + step_waiting,
+            "reducing gradients": reduced,
+            "gathering parameters": gathered,
+            "offload": offload,
+        }
+        total = sum(parts.values())
+        job = self.config.job
+        flops = sum(one.flops * runs for one, runs in self.profile.work.items() if one.phase != "recompute")
+        return Speed(
+            step_seconds=total,
+            low_seconds=total * SPREAD[0],
+            high_seconds=total * SPREAD[1],
+            compute_seconds=sum(kernels.values()) * count + engine * count + step,
+            communication_seconds=reduced + gathered,
+            offload_seconds=offload,
+            host_seconds=waiting * count + step_waiting,
+            tokens_per_step=self.batch.micro * count * job.sequence_length,
+            samples_per_step=self.batch.micro * count,
+            model_flops=float(flops * count),
+            parts=tuple((name, seconds) for name, seconds in parts.items() if seconds),
+            source=self.rates.source,
+        )
 
+    # -- the GPU -------------------------------------------------------------------------------------------
 
-def _optimizer(config: Config, profile: Profile, cluster: Cluster) -> float:
-    host = profile.trainable_tensors * HOST_SECONDS_PER_PARAMETER
-    if config.offload_optimizer != "none":
-        return host
-    share = profile.trainable / (_ranks(config, cluster) if config.stage else 1)
-    device = share * STEP_BYTES_PER_PARAMETER / (cluster.gpu.memory_bytes_per_second * MEMORY_EFFICIENCY)
-    return max(device, host)
+    def _kernels(self) -> Mapping[str, float]:
+        """Seconds of one micro step's kernels, by kind."""
+        found = {"products": 0.0, "attention": 0.0, "memory-bound kernels": 0.0}
+        names = {"product": "products", "attention": "attention"}
+        for kernel, runs in self.profile.work.items():
+            found[names.get(kernel.name, "memory-bound kernels")] += runs * self._seconds(kernel)
+        return found
 
+    def _seconds(self, kernel: Kernel) -> float:
+        rates = self.rates
+        if kernel.name == "product":
+            batch, rows, inner, columns, item = kernel.shape
+            precision = self.precision if item == 2 else "fp32"
+            return rates.product(precision, rows, inner, columns, batch)
+        if kernel.name == "attention":
+            calls, queries, keys, width, causal, dropout, masked = kernel.shape
+            return rates.attention(
+                self.precision,
+                calls,
+                queries,
+                keys,
+                width,
+                causal=bool(causal),
+                backward=kernel.phase == "backward",
+                dropout=bool(dropout),
+                masked=bool(masked),
+            )
+        return rates.moving(kernel.moved)
 
-def _communication(config: Config, profile: Profile, cluster: Cluster, accumulation: int) -> float:
-    """Seconds of collectives that the step does not hide: all of them, as measured pairs show."""
-    ranks = _ranks(config, cluster)
-    if ranks == 1:
-        return 0.0
-    weights = profile.parameters * config.parameter_bytes
-    gradients = profile.trainable * config.parameter_bytes
-    share = (ranks - 1) / ranks
-    if config.stage == 3:
-        inside = int(config.zero("zero_hpz_partition_size")) >= cluster.gpus_per_node > 1
-        wide = weights + gradients + (0 if inside else weights)
-        near = weights if inside and cluster.nodes > 1 else 0
-        calls = 3 * profile.tensors // 2
-        seconds = wide * share / _bandwidth(cluster) + near / _inside(cluster) + calls * COLLECTIVE_SECONDS
-        return seconds * accumulation
-    reduced = 2 * gradients * (accumulation if config.stage == 2 else 1)
-    gathered = gradients if config.stage else 0
-    return (reduced + gathered) * share / _bandwidth(cluster)
+    def _engine(self) -> float:
+        """Seconds of the engine's own kernels in one micro step."""
+        config = self.config
+        reduces = config.stage >= 2 or self.batch.accumulation == 1
+        moved = self.gradient_bytes * (ENGINE_BYTES[config.stage] if reduces else 0.0)
+        if self.sharded and self.ranks > 1:
+            moved += 2 * GATHER_BYTES * self.weight_bytes
+        return self._stream(moved)
 
+    def _stream(self, moved: float) -> float:
+        """Seconds of large kernels that move so many bytes together."""
+        return self.rates.moving(moved) if moved else 0.0
 
-def _inside(cluster: Cluster) -> float:
-    return cluster.intra_link.bytes_per_second * LINK_EFFICIENCY
+    def _step(self) -> tuple[float, float]:
+        """Seconds of the optimizer's step on the GPU, and of the GPU waiting for the host there."""
+        config, profile = self.config, self.profile
+        tensors = profile.trainable_tensors / (self.ranks if config.stage in (1, 2) else 1)
+        host = tensors * STEP_KERNELS[config.stage] * self.rates.issue_seconds("step")
+        if config.offload_optimizer != "none":
+            return 0.0, host
+        device = self._stream(self.owned * STEP_BYTES[config.stage])
+        if config.stage < 2 and self.batch.accumulation > 1:
+            device += self._stream(self.gradient_bytes * ENGINE_BYTES[config.stage])
+        return device, max(0.0, host - device)
 
+    def _issue(self) -> float:
+        """Seconds of the host to issue one micro step."""
+        work, rates = self.profile.work, self.rates
+        seconds = sum(work.values()) * rates.issue_seconds("kernel")
+        if self.sharded:
+            passes = 3 if self.config.job.checkpoint_activations else 2
+            calls = passes / 2 * CALLS_PER_TENSOR * self.profile.tensors
+            seconds += calls * rates.module_seconds(3)
+            seconds += 2 * self.profile.tensors * self.ranks * rates.issue_seconds("view")
+        return seconds
 
-def _bandwidth(cluster: Cluster) -> float:
-    """Bytes a second of one rank's ring: the slower of its link and its share of the node's network."""
-    inside = _inside(cluster) if cluster.gpus_per_node > 1 else float("inf")
-    if cluster.nodes == 1:
-        return inside
-    return min(inside, cluster.node_bytes_per_second * NETWORK_EFFICIENCY)
+    # -- links ---------------------------------------------------------------------------------------------
 
+    def _collective(self, name: str, size: float, bucket: float) -> float:
+        """Seconds of a collective over ``size`` bytes, ``bucket`` at a time."""
+        if not size or self.ranks == 1:
+            return 0.0
+        calls = max(1, math.ceil(size / bucket))
+        return calls * self.rates.collective(name, size / calls, self.ranks, self.cluster.nodes)
 
-def _offload(config: Config, profile: Profile, cluster: Cluster, accumulation: int) -> float:
-    link = cluster.gpu.host_link.bytes_per_second * HOST_LINK_EFFICIENCY
-    ranks = _ranks(config, cluster)
-    share = profile.trainable / ranks
-    seconds = 0.0
-    if config.offload_optimizer != "none":
-        cores = max(1.0, cluster.cpu_cores / cluster.gpus_per_node)
-        seconds += share * HOST_ADAM_CORE_SECONDS / cores
-        seconds += share * (accumulation * config.gradient_bytes + config.parameter_bytes + 4) / link
-    if config.offload_optimizer == "nvme":
-        node = share * min(ranks, cluster.gpus_per_node) * NVME_STATE_BYTES / 2
-        seconds += node / cluster.nvme_read_bytes_per_second + node / cluster.nvme_write_bytes_per_second
-    if config.offload_param != "none":
-        shard = profile.parameters / ranks * config.parameter_bytes
-        reads = shard * 2 * accumulation
-        seconds += reads / link
-        if config.offload_param == "nvme":
-            seconds += reads * min(ranks, cluster.gpus_per_node) / cluster.nvme_read_bytes_per_second
-    return seconds
+    def _communication(self, compute: float) -> tuple[float, float]:
+        """Seconds of reducing gradients and of gathering parameters in a step that nothing hides.
+
+        Args:
+            compute: seconds of one micro step without communication.
+        """
+        if self.ranks == 1:
+            return 0.0, 0.0
+        config, count = self.config, self.batch.accumulation
+        bucket = float(config.zero("reduce_bucket_size")) * config.parameter_bytes
+        if config.stage == 3:
+            return self._communication_sharded(bucket, count)
+        times = count if config.stage == 2 else 1
+        # zero/stage_1_and_2.py:1594, allreduce_and_scatter: whole buckets, of which each rank keeps its part
+        reduced = times * self._collective("all_reduce", self.gradient_bytes, bucket)
+        if config.stage and config.zero("overlap_comm"):
+            hidden = times * min(reduced / times, compute / 2)  # behind the rest of the backward pass
+            reduced -= hidden
+        gathered = self._collective("all_gather", self.gradient_bytes, math.inf) if config.stage else 0.0
+        return reduced, gathered
+
+    def _communication_sharded(self, bucket: float, count: int) -> tuple[float, float]:
+        config, cluster = self.config, self.cluster
+        module = max(1.0, 2 * self.weight_bytes / self.profile.tensors)
+        quantized = 0.5 if config.zero("zero_quantized_weights") else 1.0
+        forward = self._collective("all_gather", self.weight_bytes * quantized, module)
+        if 1 < int(config.zero("zero_hpz_partition_size")) <= cluster.gpus_per_node and cluster.nodes > 1:
+            ranks = int(config.zero("zero_hpz_partition_size"))
+            calls = max(1, math.ceil(self.weight_bytes / module))
+            backward = calls * self.rates.collective("all_gather", self.weight_bytes / calls, ranks)
+        else:
+            backward = forward
+        if config.zero("zero_quantized_gradients"):
+            reduced = self._collective("all_to_all", self.gradient_bytes / 4, bucket)
+        else:
+            reduced = self._collective("reduce_scatter", self.gradient_bytes, bucket)
+        return reduced * count, (forward + backward) * count
+
+    # -- the host's memory and disks ------------------------------------------------------------------------
+
+    def _offload(self) -> float:
+        config, rates, cluster = self.config, self.rates, self.cluster
+        count, share = self.batch.accumulation, self.profile.trainable / self.ranks
+        seconds = 0.0
+        if config.offload_optimizer != "none":
+            seconds += rates.host_adam(share)
+            seconds += rates.copy("to host", count * share * config.gradient_bytes)
+            seconds += rates.copy("to device", share * config.parameter_bytes)
+        local = min(self.ranks, cluster.gpus_per_node)
+        if config.offload_optimizer == "nvme":
+            node = share * local * NVME_STATE_BYTES / 2
+            seconds += node / cluster.nvme_read_bytes_per_second + node / cluster.nvme_write_bytes_per_second
+        if config.offload_param != "none":
+            reads = self.profile.parameters / self.ranks * config.parameter_bytes * 2 * count
+            seconds += rates.copy("to device", reads)
+            if config.offload_param == "nvme":
+                seconds += reads * local / cluster.nvme_read_bytes_per_second
+        return seconds

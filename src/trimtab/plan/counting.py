@@ -74,7 +74,7 @@ class Arithmetic:
                 }
             )
             work = profile(alone, self.model, 1).work
-            total = sum(flops * count for (phase, flops, _), count in work.items() if phase != "recompute")
+            total = sum(one.flops * runs for one, runs in work.items() if one.phase != "recompute")
             self._operations[key] = total / config.job.sequence_length
         return self._operations[key]
 

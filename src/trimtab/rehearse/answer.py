@@ -16,6 +16,7 @@ from trimtab.rehearse.on_gpu import GpuRequest, rehearse_on_gpu
 from trimtab.rehearse.phantom import rehearse_phantom
 from trimtab.rehearse.request import PhantomRequest
 from trimtab.rehearse.seen import Seen, seen_by_phantom, seen_on_gpu
+from trimtab.rehearse.way_out import WayOut, way_out
 
 # memory of the third and later micro steps of a step is that of the second
 ACCUMULATION_ENOUGH = 2
@@ -36,6 +37,8 @@ class Answer:
     rank: int = 0
     why_not: str | None = None
     """Why nothing was seen."""
+    way_out: WayOut | None = None
+    """What would fit, where this does not."""
 
     @property
     def capacity_bytes(self) -> int:
@@ -203,7 +206,7 @@ def rehearse(
         if predicted is None:
             raise
         why_not = str(moved)
-    return Answer(
+    answer = Answer(
         config=config,
         cluster=cluster,
         model_name=found.name,
@@ -212,6 +215,11 @@ def rehearse(
         rank=rank,
         why_not=why_not,
     )
+    if answer.fits or predicted is None:
+        return answer
+    beyond = answer.needed.low - predicted.needed.expected
+    out = way_out(config, cluster, predicted.model, beyond_bytes=beyond)
+    return dataclasses.replace(answer, way_out=out)
 
 
 def _predicted(config: Config, cluster: Cluster) -> Estimate | None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from trimtab.rehearse.corners import note_kernel
+
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 FLASH_HEAD_LIMIT = 256  # sdp_utils.cpp check_head_dim_size_flash
 EFFICIENT_ALIGNMENT = {torch.float32: 4}  # minimum_gemm_alignment: 8 for 16-bit types on sm80 and later
@@ -26,8 +28,10 @@ class Flash(torch.autograd.Function):
     """FlashAttention-2: keeps q, k, v, the output and its log-sum-exp; dropout is a seed."""
 
     @staticmethod
-    def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
+    def forward(ctx: Any, query: Any, key: Any, value: Any, kind: str) -> Any:
         batch, heads, length, _ = query.shape
+        ctx.kind = kind
+        note_kernel(f"attention.flash.{kind}.forward", query, key, value)
         # flash_api.cpp mha_fwd: empty_like(q), so queries that lie head by head (partial rotary's
         # concatenation) give an output that does too, and that the model copies back
         out = torch.empty_like(query)
@@ -40,6 +44,7 @@ class Flash(torch.autograd.Function):
     def backward(ctx: Any, gradient: Any) -> Any:
         query, key, value, *_ = ctx.saved_tensors
         batch, heads, length, width = query.shape
+        note_kernel(f"attention.flash.{ctx.kind}.backward", query, key, value)
         key_heads, key_length = key.shape[1], key.shape[2]
 
         def like(heads: int, length: int) -> Any:
@@ -56,15 +61,17 @@ class Flash(torch.autograd.Function):
             expanded = [like(heads, key_length) for _ in range(2)]
             del expanded
         del sums, accumulated
-        return d_query, d_key, d_value
+        return d_query, d_key, d_value, None
 
 
 class Efficient(torch.autograd.Function):
     """The memory-efficient kernel: also keeps an additive mask, whose gradient it writes in full."""
 
     @staticmethod
-    def forward(ctx: Any, query: Any, key: Any, value: Any, bias: Any) -> Any:
+    def forward(ctx: Any, query: Any, key: Any, value: Any, bias: Any, kind: str) -> Any:
         batch, heads, length, _ = query.shape
+        ctx.kind = f"{kind}.masked" if bias is not None else kind
+        note_kernel(f"attention.efficient.{ctx.kind}.forward", query, key, value)
         out = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
         log_sum_exp = query.new_empty(batch, heads, _up(length, 32), dtype=torch.float32)
         ctx.save_for_backward(query, key, value, bias, out, log_sum_exp)
@@ -74,6 +81,7 @@ class Efficient(torch.autograd.Function):
     def backward(ctx: Any, gradient: Any) -> Any:
         query, key, value, bias, _, _ = ctx.saved_tensors
         batch, heads, length, width = query.shape
+        note_kernel(f"attention.efficient.{ctx.kind}.backward", query, key, value)
         d_bias = None
         if bias is not None and ctx.needs_input_grad[3]:
             # attention_backward.cu: grad_bias has bias's expanded sizes, last one a multiple of 16
@@ -89,7 +97,7 @@ class Efficient(torch.autograd.Function):
             accumulated = query.new_empty(batch, heads, _up(length, 64), _up(width, 64), dtype=torch.float32)
             del accumulated
         del delta
-        return *gradients, d_bias
+        return *gradients, d_bias, None
 
 
 def _kernel(query: Any, key: Any, value: Any, mask: Any, grouped: bool) -> str:
@@ -131,11 +139,11 @@ def _plain(
         scores.add_(mask)
     scores = torch.ops.aten._safe_softmax(scores, -1)
     if dropout > 0:
-        weights = scores.to(dtype)  # the second result, dropped by the caller
-        out = torch.matmul(torch.nn.functional.dropout(scores, dropout), value).to(dtype)
-        del weights
-        return out
-    return torch.matmul(scores, value).to(dtype)
+        scores = torch.nn.functional.dropout(scores, dropout)
+    weights = scores.to(dtype)  # the second result, made first and dropped by the caller
+    out = torch.matmul(scores, value).to(dtype)
+    del weights
+    return out
 
 
 def scaled_dot_product_attention(
@@ -152,16 +160,17 @@ def scaled_dot_product_attention(
     kernel = _kernel(query, key, value, attn_mask, enable_gqa)
     if kernel == "math":
         return _plain(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    kind = ("causal" if is_causal else "full") + (".dropout" if dropout_p > 0 else "")
     if kernel == "flash":
         pad = -query.shape[-1] % 8  # transformers/attention.cpp pad_last_dim<8>
         if pad:
             width = query.shape[-1]
             query, key, value = (torch.nn.functional.pad(t, (0, pad)) for t in (query, key, value))
-            return Flash.apply(query, key, value)[..., :width]
-        return Flash.apply(query, key, value)
+            return Flash.apply(query, key, value, kind)[..., :width]
+        return Flash.apply(query, key, value, kind)
     if attn_mask is not None:
         attn_mask = _additive(attn_mask, query)
-    return Efficient.apply(query, key, value, attn_mask)
+    return Efficient.apply(query, key, value, attn_mask, kind)
 
 
 def _as_float(mask: Any, dtype: torch.dtype) -> Any:
@@ -185,4 +194,5 @@ def flash_function(
     module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, **_: Any
 ) -> tuple[Any, None]:
     """transformers' ``flash_attention_2`` interface over the flash kernel (the ``flash-attn`` package)."""
-    return Flash.apply(query, key, value).transpose(1, 2), None
+    kind = "causal" if getattr(module, "is_causal", True) else "full"
+    return Flash.apply(query, key, value, kind).transpose(1, 2), None

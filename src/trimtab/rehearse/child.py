@@ -43,11 +43,6 @@ def ask(module: str, request: Mapping[str, Any], timeout_seconds: float, *, devi
     """
     with tempfile.TemporaryDirectory(prefix="trimtab-rehearse-") as folder:
         answer_file = Path(folder) / "answer.json"
-        environment = {**os.environ, "DS_ACCELERATOR": device, "TOKENIZERS_PARALLELISM": "false"}
-        environment["PYTHONPATH"] = os.pathsep.join(
-            filter(None, (str(Path(__file__).parents[2]), environment.get("PYTHONPATH")))
-        )
-        environment.pop("DS_PIN_MEMORY_BACKEND", None)
         try:
             child = subprocess.run(
                 [sys.executable, "-m", module, str(answer_file)],
@@ -56,20 +51,36 @@ def ask(module: str, request: Mapping[str, Any], timeout_seconds: float, *, devi
                 text=True,
                 timeout=timeout_seconds,
                 cwd=folder,
-                env=environment,
+                env=environment(device),
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise Unsupported(f"the rehearsal did not end within {timeout_seconds:.0f} s; {CURE}") from None
-        if child.returncode == -signal.SIGKILL:
-            raise Unsupported(
-                f"the rehearsal was killed: this machine's own memory ran out, most likely; {CURE}"
-            )
-        if not answer_file.exists():
-            raise Unsupported(
-                f"the rehearsal ended with exit code {child.returncode} and no answer: {_tail(child.stderr)}"
-            )
-        answer: dict[str, Any] = json.loads(answer_file.read_text(encoding="utf-8"))
+            raise too_slow(timeout_seconds) from None
+        return read(answer_file, child.returncode, child.stderr)
+
+
+def environment(device: str) -> dict[str, str]:
+    """What a child finds in its environment; DeepSpeed reads ``device`` when it is imported."""
+    found = {**os.environ, "DS_ACCELERATOR": device, "TOKENIZERS_PARALLELISM": "false"}
+    found["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(Path(__file__).parents[2]), found.get("PYTHONPATH")))
+    )
+    found.pop("DS_PIN_MEMORY_BACKEND", None)
+    return found
+
+
+def too_slow(timeout_seconds: float) -> Unsupported:
+    """The error for a child that did not end in time."""
+    return Unsupported(f"the rehearsal did not end within {timeout_seconds:.0f} s; {CURE}")
+
+
+def read(answer_file: Path, exit_code: int, said: str) -> dict[str, Any]:
+    """The answer of a child that has ended, as `ask` returns it; ``said`` is its standard error."""
+    if exit_code == -signal.SIGKILL:
+        raise Unsupported(f"the rehearsal was killed: this machine's own memory ran out, most likely; {CURE}")
+    if not answer_file.exists():
+        raise Unsupported(f"the rehearsal ended with exit code {exit_code} and no answer: {_tail(said)}")
+    answer: dict[str, Any] = json.loads(answer_file.read_text(encoding="utf-8"))
     if "error" in answer:
         raise _error(answer["error"]["kind"], answer["error"]["message"])
     return answer

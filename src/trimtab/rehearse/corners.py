@@ -27,9 +27,11 @@ _CORNERS: tuple[tuple[str, str, str], ...] = (
     ("torch.optim.optimizer", "_foreach_supported_types", "torch's optimizers as on a GPU"),
     ("torch", "Tensor._make_subclass", "making fake tensors fast"),
     ("torch.testing._internal.distributed.fake_pg", "FakeStore", "a process group of one process"),
-    ("torch._C._distributed_c10d", "FakeWork", "a collective that has ended"),
+    ("torch._C._distributed_c10d", "Work.boxed", "a collective that has ended"),
     ("torch._C._distributed_c10d", "ProcessGroup.unbox", "the size of a collective's group"),
     ("torch.autograd", "set_multithreading_enabled", "a backward pass in one thread"),
+    ("torch.autograd.graph", "_engine_run_backward", "sums of gradients in place"),
+    ("torch._C", "_storage_Use_Count", "sums of gradients in place"),
     ("torch._C", "_current_autograd_node", "the module of a backward operator"),
     ("torch._C._autograd", "_get_sequence_nr", "the module of a backward operator"),
     ("deepspeed.accelerator", "set_accelerator", "an accelerator of our own"),
@@ -113,9 +115,62 @@ class Stream(_Nothing):
             name = f"side {Stream.count}"
         self.name = name
 
+    def wait_stream(self, other: Stream) -> None:
+        if timeline := _timeline():
+            timeline.stream_waits(self.name, other.name)
+
+    def wait_event(self, event: Event) -> None:
+        event.wait(self)
+
+    def record_event(self, event: Event | None = None) -> Event:
+        event = event or Event()
+        event.record(self)
+        return event
+
+    def synchronize(self) -> None:
+        if timeline := _timeline():
+            timeline.host_waits(self.name)
+
 
 class Event(_Nothing):
-    """An event that has always happened."""
+    """An event of a stream that only has a name."""
+
+    def query(self) -> bool:
+        return _timeline() is None  # whoever asks then waits, and the timeline learns of it
+
+    def record(self, stream: Stream | None = None) -> None:
+        if timeline := _timeline():
+            timeline.event("record", self, stream.name if stream else _current_stream())
+
+    def wait(self, stream: Stream | None = None) -> None:
+        if timeline := _timeline():
+            timeline.event("wait_event", self, stream.name if stream else _current_stream())
+
+    def synchronize(self) -> None:
+        if timeline := _timeline():
+            timeline.event("host_event", self, "")
+
+
+_LEDGERS: list[Any] = []
+
+
+def attach(ledger: Any) -> None:
+    """Tell this ledger of what no operator shows: kernels behind stand-ins, and who waits for whom."""
+    _LEDGERS[:] = [ledger]
+
+
+def note_kernel(name: str, *tensors: Any) -> None:
+    """A kernel of the device that a stand-in takes the place of ran on ``tensors``."""
+    for ledger in _LEDGERS:
+        ledger.note_kernel(name, tensors, host=False)
+
+
+def _timeline() -> Any:
+    return _LEDGERS[0].timeline if _LEDGERS else None
+
+
+def _current_stream() -> str:
+    return str(_LEDGERS[0].stream)
 
 
 COMPUTE_STREAM = Stream(name="compute")
@@ -179,6 +234,50 @@ def make_device() -> None:
     # a thread per device runs the backward pass, and it ends the process for a device made in Python
     torch.autograd.set_multithreading_enabled(False)
     _let_data_move_between_devices()
+    _keep_operators_whole()
+
+
+_WHOLE: list[Any] = []
+
+
+def _keep_operators_whole() -> None:
+    """Claim the few operators that CPU and CUDA have a kernel for and other devices get in pieces.
+
+    native_functions.yaml lists them with ``CompositeImplicitAutograd`` beside ``CPU, CUDA``; a device with a
+    kernel of its own keeps them whole.  This one is never reached: the ledger stands above it.
+    """
+    import torch
+
+    library = torch.library.Library("aten", "IMPL")
+    for name in ("silu_backward", "mish_backward", "native_channel_shuffle"):
+        library.impl(name, _no_kernel, "PrivateUse1")
+    _WHOLE.append(library)  # its end would take the claims back
+
+
+def _no_kernel(*_: Any, **__: Any) -> Any:
+    raise AssertionError("an operator has passed the ledger by")
+
+
+def references(tensor: Any) -> tuple[int, int, int]:
+    """How many hold ``tensor`` in C++, its storage, and it in Python, this call's own among them."""
+    import torch
+
+    held = tensor._use_count() if hasattr(tensor, "_use_count") else 0
+    return held, torch._C._storage_Use_Count(tensor.untyped_storage()._cdata), sys.getrefcount(tensor)
+
+
+def engine_is_calling() -> bool:
+    """Whether autograd's engine itself called the dispatch mode that asks, and no Python in between."""
+    import torch
+
+    frame: Any = sys._getframe(3)
+    while frame is not None and os.path.basename(frame.f_code.co_filename) in _WRAPPERS:
+        frame = frame.f_back
+    return frame is not None and frame.f_code is torch.autograd.graph._engine_run_backward.__code__
+
+
+# torch/_compile.py and torch/_dynamo/eval_frame.py wrap a mode's dispatch
+_WRAPPERS = ("_compile.py", "eval_frame.py")
 
 
 def _let_data_move_between_devices() -> None:
@@ -272,11 +371,25 @@ def real_values(tensor: Any) -> list[Any]:
         return [value.item() for value in tensor.reshape(-1)]
 
 
-def finished_work() -> Any:
-    """The handle of a collective that has already ended, as the dispatcher passes it."""
-    from torch._C._distributed_c10d import FakeWork
+_WORKS: list[Any] = []
+"""The Python halves of handles, which the dispatcher does not hold."""
 
-    return FakeWork().boxed()
+
+def finished_work(waited_for: Callable[[], None]) -> Any:
+    """The handle of a collective that has ended, as the dispatcher passes it; tells when it is waited for."""
+    from torch._C._distributed_c10d import Work
+
+    class Handle(Work):
+        def wait(self, *_: Any, **__: Any) -> bool:
+            waited_for()
+            return True
+
+        def is_completed(self) -> bool:
+            return True
+
+    handle = Handle()
+    _WORKS.append(handle)
+    return handle.boxed()
 
 
 def group_size_of(boxed: Any) -> int:
@@ -343,9 +456,20 @@ def torch_calls(tensor: Callable[..., Any], attention: Callable[..., Any]) -> It
             index = tuple(tensor(part) if type(part) is list else part for part in index)
         return get_item(self, index)
 
+    def fused(whole: Any, plain: Any) -> Any:
+        # aten/src/ATen/native/SoftMax.cpp: on CUDA one kernel reads fp16 and writes fp32
+        def call(self: Any, dim: int, dtype: Any = None) -> Any:
+            if self.dtype is torch.float16 and dtype is torch.float32 and self.device.type == DEVICE:
+                return whole(self, dim, True)
+            return plain(self, dim, dtype=dtype)
+
+        return call
+
     saved = (
         torch.tensor,
         get_item,
+        torch.Tensor.softmax,
+        torch.Tensor.log_softmax,
         torch.Tensor.tolist,
         torch.Tensor.record_stream,
         functional.scaled_dot_product_attention,
@@ -358,6 +482,8 @@ def torch_calls(tensor: Callable[..., Any], attention: Callable[..., Any]) -> It
     partition._orig_torch_tensor = tensor
     torch.tensor = tensor
     torch.Tensor.__getitem__ = getitem
+    torch.Tensor.softmax = fused(torch.ops.aten._softmax, torch.Tensor.softmax)
+    torch.Tensor.log_softmax = fused(torch.ops.aten._log_softmax, torch.Tensor.log_softmax)
     torch.Tensor.tolist = tolist
     torch.Tensor.record_stream = lambda *_: None
     functional.scaled_dot_product_attention = attention
@@ -370,6 +496,8 @@ def torch_calls(tensor: Callable[..., Any], attention: Callable[..., Any]) -> It
         (
             torch.tensor,
             torch.Tensor.__getitem__,
+            torch.Tensor.softmax,
+            torch.Tensor.log_softmax,
             torch.Tensor.tolist,
             torch.Tensor.record_stream,
             functional.scaled_dot_product_attention,
@@ -392,6 +520,22 @@ def uninitialized() -> Iterator[None]:
         yield
     finally:
         PreTrainedModel.initialize_weights = saved
+
+
+def compile_nothing() -> None:
+    """Run what asks for ``torch.compile`` as it is: fake tensors cannot be compiled for.
+
+    The engine imports an optimizer whose decorator would load torch's compiler, for a second.
+    """
+    import torch
+
+    torch.compile = lambda model=None, **_: (lambda function: function) if model is None else model
+
+
+def ask_no_processor() -> None:
+    """Leave out the processor's name: DeepSpeed's CPU optimizers ask other programs for it, for a second."""
+    with contextlib.suppress(ImportError):
+        vars(importlib.import_module("cpuinfo"))["get_cpu_info"] = dict
 
 
 def no_shared_memory_op() -> None:

@@ -9,9 +9,12 @@ from typing import Any
 from trimtab.errors import NotFound
 from trimtab.estimate import Range
 from trimtab.estimate import to_json as estimate_to_json
+from trimtab.moves import differences
 from trimtab.prices import price
 from trimtab.rehearse.answer import Answer
+from trimtab.rehearse.request import Course
 from trimtab.rehearse.seen import OnGpu
+from trimtab.rehearse.way_out import WayOut
 
 
 def to_json(answer: Answer) -> dict[str, Any]:
@@ -24,6 +27,9 @@ def to_json(answer: Answer) -> dict[str, Any]:
         "fits_probability": answer.fits_probability,
         "method": "arithmetic" if answer.seen is None else answer.seen.method,
         "assumptions": list(answer.assumptions),
+        # the estimate's own keys: a measurement is not corrected, and nobody asks it for a whole run
+        "corrections": [],
+        "run": None,
     }
     if answer.seen is None:
         return {**(predicted or {}), **head, "predicted": predicted}
@@ -39,7 +45,10 @@ def to_json(answer: Answer) -> dict[str, Any]:
             "peak_allocated_bytes": _range(seen.peak),
             "needed_bytes": _range(answer.needed),
             "parts": [{"name": name, "bytes": size} for name, size in seen.parts.items() if size],
-            "phases": [{"name": name, "peak_allocated_bytes": size} for name, size in seen.phases.items()],
+            "phases": [
+                {"name": name, "peak_allocated_bytes": size, "end_allocated_bytes": seen.live.get(name)}
+                for name, size in seen.phases.items()
+            ],
         },
         "host": {
             "bytes_per_node": _range(answer.host_bytes_per_node),
@@ -49,7 +58,9 @@ def to_json(answer: Answer) -> dict[str, Any]:
         "speed": _speed(answer, predicted),
         "cost": _cost(answer, predicted),
         "modules": [dataclasses.asdict(module) for module in seen.modules],
+        "course": None if seen.course is None else _course(seen.course),
         "out_of_memory": None if seen.out_of_memory is None else dataclasses.asdict(seen.out_of_memory),
+        "way_out": None if answer.way_out is None else _way_out(answer, answer.way_out),
         "measured": None if seen.on_gpu is None else _measured(seen.on_gpu),
         "versions": dict(seen.versions),
         "rehearsal_seconds": seen.seconds,
@@ -90,6 +101,24 @@ def _speed(answer: Answer, predicted: Mapping[str, Any] | None) -> dict[str, Any
         "tokens_per_second_per_gpu": samples * job.sequence_length / time.expected,
         "samples_per_second_per_gpu": samples / time.expected,
         "mfu": arithmetic and arithmetic.mfu * arithmetic.speed.step_seconds / time.expected,
+    }
+
+
+def _course(course: Course) -> dict[str, Any]:
+    return {
+        "parts": list(course.parts),
+        "rows": [list(row) for row in course.rows],
+        "phases": [{"name": name, "begins_at": at} for name, at in course.phases],
+    }
+
+
+def _way_out(answer: Answer, out: WayOut) -> dict[str, Any]:
+    changes = differences(answer.config.raw, out.config.raw)
+    return {
+        "moves": [{"name": move.name, "title": move.title, "costs": move.costs} for move in out.moves],
+        "changes": [{"key_path": list(path), "value": value} for path, value in changes.items()],
+        "needed_bytes": round(out.needed_bytes),
+        "step_seconds": out.predicted.speed.step_seconds,
     }
 
 

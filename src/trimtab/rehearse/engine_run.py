@@ -17,6 +17,7 @@ from typing import Any
 from trimtab.errors import UsageError
 from trimtab.rehearse import corners
 from trimtab.rehearse.child import answer_with
+from trimtab.rehearse.course import course
 from trimtab.rehearse.request import (
     PHASES,
     Collective,
@@ -44,9 +45,11 @@ class Run:
         corners.make_device()
         self.request = request
         self.ledger = Ledger(all_true=not request.padding)
+        corners.attach(self.ledger)
         self.moments: list[tuple[str, int, int, int, int, int]] = []
         self.phase_peaks: dict[str, tuple[int, int, str]] = {}
         self.measured_from = 0
+        self.borders: list[tuple[str, int]] = []
         self.loss: Any = None
         self.said: tuple[str, ...] = ()
 
@@ -55,7 +58,9 @@ class Run:
         ledger = self.ledger
         self._keep_peak()
         ledger.phase = phase
-        ledger.note_order("phase", PHASES.index(phase))
+        if ledger.timeline is not None:
+            ledger.timeline.note("phase", PHASES.index(phase))
+        self.borders.append((phase, ledger.clock))
         ledger.peak, ledger.peak_at = ledger.allocated, None
 
     def _keep_peak(self) -> None:
@@ -89,6 +94,8 @@ class Run:
         deepspeed = accelerator.install(device)
         deepspeed.utils.logger.setLevel(logging.ERROR)
         corners.no_shared_memory_op()
+        corners.ask_no_processor()
+        corners.compile_nothing()
         corners.quiet_engine(lambda flag: ledger.remember(flag, [0.0]))
         config = Config.from_mapping(request.deepspeed)
         dtype = build.DTYPES[config.precision]
@@ -96,6 +103,7 @@ class Run:
             ledger,
             corners.torch_calls(self._tensor(torch.tensor), attention.scaled_dot_product_attention),
         ):
+            ledger.learn_references()
             model = build.model(request, deepspeed, dtype, config.stage)
             parts.label_model(ledger, model)
             if request.attention == "sdpa" and model.config._attn_implementation == "eager":
@@ -134,6 +142,7 @@ class Run:
 
     def _step(self, engine: Any, model: Any, vocabulary: int, *, measured: bool) -> None:
         from trimtab.rehearse import build, parts
+        from trimtab.rehearse.timeline import Timeline
 
         request, ledger = self.request, self.ledger
         if measured:
@@ -141,8 +150,10 @@ class Run:
             ledger.phase = "forward"
             ledger.reset_peaks()
             self.measured_from = ledger.clock
+            self.borders = []
             ledger.recording = request.record != "none"
-            ledger.order = [] if request.record == "ordered" else None
+            if request.record == "ordered":
+                ledger.timeline = Timeline(ledger.stream)
         for micro in range(request.accumulation):
             last = measured and micro == request.accumulation - 1
             self.enter("forward")
@@ -196,6 +207,8 @@ class Run:
 
         def before(module: Any, _: Any) -> None:
             name = names.get(id(module))
+            if ledger.timeline is not None:
+                ledger.timeline.note("module")
             if name is not None:
                 ledger.module_stack.append(name)
 
@@ -274,6 +287,13 @@ class Run:
                 Phase(name=name, peak_bytes=peak, at=where, parts=sorter.parts(ledger.alive(at)))
                 for name, (peak, at, where) in self.phase_peaks.items()
             ),
+            course=course(
+                ledger.allocations,
+                sorter.part,
+                first=self.measured_from,
+                last=self.moments[-1][-1],
+                borders=self.borders,
+            ),
             workspace_bytes=CUBLAS_HANDLES * self.workspace_bytes,
             step_peak_bytes=max(peak for peak, _, _ in self.phase_peaks.values()),
             host_peak_bytes=ledger.host_peak,
@@ -290,8 +310,9 @@ class Run:
                     outputs=tuple((str(d).removeprefix("torch."), s) for d, s in outputs),
                     count=count,
                     view=bool(getattr(func, "is_view", False)),
+                    host=host,
                 )
-                for (func, phase, class_name, inputs, outputs), count in ledger.operators.items()
+                for (func, phase, class_name, inputs, outputs, host), count in ledger.operators.items()
             ),
             collectives=tuple(
                 Collective(name=n, phase=p, bytes=b, group_size=g, stream=s, count=count)
@@ -301,7 +322,8 @@ class Run:
                 Copy(direction=d, phase=p, bytes=b, pinned=pinned, stream=s, count=count)
                 for (d, p, b, pinned, s), count in ledger.copies.items()
             ),
-            order=tuple(ledger.order or ()),
+            order=tuple(ledger.timeline.entries if ledger.timeline else ()),
+            streams=tuple(ledger.timeline.streams if ledger.timeline else ()),
             assumptions=(
                 *self.said,
                 "matrix kernels' workspace is cuBLAS's default, "

@@ -16,20 +16,29 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from trimtab.rehearse import corners
 
 _empty_strided = torch.empty_strided
+aten = torch.ops.aten
+_SLICE = aten.slice.Tensor
+# where a view's place depends on where its argument starts in the storage
+_BY_PLACE = frozenset(
+    (aten.as_strided.default, aten.view.dtype, aten.view_as_real.default, aten.view_as_complex.default)
+)
 _RESHAPES_ITS_ARGUMENT = frozenset(
     ("resize_", "resize_as_", "set_", "as_strided_", "t_", "transpose_", "squeeze_", "unsqueeze_")
 )
 
 
 class _Made:
-    """One output of a known call: a new tensor, or a view of the argument at ``source``."""
+    """One output of a known call: a new tensor, or a view of the argument at ``source``.
+
+    ``offset`` counts from where that argument starts.
+    """
 
     __slots__ = ("device", "dtype", "offset", "shape", "source", "stride")
 
-    def __init__(self, tensor: FakeTensor, source: int | None) -> None:
+    def __init__(self, tensor: FakeTensor, source: int | None, start: int) -> None:
         self.shape, self.stride = tensor.shape, tensor.stride()
         self.dtype, self.device = tensor.dtype, tensor.fake_device
-        self.offset, self.source = tensor.storage_offset(), source
+        self.offset, self.source = tensor.storage_offset() - start, source
 
 
 class Fakes:
@@ -42,8 +51,12 @@ class Fakes:
 
     def run(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
         """The result of ``func`` on fake arguments."""
+        if func is _SLICE and not kwargs and type(args[0]) is FakeTensor:
+            return self._slice(*args)
         try:
             signature: list[Any] = [func]
+            if func in _BY_PLACE:
+                signature.append(args[0].storage_offset())
             _sign(args, signature)
             if kwargs:
                 for name in kwargs:
@@ -68,11 +81,29 @@ class Fakes:
     def _again(self, made: _Made, args: Sequence[Any]) -> FakeTensor:
         raw = _empty_strided(made.shape, made.stride, dtype=made.dtype, device="meta")
         if made.source is not None:
-            raw.set_(args[made.source].untyped_storage(), made.offset, made.shape, made.stride)
+            source = args[made.source]
+            start = source.storage_offset() + made.offset
+            raw.set_(source.untyped_storage(), start, made.shape, made.stride)
+        return self._fake(raw, made.device)
+
+    def _fake(self, raw: torch.Tensor, device: torch.device) -> FakeTensor:
         tensor = self._make(raw)
         tensor.__dict__.update(self._blank)
-        tensor.__dict__["_fake_device"] = made.device
+        tensor.__dict__["_fake_device"] = device
         return tensor
+
+    def _slice(
+        self, source: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+    ) -> FakeTensor:
+        # ZeRO cuts its flat buffers at thousands of different places
+        shape, stride = list(source.shape), source.stride()
+        begin, stop, _ = slice(start, end).indices(shape[dim])
+        shape[dim] = -(-max(0, stop - begin) // step)
+        strides = list(stride)
+        strides[dim] *= step
+        raw = _empty_strided((0,), (1,), dtype=source.dtype, device="meta")
+        raw.set_(source.untyped_storage(), source.storage_offset() + begin * stride[dim], shape, strides)
+        return self._fake(raw, source.fake_device)
 
 
 def _sign(values: Iterable[Any], out: list[Any]) -> None:
@@ -82,7 +113,6 @@ def _sign(values: Iterable[Any], out: list[Any]) -> None:
             out.append(value.dtype)
             out.append(value.shape)
             out.append(value.stride())
-            out.append(value.storage_offset())
             out.append(value._fake_device)
         elif kind is list or kind is tuple:
             out.append(len(value))
@@ -102,7 +132,9 @@ def _learn(func: Any, args: Sequence[Any], result: Any) -> _Made | tuple[_Made |
         simple = args and result is args[0] and name.endswith("_") and name not in _RESHAPES_ITS_ARGUMENT
         return "in place" if simple else "slow"
     sources = {
-        arg.untyped_storage()._cdata: place for place, arg in enumerate(args) if isinstance(arg, FakeTensor)
+        arg.untyped_storage()._cdata: (place, arg.storage_offset())
+        for place, arg in enumerate(args)
+        if isinstance(arg, FakeTensor)
     }
     if isinstance(result, tuple):
         made = tuple(None if item is None else _one(item, sources) for item in result)
@@ -111,11 +143,11 @@ def _learn(func: Any, args: Sequence[Any], result: Any) -> _Made | tuple[_Made |
     return _one(result, sources) or "slow"
 
 
-def _one(result: Any, sources: dict[int, int]) -> _Made | None:
+def _one(result: Any, sources: dict[int, tuple[int, int]]) -> _Made | None:
     if type(result) is not FakeTensor or result.is_sparse or result.is_conj() or result.is_neg():
         return None
-    source = sources.get(result.untyped_storage()._cdata)
-    made = _Made(result, source)
+    source, start = sources.get(result.untyped_storage()._cdata, (None, 0))
+    made = _Made(result, source, start)
     if source is None:
         fresh = _empty_strided(made.shape, made.stride, dtype=made.dtype, device="meta")
         if made.offset or fresh.untyped_storage().nbytes() != result.untyped_storage().nbytes():

@@ -21,10 +21,25 @@ def _nothing(*_: Any, **__: Any) -> None:
 class _Fused:
     """Kernels that update in place: fused_adam, fused_lion, cpu_adam, cpu_lion, cpu_adagrad."""
 
-    multi_tensor_adam = multi_tensor_lion = staticmethod(_nothing)
-    create_adam = adam_update = adam_rollback = destroy_adam = staticmethod(_nothing)
-    create_lion = lion_update = destroy_lion = staticmethod(_nothing)
-    create_adagrad = adagrad_update = destroy_adagrad = staticmethod(_nothing)
+    create_adam = adam_rollback = destroy_adam = staticmethod(_nothing)
+    create_lion = destroy_lion = staticmethod(_nothing)
+    create_adagrad = destroy_adagrad = staticmethod(_nothing)
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def multi_tensor_adam(self, _: int, __: Any, lists: Any, *___: Any) -> None:
+        """csrc/adam/multi_tensor_adam.cu: lists of gradients, parameters and states."""
+        self._ledger.note_kernel("deepspeed.multi_tensor_adam", [t for one in lists for t in one], host=False)
+
+    multi_tensor_lion = multi_tensor_adam
+
+    def adam_update(self, *arguments: Any) -> None:
+        """csrc/adam/cpu_adam_impl.cpp: parameters, gradients and states as flat tensors."""
+        tensors = [one for one in arguments if isinstance(one, torch.Tensor)]
+        self._ledger.note_kernel("deepspeed.adam_update", tensors, host=True)
+
+    lion_update = adagrad_update = adam_update
 
 
 class _Lamb:
@@ -71,7 +86,7 @@ def _file_handle(ledger: Ledger) -> type:
 
         def new_cpu_locked_tensor(self, count: int, example: torch.Tensor) -> torch.Tensor:
             # csrc/aio/py_lib/deepspeed_pin_tensor_client.cpp: locked pages, not torch's pinned allocator
-            return ledger.mark_pinned(torch.empty(count, dtype=example.dtype, device="cpu"), rounded=False)
+            return ledger.mark_pinned(torch.empty(count, dtype=example.dtype, device="cpu"), cached=False)
 
         def free_cpu_locked_tensor(self, _: torch.Tensor) -> bool:
             return True
@@ -113,11 +128,11 @@ class _Files:
 
 
 _KERNELS = {
-    "FusedAdamBuilder": lambda _: _Fused,
-    "FusedLionBuilder": lambda _: _Fused,
-    "CPUAdamBuilder": lambda _: _Fused,
-    "CPULionBuilder": lambda _: _Fused,
-    "CPUAdagradBuilder": lambda _: _Fused,
+    "FusedAdamBuilder": _Fused,
+    "FusedLionBuilder": _Fused,
+    "CPUAdamBuilder": _Fused,
+    "CPULionBuilder": _Fused,
+    "CPUAdagradBuilder": _Fused,
     "FusedLambBuilder": lambda _: _Lamb,
     "UtilsBuilder": lambda _: _Flatten,
     "AsyncIOBuilder": _Files,

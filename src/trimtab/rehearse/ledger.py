@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trimtab.cost.reduction import reduction_bytes
 from trimtab.rehearse import corners
 from trimtab.rehearse.fakes import Fakes
+from trimtab.rehearse.timeline import Timeline
 
 ALLOCATION_UNIT = 512  # c10/cuda/CUDACachingAllocator.h: kMinBlockSize
 ALIVE = 1 << 62
@@ -30,6 +32,9 @@ _ITEM = aten._local_scalar_dense.default
 _DEVICE = torch.ops.prim.device.default
 _PRODUCTS = frozenset((aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default))
 _SUM = aten.sum.dim_IntList
+_SUM_ALL, _EQUAL = aten.sum.default, aten.eq.Scalar
+_ADD, _ADD_IN_PLACE = aten.add.Tensor, aten.add_.Tensor
+_DROPOUT = aten.native_dropout.default  # native/cuda/Dropout.cu dropout_cuda makes the mask first
 _COPIES = (aten._to_copy.default, aten.copy_.default)
 
 
@@ -37,14 +42,14 @@ class Allocation:
     """One storage: its size, where it lives, who made it, and when it came and went."""
 
     __slots__ = (
-        *("size", "host", "pinned", "stream", "born", "died"),
+        *("size", "host", "pinned", "cached", "stream", "born", "died"),
         *("phase", "module", "operator", "recomputed", "label"),
     )
 
     def __init__(self, size: int, host: bool, born: int, phase: str) -> None:
         self.size, self.host, self.born, self.phase = size, host, born, phase
         self.died = ALIVE
-        self.pinned = self.recomputed = False
+        self.pinned = self.cached = self.recomputed = False
         self.label: str | None = None
         self.module = self.operator = self.stream = ""
 
@@ -58,12 +63,16 @@ class _Storage(weakref.ref):  # type: ignore[type-arg]
 class Ledger(TorchDispatchMode):
     """Counts live bytes on the made-up device and on the host while it is active."""
 
-    # what composite operators make inside, on a GPU, and free when they return
-    _inside: ClassVar[dict[Any, Callable[..., list[torch.Tensor]]]] = {
+    # what operators make inside, on a GPU, and free when they return: before their result, or after it
+    _before: ClassVar[dict[Any, Callable[..., Any]]] = {
         # aten/src/ATen/native/TensorCompare.cpp isinf: self.abs() == infinity
-        aten.isinf.default: lambda x, *_: [torch.empty_like(x)] if x.is_floating_point() else [],
+        aten.isinf.default: lambda x, *_: torch.empty_like(x) if x.is_floating_point() else None,
+    }
+    _after: ClassVar[dict[Any, Callable[..., Any]]] = {
         # aten/src/ATen/native/transformers/attention.cpp _safe_softmax: which of the scores are masked
-        aten._safe_softmax.default: lambda x, *_: [torch.empty_like(x, dtype=torch.bool)],
+        aten._safe_softmax.default: lambda x, *_: torch.empty_like(x, dtype=torch.bool),
+        # aten/src/ATen/native/cuda/SoftMax.cu softmax_backward_cuda_out: tmp = grad * output
+        aten._softmax_backward_data.default: lambda gradient, *_: torch.empty_like(gradient),
     }
 
     def __init__(self, *, all_true: bool = True) -> None:
@@ -80,20 +89,22 @@ class Ledger(TorchDispatchMode):
         self.operators: dict[Any, int] = {}
         self.collectives: dict[Any, int] = {}
         self.copies: dict[Any, int] = {}
-        self.order: list[tuple[str, int]] | None = None
+        self.timeline: Timeline | None = None
+        """The order of what is recorded, if it is asked for."""
         self.cache_drops: list[int] = []
         self.files: dict[str, int] = {}
         self.first_product: dict[str, int] = {}
         """When each phase first multiplied matrices: then its thread's cuBLAS handle takes its workspace."""
-        self._places: dict[str, dict[Any, int]] = {}
         self.stream = "compute"
         self.module_names: dict[int, str] = {}
         self.module_stack: list[str] = []
         self.module_of_node: dict[int, str] = {}
         self.module_classes: dict[str, str] = {}
         self._live: dict[int, _Storage] = {}
+        self._pinned_free: Counter[int] = Counter()
         self._values: dict[int, list[Any]] = {}
         self._operator = ""
+        self._alone: tuple[int, int, int] | None = None
         self._handlers: dict[Any, Callable[..., Any]] = {
             _ITEM: self._item,
             aten.lift_fresh.default: self._lift,
@@ -117,27 +128,30 @@ class Ledger(TorchDispatchMode):
         if func.namespace == "c10d":
             return self._collective(func, args, kwargs or {})
         self._operator = func
+        if func is _ADD and self.phase == "backward" and self._sums_in_place(args):
+            func = _ADD_IN_PLACE
         if func in _PRODUCTS:
             self.first_product.setdefault(self.phase, self.clock)
         if self._values and func._schema.is_mutable:
             self._forget(args[0])
-        inside = self._inside.get(func)
-        taken: Any = ()
-        if inside is not None:
-            with self.fakes.mode:
-                taken = [self._seen(made) for made in inside(*args)]
-        elif func is _SUM:
+        before, after = self._before.get(func), self._after.get(func)
+        taken = None if before is None else self._take(before, args)
+        if func is _SUM:
             taken = self._partial_sums(args)
         result = self.fakes.run(func, args, kwargs)
         if type(result) is FakeTensor:
             self._see(result)
         elif isinstance(result, (tuple, list)):
-            for item in result:
+            for item in reversed(result) if func is _DROPOUT else result:
                 if isinstance(item, torch.Tensor):
                     self._see(item)
         elif isinstance(result, torch.Tensor):
             self._see(result)
+        if after is not None:
+            self._take(after, args)
         del taken
+        if func is _SUM_ALL or func is _EQUAL:
+            self._follow(func, args, result)
         if kwargs and kwargs.get("pin_memory"):
             self.mark_pinned(result)
         if self.module_stack:  # in the backward pass too: recomputation runs forward code
@@ -145,6 +159,28 @@ class Ledger(TorchDispatchMode):
         if self.recording:
             self._note(func, args, kwargs, result)
         return result
+
+    def learn_references(self) -> None:
+        """See what the references to a gradient are that nobody but the engine's buffer holds."""
+        phase, self.phase = self.phase, "backward"
+        start = torch.ones(2, requires_grad=True)
+        middle = start.clone()
+        (middle.sin() + middle.cos()).sum().backward()
+        self.phase = phase
+
+    def _sums_in_place(self, args: Sequence[Any]) -> bool:
+        """Whether autograd would add this gradient into the one that waits (input_buffer.cpp, accumulate).
+
+        It does if nobody else holds that one; under a dispatch mode it never does.
+        """
+        waiting, new = args
+        if torch.is_grad_enabled() or not isinstance(new, FakeTensor) or not corners.engine_is_calling():
+            return False
+        references = corners.references(waiting)
+        if self._alone is None:
+            self._alone = references
+        alike = waiting.dtype is new.dtype and waiting.shape == new.shape
+        return alike and references == self._alone and _is_dense(waiting)
 
     def _partial_sums(self, args: Sequence[Any]) -> Any:
         """The global buffer of a sum over a contiguous tensor's leading dimensions, if CUDA takes one."""
@@ -159,14 +195,16 @@ class Ledger(TorchDispatchMode):
         size = reduction_bytes(summed.numel() // columns, columns, summed.element_size())
         if not size:
             return ()
-        with self.fakes.mode:
-            buffer = self._seen(torch.empty(size, dtype=torch.uint8, device=corners.DEVICE))
+        buffer = self._take(lambda: torch.empty(size, dtype=torch.uint8, device=corners.DEVICE), ())
         self.label(buffer, "temporaries")
         return buffer
 
-    def _seen(self, tensor: torch.Tensor) -> torch.Tensor:
-        self._see(tensor)
-        return tensor
+    def _take(self, make: Callable[..., Any], args: Sequence[Any]) -> Any:
+        with self.fakes.mode:
+            made = make(*args)
+        if made is not None:
+            self._see(made)
+        return made
 
     def _see(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -213,6 +251,9 @@ class Ledger(TorchDispatchMode):
         if not allocation.host:
             self.allocated -= allocation.size
             return
+        if allocation.cached:
+            self._pinned_free[allocation.size] += 1
+            return
         self.host -= allocation.size
         if allocation.pinned:
             self.pinned -= allocation.size
@@ -234,6 +275,8 @@ class Ledger(TorchDispatchMode):
         return self._values.get(tensor.untyped_storage()._cdata)
 
     def _item(self, tensor: torch.Tensor) -> Any:
+        if self.timeline is not None and tensor.fake_device.type == corners.DEVICE:
+            self.timeline.host_waits(self.stream)
         known = self._values.get(tensor.untyped_storage()._cdata)
         if known is not None and tensor.storage_offset() < len(known):
             value = known[tensor.storage_offset()]
@@ -243,6 +286,14 @@ class Ledger(TorchDispatchMode):
         if tensor.dtype == torch.uint8:
             return 0
         return 1.0 if tensor.is_floating_point() else 1
+
+    def _follow(self, func: Any, args: Sequence[Any], result: torch.Tensor) -> None:
+        # transformers.masking_utils.fast_all: mask.sum() == mask.numel()
+        if func is _SUM_ALL:
+            if args[0].dtype is torch.bool:
+                self.remember(result, [args[0].numel() if self.all_true else 0])
+        elif (known := self.values_of(args[0])) is not None and len(known) == result.numel():
+            self.remember(result, [value == args[1] for value in known])
 
     def _all(self, tensor: torch.Tensor) -> torch.Tensor:
         # transformers asks whether nothing is padded or packed
@@ -257,20 +308,27 @@ class Ledger(TorchDispatchMode):
 
     # -- pinned memory -------------------------------------------------------------------------------------
 
-    def mark_pinned(self, tensor: torch.Tensor, *, rounded: bool = True) -> torch.Tensor:
-        """Count ``tensor``'s storage as page-locked; ``rounded`` to what CUDA's host allocator takes."""
+    def mark_pinned(self, tensor: torch.Tensor, *, cached: bool = True) -> torch.Tensor:
+        """Count ``tensor``'s storage as page-locked; ``cached`` if torch's own host allocator gives it.
+
+        That one (aten/src/ATen/core/CachingHostAllocator.h) rounds sizes up to a power of two, and keeps a
+        block that is free for the next request of its size: it never gives one back.
+        """
         self._see(tensor)
         allocation = self._live[tensor.untyped_storage()._cdata].allocation
-        if allocation.host and not allocation.pinned:
-            allocation.pinned = True
-            if rounded and allocation.size:
-                # aten/src/ATen/core/CachingHostAllocator.h: sizes are rounded up to a power of two
-                size = 1 << (allocation.size - 1).bit_length()
-                self.host += size - allocation.size
-                allocation.size = size
-            self.pinned += allocation.size
-            self.host_peak = max(self.host_peak, self.host)
-            self.pinned_peak = max(self.pinned_peak, self.pinned)
+        if not allocation.host or allocation.pinned:
+            return tensor
+        allocation.pinned = True
+        fresh = allocation.size
+        if cached and allocation.size:
+            self.host -= allocation.size
+            allocation.size, allocation.cached = 1 << (allocation.size - 1).bit_length(), True
+            fresh = 0 if self._pinned_free[allocation.size] else allocation.size
+            self._pinned_free[allocation.size] -= not fresh
+            self.host += fresh
+        self.pinned += fresh
+        self.host_peak = max(self.host_peak, self.host)
+        self.pinned_peak = max(self.pinned_peak, self.pinned)
         return tensor
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
@@ -326,6 +384,7 @@ class Ledger(TorchDispatchMode):
             self.module_classes.get(module, ""),
             tuple(_signatures(args)) + (tuple(_signatures(kwargs.values())) if kwargs else ()),
             tuple(_signatures((result,))),
+            not _on_device((args, result)),
         )
         self._count(self.operators, "operator", key)
 
@@ -334,17 +393,25 @@ class Ledger(TorchDispatchMode):
         if self.recording:
             self._count(self.copies, "copy", (direction, self.phase, size, pinned, self.stream))
 
-    def note_order(self, kind: str, index: int = 0) -> None:
-        """Note something that only matters for the order, such as a wait."""
-        if self.order is not None and self.recording:
-            self.order.append((kind, index))
+    def note_kernel(self, name: str, tensors: Iterable[torch.Tensor], *, host: bool) -> None:
+        """Note one of DeepSpeed's own kernels, which the dispatcher never sees."""
+        if self.recording:
+            key = (name, self.phase, "", tuple(_signatures(tensors)), (), host)
+            self._count(self.operators, "operator", key)
 
     def _count(self, table: dict[Any, int], kind: str, key: Any) -> None:
         count = table.get(key, 0)
         table[key] = count + 1
-        if self.order is not None:
-            places = self._places.setdefault(kind, {})
-            self.order.append((kind, places.setdefault(key, len(places))))
+        if self.timeline is not None:
+            self.timeline.count(kind, key, self.stream)
+
+    def _awaited(self) -> Callable[[], None]:
+        """What a collective's handle calls when it is waited for."""
+        timeline = self.timeline if self.recording else None
+        if timeline is None:
+            return lambda: None
+        number = timeline.collectives - 1
+        return lambda: timeline.awaited(number, self.stream)
 
     def _collective(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         given = [a for a in (*args, *kwargs.values()) if _is_tensors(a)]
@@ -357,11 +424,33 @@ class Ledger(TorchDispatchMode):
         if "allgather" in name:
             for tensor in _tensors(given[0]):
                 self.label(tensor, "gathered_parameters")
-        work = corners.finished_work()
+        work = corners.finished_work(self._awaited())
         returns = func._schema.returns
         if len(returns) == 2:
             return args[0], work
         return work if returns else None
+
+
+def _on_device(values: Any) -> bool:
+    """Whether a call touches the device: none of its tensors lives on the host alone."""
+    for value in values:
+        if isinstance(value, FakeTensor):
+            if value.fake_device.type == corners.DEVICE:
+                return True
+        elif isinstance(value, (list, tuple)) and _on_device(value):
+            return True
+    return False
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements fill their stretch of memory without gaps or overlaps, in any order."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
 
 
 def _is_tensors(value: Any) -> bool:

@@ -150,6 +150,17 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """Memory over the measured step, in spans of as many allocations; not in time, a phantom has none."""
+
+    parts: tuple[str, ...]
+    rows: tuple[tuple[int, ...], ...]
+    """Bytes alive by part, at the highest instant of each span."""
+    phases: tuple[tuple[str, float], ...]
+    """Each phase of each micro step, and where it begins: 0 is the step's start, 1 its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Module:
     """Activations that one module's forward keeps for the backward pass, and the module's parameters."""
 
@@ -172,6 +183,8 @@ class Operator:
     count: int
     view: bool
     """True if it moves no data and starts no kernel."""
+    host: bool = False
+    """True if it runs on the host's memory alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +234,10 @@ class Rehearsal:
     collectives: tuple[Collective, ...]
     copies: tuple[Copy, ...]
     order: tuple[tuple[str, int], ...] = ()
-    """The measured step in order: ``("operator" | "collective" | "copy" | "phase" | "wait", index)``."""
+    """The measured step in order, as `trimtab.rehearse.timeline` says."""
+    streams: tuple[str, ...] = ()
+    """The streams that ``order`` numbers; the first is the one that computes."""
+    course: Course | None = None
     smallest_capacity_bytes: int | None = None
     """The least that the allocator may reserve for the run to end, with fragmentation; None: not asked."""
     optimizer: str
@@ -266,7 +282,14 @@ class Rehearsal:
         )
         values["collectives"] = tuple(Collective(**row) for row in values["collectives"])
         values["copies"] = tuple(Copy(**row) for row in values["copies"])
+        if values.get("course") is not None:
+            values["course"] = Course(
+                parts=tuple(values["course"]["parts"]),
+                rows=tuple(map(tuple, values["course"]["rows"])),
+                phases=tuple((name, at) for name, at in values["course"]["phases"]),
+            )
         values["order"] = tuple((kind, index) for kind, index in values["order"])
+        values["streams"] = tuple(values["streams"])
         values["assumptions"] = tuple(values["assumptions"])
         return cls(**values)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from trimtab.estimate import PROCESS_BYTES, Range
 from trimtab.rehearse.on_gpu import PHASES, GpuRehearsal, Shortage
-from trimtab.rehearse.request import Module, Rehearsal
+from trimtab.rehearse.request import Course, Module, Rehearsal
 
 # a GPU's peak of tensors names no smallest capacity: that of nine measured jobs, their allocator replayed,
 # was 1.5 to 28 % above it, 11 % at the median
@@ -83,6 +83,8 @@ class Seen:
     seconds: float
     live: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Allocated at the ``start`` and the end of each phase."""
+    course: Course | None = None
+    """Memory over the step, where every allocation was seen."""
     on_gpu: OnGpu | None = None
     """What only a real GPU tells."""
 
@@ -124,7 +126,27 @@ def seen_by_phantom(answer: Rehearsal, said: tuple[str, ...] = ()) -> Seen:
         assumptions=(*said, *answer.assumptions),
         versions=answer.versions,
         seconds=answer.seconds,
+        live={
+            "start": answer.moment("end").blocks_bytes,
+            "forward": answer.moment("after_forward").blocks_bytes,
+            "backward": answer.moment("after_backward").blocks_bytes,
+            "step": answer.moment("end").blocks_bytes,
+        },
+        course=None if answer.course is None else _renamed(answer.course, parts["workspace, slack"]),
     )
+
+
+def _renamed(course: Course, slack_bytes: int) -> Course:
+    """The course under the arithmetic's names, with what the blocks hold beside tensors."""
+    names = [PART_NAMES.get(name, "temporaries") for name in course.parts]
+    parts = tuple(dict.fromkeys((*names, "workspace, slack")))
+    rows = []
+    for row in course.rows:
+        sums = dict.fromkeys(parts, 0) | {"workspace, slack": slack_bytes}
+        for name, size in zip(names, row, strict=True):
+            sums[name] += size
+        rows.append(tuple(sums.values()))
+    return Course(parts=parts, rows=tuple(rows), phases=course.phases)
 
 
 def seen_on_gpu(

@@ -16,8 +16,6 @@ from trimtab.estimate import to_json as estimate_document
 from trimtab.moves import Move
 from trimtab.units import format_bytes, format_seconds
 
-MOST_FASTER = 4
-
 
 def adapt_text(answer: Adaptation, diff: str) -> RenderableType:
     """The steps, the difference and the verdict, for any width."""
@@ -95,8 +93,8 @@ def _verdict(answer: Adaptation) -> list[RenderableType]:
         text.append(f": {needs(found)}, {_step_time(found)}")
         blocks: list[RenderableType] = [text]
         if answer.faster:
-            blocks.append(Text("faster, each for itself (--fastest takes them one after the other):"))
-            blocks += [_gain(step) for step in answer.faster[:MOST_FASTER]]
+            blocks.append(Text("faster, each for itself (--fastest finds the best of them together):"))
+            blocks += [_gain(step) for step in answer.faster]
         return blocks
     blocks = [Text("nothing fits", style="bold red").append(f": {answer.missing}")]
     blocks += [_nearest(near) for near in answer.nearest]

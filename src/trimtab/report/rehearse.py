@@ -10,8 +10,11 @@ from rich.text import Text
 
 from trimtab.estimate import Estimate
 from trimtab.rehearse.answer import Answer
+from trimtab.rehearse.document import to_json
 from trimtab.rehearse.on_gpu import PHASES, Shortage
 from trimtab.rehearse.seen import REST, STAYING, OnGpu, Seen
+from trimtab.rehearse.way_out import WayOut
+from trimtab.report.memory_chart import course_text
 from trimtab.units import format_bytes, format_count, format_seconds
 
 METHODS = {"phantom": "phantom rehearsal", "rehearsal": "rehearsal on a GPU"}
@@ -27,6 +30,9 @@ def rehearsal_text(answer: Answer, notes: Sequence[str] = (), *, modules: int = 
         blocks += [Text(f"not rehearsed: {answer.why_not}", style="bold yellow"), Text()]
         return Group(*blocks, estimate_text(answer.predicted, notes))
     blocks += [_verdict(answer, answer.seen), Text(), _comparison(answer, answer.seen), Text()]
+    chart = course_text(to_json(answer))
+    if chart is not None:
+        blocks += [chart, Text()]
     if seen_time := answer.seen.on_gpu:
         blocks += [_time(answer, seen_time), Text()] if seen_time.seconds is not None else []
     blocks.append(_host(answer))
@@ -52,7 +58,18 @@ def _verdict(answer: Answer, seen: Seen) -> Text:
     text.append(f", {config.job.sequence_length} tokens")
     if seen.out_of_memory:
         text.append(_shortage(seen.out_of_memory), style="red")
+    if answer.way_out is not None:
+        text.append(_way_out(answer, answer.way_out), style="green")
     return text
+
+
+def _way_out(answer: Answer, out: WayOut) -> str:
+    """The least that would fit, and what it costs."""
+    titles = "; then ".join(move.title for move in out.moves)
+    return (
+        f"\nwould fit: {titles} ({format_bytes(out.needed_bytes)} of {format_bytes(answer.capacity_bytes)}, "
+        f"{format_seconds(out.predicted.speed.step_seconds)} a step, predicted)"
+    )
 
 
 def _shortage(short: Shortage) -> str:

@@ -38,6 +38,9 @@ POSITION_LIMITS = {
 }
 
 
+FILLED_AT_ONCE = 2**20
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
     """What to build, beside what the job says."""
@@ -274,9 +277,19 @@ def _create_filled(config: Config, hf: Any, auto: Any, *, dtype: Any, device: st
         module.tie_weights()  # no_init_weights leaves this out too
     with torch.no_grad():
         for parameter in module.parameters():
-            shard = parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter.data
-            shard.normal_(0, 0.02)
+            _fill(parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter.data)
     return module
+
+
+def _fill(tensor: Any) -> None:
+    """Random values, on the CPU a million of them over and over: it draws them one at a time."""
+    if tensor.is_cuda or not tensor.is_contiguous():
+        tensor.normal_(0, 0.02)
+        return
+    pieces = tensor.view(-1).split(FILLED_AT_ONCE)
+    pieces[0].normal_(0, 0.02)
+    for piece in pieces[1:]:
+        piece.copy_(pieces[0][: len(piece)])
 
 
 def _model_class(hf: Any, task: str) -> Any:

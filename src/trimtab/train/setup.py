@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def set_up(settings: Settings, folder: RunFolder, *, world: int, resuming: bool 
         validation=validation,
         steps=steps,
         model_digest=_model_digest(hf, config),
-        notes=(*notes, *prepared.notes, *said, *_warmup_note(config, steps)),
+        notes=(*notes, *prepared.notes, *said, *_warnings(settings, config, steps)),
     )
 
 
@@ -180,15 +181,19 @@ def _steps(settings: Settings, config: Config, batch: Batch, samples: int) -> in
     return max(1, math.ceil((settings.epochs or 1) * samples / batch.train))
 
 
-def _warmup_note(config: Config, steps: int) -> tuple[str, ...]:
+def _warnings(settings: Settings, config: Config, steps: int) -> Iterator[str]:
+    """What will run and yet is hardly what anyone wants."""
     warmup = config.get("scheduler.params.warmup_num_steps", 0)
-    if warmup < steps:
-        return ()
-    return (
-        f"the learning rate warms up over {warmup} steps but the run has {steps}: it never reaches its "
-        "full value "
-        f"(--warmup-steps {max(2, steps // 10)})",
-    )
+    if warmup >= steps:
+        yield (
+            f"the learning rate warms up over {warmup} steps but the run has {steps}: it never reaches its "
+            f"full value (--warmup-steps {max(2, steps // 10)})"
+        )
+    if config.job.lora is not None and settings.pretrained is None:
+        yield (
+            "LoRA trains adapters over random weights here, which learns next to nothing: "
+            "--from FOLDER starts from pretrained ones"
+        )
 
 
 def write_effective(setup: Setup, folder: RunFolder) -> None:

@@ -1,0 +1,271 @@
+"""Run many measured cases on the GPUs of one host, each in processes of its own that wait ready for it.
+
+    python bench/case_pool.py JOBS.jsonl --output ROWS.jsonl [--gpus 4] [--seconds 540]
+    python bench/case_pool.py JOBS.jsonl --output ROWS.jsonl --device cpu --tiny     tries the path
+
+A job is one JSON line:
+
+``id``
+``config``            the file with its ``"trimtab"`` block
+``hf``                the model's config, where the block names none
+``group``, ``world``  ``nccl``: that many real ranks; ``fake``: one GPU as rank 0 of them; ``single``
+``family``, ``order`` once one of a family ran out of memory, those of a higher order are not tried
+``cap_gib``           what PyTorch's allocator is held to
+``timeout``           seconds
+
+What else it has is copied to its row under ``job``.  ``scripts/prove_on_gpu.py`` does the measuring.
+
+Jobs start in the order of the file as GPUs become free.  Processes that have imported everything wait for
+the next job, since importing takes longer than most cases.  A row is appended as soon as its job ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "scripts")]
+
+Job = dict[str, Any]
+KEYS = ("id", "config", "hf", "group", "world", "family", "order", "timeout")
+GRACE_SECONDS = 10
+OUT_OF_MEMORY = ("OutOfMemoryError", "out of memory", "CUDA_ERROR_OUT_OF_MEMORY")
+
+
+def worker(device: str) -> int:
+    """Import everything, wait for one job on standard input, run it as the rank it names."""
+    import prove_on_gpu
+
+    from trimtab.train.engine import choose_accelerator, import_deepspeed
+
+    choose_accelerator(device)
+    import torch  # noqa: F401
+    import transformers.models.gpt2.modeling_gpt2
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import_deepspeed(device)
+    print("READY", flush=True)
+    line = sys.stdin.readline()
+    if not line:
+        return 0
+    asked = json.loads(line)
+    os.environ.update(asked["environment"])
+    return prove_on_gpu.child(argparse.Namespace(**asked["options"]))
+
+
+def failed(job: Job, why: str) -> dict[str, Any]:
+    """The row of a job that gave none."""
+    return {"id": job["id"], "ok": False, "error": why, "gib": {}, "step_seconds": None}
+
+
+class Standby:
+    """A process that has imported everything and waits."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        threads = max(1, (os.cpu_count() or 1) // options.gpus)
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  it lives as long as the process
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve()), "--worker", "--device", options.device],
+            stdin=subprocess.PIPE,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
+        )
+
+    def start(self, asked: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def text(self) -> str:
+        self.log.seek(0)
+        return self.log.read()
+
+
+class Pool:
+    """GPUs of one host, processes that stand by, and the families that ran out of memory."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.free = set(range(options.gpus))
+        self.change = threading.Condition()
+        self.standby: deque[Standby] = deque(Standby(options) for _ in range(options.gpus))
+        self.short: dict[str, float] = {}
+        self.failures: list[bool] = []
+        self.started = time.time()
+
+    def take(self, count: int) -> list[int]:
+        with self.change:
+            self.change.wait_for(lambda: len(self.free) >= count)
+            taken = sorted(self.free)[:count]
+            self.free -= set(taken)
+            return taken
+
+    def give(self, gpus: list[int]) -> None:
+        with self.change:
+            self.free |= set(gpus)
+            self.change.notify_all()
+
+    def seconds(self) -> float:
+        return time.time() - self.started
+
+    def run(self, jobs: list[Job]) -> int:
+        threads = []
+        for job in jobs:
+            gpus = self.take(job["world"] if job["group"] == "nccl" else 1)
+            why = self.why_not(job)
+            if why is not None:
+                self.keep(job, failed(job, why))
+                self.give(gpus)
+                continue
+            thread = threading.Thread(target=self.one, args=(job, gpus))
+            thread.start()
+            threads.append(thread)
+        for thread in threads:
+            thread.join()
+        for standby in self.standby:
+            standby.kill()
+        return int(self.failures[-3:] == [True] * 3)
+
+    def why_not(self, job: Job) -> str | None:
+        if self.failures[-3:] == [True] * 3:
+            return "not run: three failures in a row"
+        if self.seconds() > self.options.seconds - job.get("least_seconds", 15):
+            return "not run: no time left"
+        if job.get("order", 0) > self.short.get(job.get("family", ""), float("inf")):
+            return "not run: a smaller one of its family ran out of memory"
+        return None
+
+    def one(self, job: Job, gpus: list[int]) -> None:
+        started = time.time()
+        try:
+            row = self.measure(job, gpus)
+        except Exception as error:  # noqa: BLE001  one job's trouble is not another's
+            row = failed(job, f"{type(error).__name__}: {error}")
+        finally:
+            self.give(gpus)
+        row["seconds"] = round(time.time() - started, 1)
+        short = not row["ok"] and any(text in str(row["error"]) for text in OUT_OF_MEMORY)
+        row["out_of_memory"] = short
+        with self.change:
+            self.failures.append(not row["ok"] and not short)
+            if short and "family" in job:
+                order = job.get("order", 0)
+                self.short[job["family"]] = min(order, self.short.get(job["family"], order))
+        self.keep(job, row)
+
+    def measure(self, job: Job, gpus: list[int]) -> dict[str, Any]:
+        options = self.options
+        with tempfile.TemporaryDirectory() as folder:
+            block = dict(job["config"]["trimtab"])
+            if "hf" in job:
+                model = Path(folder) / "config.json"
+                model.write_text(json.dumps(job["hf"]), encoding="utf-8")
+                block["model"] = str(model)
+            file = Path(folder) / f"{job['id']}.json"
+            file.write_text(json.dumps({**job["config"], "trimtab": block}), encoding="utf-8")
+            real = job["group"] == "nccl"
+            ranks = [self.ready() for _ in gpus]
+            asked = {
+                "child": str(file), "real": real, "fake": not real, "gpus": job["world"],
+                "world": job["world"], "device": options.device, "tiny": options.tiny,
+                "max_accumulation": 10**6,
+                "cap_gib": job.get("cap_gib"),
+            }  # fmt: skip
+            environment = {
+                "WORLD_SIZE": str(job["world"]), "LOCAL_WORLD_SIZE": str(min(job["world"], 8)),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+            }  # fmt: skip
+            for rank, (gpu, standby) in enumerate(zip(gpus, ranks, strict=True)):
+                own = {"RANK": str(rank), "LOCAL_RANK": str(gpu)}
+                standby.start({"options": asked, "environment": {**environment, **own}})
+            for _ in gpus:  # the next ones import while this job runs
+                self.standby.append(Standby(options))
+            return self.wait(job, ranks)
+
+    def ready(self) -> Standby:
+        with self.change:
+            return self.standby.popleft() if self.standby else Standby(self.options)
+
+    def wait(self, job: Job, ranks: list[Standby]) -> dict[str, Any]:
+        limit = min(job.get("timeout", 120), self.options.seconds + 20 - self.seconds())
+        end = time.time() + max(5.0, limit)
+        while ranks[0].process.poll() is None and time.time() < end:
+            if any(rank.process.poll() is not None for rank in ranks):
+                end = min(end, time.time() + GRACE_SECONDS)  # one is gone: the others wait for it in vain
+            time.sleep(0.1)
+        late = ranks[0].process.poll() is None
+        if not late:
+            time.sleep(0.5)
+        texts = [(rank.kill(), rank.text())[1] for rank in ranks]
+        for line in texts[0].splitlines():
+            if line.startswith("RESULT "):
+                return dict(json.loads(line.removeprefix("RESULT ")))
+        said = f"no answer in {limit:.0f} s; " if late else ""
+        others = [line for text in texts[1:] for line in text.splitlines() if line.startswith("ERROR ")]
+        error = said + " ".join([*others, texts[0][-2500:]])
+        return failed(job, error)
+
+    def keep(self, job: Job, row: dict[str, Any]) -> None:
+        row["group"] = job["group"]
+        row["job"] = {key: value for key, value in job.items() if key not in KEYS}
+        with self.change, open(self.options.output, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        peak = row["gib"].get("end", {}).get("peak_alloc")
+        said = "" if row["ok"] else str(row["error"])[-300:]
+        said = "out of memory" if row.get("out_of_memory") else said
+        print(
+            f"[{self.seconds():5.0f}] {job['id']:44} {job['group']:6} x{job['world']:<3} peak {peak}  "
+            f"step {row['step_seconds']}  {said}",
+            flush=True,
+        )
+
+
+def free_port() -> int:
+    import prove_on_gpu
+
+    return prove_on_gpu.free_port()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("jobs", type=Path, nargs="?")
+    parser.add_argument("--output", default="rows.jsonl")
+    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no job after this long")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--tiny", action="store_true", help="shrunken models: tries the path")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        return worker(options.device)
+    if options.jobs is None:
+        parser.error("JOBS.jsonl is missing")
+    lines = options.jobs.read_text(encoding="utf-8").splitlines()
+    jobs = [json.loads(line) for line in lines if line.strip()]
+    return Pool(options).run(jobs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,308 @@
+"""A recorded step replayed: the host issues, the device's streams run, and they wait as recorded.
+
+The record is that of a phantom rehearsal (`trimtab.rehearse.timeline`), the seconds are those of
+`trimtab.cost.rates`.  Collectives run on a stream of their own for each group, as NCCL's do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trimtab.cost.rates import Rates
+from trimtab.rehearse.durations import (
+    SILU_BACKWARD,
+    device_seconds,
+    has_kernel,
+    host_seconds,
+    plain_name,
+    size_of,
+)
+from trimtab.rehearse.request import PHASES, Collective, Rehearsal
+from trimtab.rehearse.timeline import STREAMS
+
+COLLECTIVES = {
+    "allreduce": "all_reduce", "allgather": "all_gather", "allgather_base": "all_gather",
+    "reduce_scatter": "reduce_scatter", "reduce_scatter_base": "reduce_scatter",
+    "reduce": "all_reduce", "broadcast": "broadcast", "alltoall": "all_to_all", "alltoall_base": "all_to_all",
+}  # fmt: skip
+"""c10d's names and NCCL's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Something that ran: seconds from the start of the step."""
+
+    name: str
+    lane: str
+    start: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulated:
+    """A simulated optimizer step; seconds."""
+
+    step_seconds: float
+    phases: Mapping[str, float]
+    compute_seconds: float
+    """The computing stream at work."""
+    communication_seconds: float
+    """Collectives that nothing else hid."""
+    offload_seconds: float
+    """Copies over the host link, Adam on the host and disks, where nothing else ran."""
+    host_seconds: float
+    """The computing stream idle because the host had not issued its next kernel."""
+    kernels: int
+    spans: tuple[Span, ...] = field(repr=False)
+
+
+def simulate(record: Rehearsal, rates: Rates, *, accumulation: int, stage: int, nodes: int = 1) -> Simulated:
+    """Replay the measured step of ``record``.
+
+    Args:
+        accumulation: micro steps of the whole step; the record holds the first and the last of them.
+        stage: ZeRO stage, for what the engine's hooks cost the host.
+        nodes: hosts that the ranks of the world lie on.
+    """
+    replay = _Replay(record, rates, stage, nodes)
+    replay.run()
+    return replay.answer(accumulation)
+
+
+class _Replay:
+    """Clocks of the host and of every stream while the entries go by."""
+
+    def __init__(self, record: Rehearsal, rates: Rates, stage: int, nodes: int) -> None:
+        self.record, self.rates, self.stage, self.nodes = record, rates, stage, nodes
+        self.host = 0.0
+        self.cause = "host"
+        self.stream = 0
+        self.clocks = [0.0] * max(1, len(record.streams))
+        self.lanes: dict[int, float] = {}
+        self.works: list[float] = []
+        self.events: dict[int, float] = {}
+        self.idle: Counter[str] = Counter()
+        self.busy = 0.0
+        self.kernels = 0
+        self.spans: list[Span] = []
+        self.marks: list[tuple[int, float, Counter[str], float]] = []
+        self.kernel_seconds = [
+            device_seconds(one, rates) if has_kernel(one) else 0.0 for one in record.operators
+        ]
+        self.names = [plain_name(one.name) for one in record.operators]
+
+    # -- clocks --------------------------------------------------------------------------------------------
+
+    def _launch(self, name: str, seconds: float, cause: str | None = None) -> None:
+        """A kernel on the stream in force, once it is issued and what came before it is done."""
+        free = self.clocks[self.stream]
+        start = max(free, self.host)
+        if self.stream == 0 and start > free:
+            self.idle[self.cause] += start - free
+        self.clocks[self.stream] = start + seconds
+        if cause is None and self.stream == 0:
+            self.busy += seconds
+        elif self.stream == 0:
+            self.idle[cause or ""] += seconds
+        self.spans.append(
+            Span(name=name, lane=self.record.streams[self.stream], start=start, seconds=seconds)
+        )
+
+    def _wait(self, stream: int, until: float, cause: str) -> None:
+        if until > self.clocks[stream]:
+            if stream == 0:
+                self.idle[cause] += until - self.clocks[stream]
+            self.clocks[stream] = until
+
+    def _issue(self, seconds: float) -> None:
+        if seconds:
+            self.host += seconds
+            self.cause = "host"
+
+    def _host_waits(self, until: float) -> None:
+        self.host = max(self.host, until)
+
+    # -- entries -------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """All entries in order."""
+        steps = {
+            "operator": self._operator,
+            "collective": self._collective,
+            "copy": self._copy,
+            "stream": self._set_stream,
+            "join": self._join,
+            "record": self._record,
+            "wait_event": self._wait_event,
+            "await": self._await,
+            "host": self._host,
+            "host_event": self._host_event,
+            "module": self._module,
+            "phase": self._phase,
+        }
+        pending: list[int] = []
+        for kind, index in self.record.order:
+            if kind == "operator":  # a run of operators that CUDA has one kernel for?
+                pending.append(index)
+                if self._is_silu_backward(pending):
+                    for _ in SILU_BACKWARD:
+                        pending.pop()
+                    self._silu_backward(index)
+                    continue
+                if len(pending) > len(SILU_BACKWARD):
+                    steps["operator"](pending.pop(0))
+                continue
+            while pending:
+                steps["operator"](pending.pop(0))
+            steps[kind](index)
+        while pending:
+            steps["operator"](pending.pop(0))
+        self._host_waits(max(*self.clocks, *self.lanes.values(), 0.0))
+        self._phase(len(PHASES))
+
+    def _is_silu_backward(self, pending: Sequence[int]) -> bool:
+        return (
+            self.names[pending[-1]] == "mul"
+            and tuple(self.names[one] for one in pending[-len(SILU_BACKWARD) :]) == SILU_BACKWARD
+        )
+
+    def _silu_backward(self, last: int) -> None:
+        product = self.record.operators[last]
+        moved = 3 * size_of(product.outputs)
+        self.kernels += 1
+        self._issue(self.rates.issue_seconds("operator"))
+        self._launch("silu_backward", self.rates.moving(moved, "silu_backward"))
+
+    def _operator(self, index: int) -> None:
+        one = self.record.operators[index]
+        if one.host:
+            self._issue(self.rates.issue_seconds("host operator"))
+            seconds = host_seconds(one, self.rates)
+            if seconds > 1e-5:
+                self.spans.append(Span(name=self.names[index], lane="host", start=self.host, seconds=seconds))
+                self.host += seconds
+                self.cause = "offload"
+            return
+        if not has_kernel(one):
+            self._issue(self.rates.issue_seconds("view"))
+            return
+        self.kernels += 1
+        self._issue(self.rates.issue_seconds("operator"))
+        self._launch(self.names[index], self.kernel_seconds[index])
+
+    def _collective(self, index: int) -> None:
+        one: Collective = self.record.collectives[index]
+        self._issue(self.rates.issue_seconds("collective"))
+        name = COLLECTIVES.get(one.name, "all_reduce")
+        nodes = max(1, min(self.nodes, one.group_size * self.nodes // max(1, self._world)))
+        seconds = self.rates.collective(name, one.bytes, one.group_size, nodes)
+        start = max(self.host, self.clocks[self.stream], self.lanes.get(one.group_size, 0.0))
+        self.lanes[one.group_size] = start + seconds
+        self.works.append(start + seconds)
+        lane = f"collectives of {one.group_size}"
+        self.spans.append(Span(name=one.name, lane=lane, start=start, seconds=seconds))
+
+    @property
+    def _world(self) -> int:
+        return max((one.group_size for one in self.record.collectives), default=1)
+
+    def _copy(self, index: int) -> None:
+        one = self.record.copies[index]
+        self._issue(self.rates.issue_seconds("operator"))
+        if one.direction in ("to_disk", "from_disk"):
+            seconds = self.rates.disk(one.direction, one.bytes)
+            start = max(self.host, self.lanes.get(-1, 0.0))
+            self.lanes[-1] = start + seconds
+            self.spans.append(Span(name=one.direction, lane="disk", start=start, seconds=seconds))
+            return
+        direction = "to device" if one.direction == "to_device" else "to host"
+        self._launch(f"copy {direction}", self.rates.copy(direction, one.bytes), cause="offload")
+        if not one.pinned:  # a pageable copy returns when it is done
+            self._host_waits(self.clocks[self.stream])
+
+    def _set_stream(self, index: int) -> None:
+        self.stream = index
+
+    def _join(self, index: int) -> None:
+        waiter, waited = divmod(index, STREAMS)
+        self._wait(waiter, self.clocks[waited], "communication")
+
+    def _record(self, index: int) -> None:
+        self.events[index] = self.clocks[self.stream]
+
+    def _wait_event(self, index: int) -> None:
+        self._wait(self.stream, self.events.get(index, 0.0), "communication")
+
+    def _await(self, index: int) -> None:
+        self._wait(self.stream, self.works[index], "communication")
+
+    def _host(self, index: int) -> None:
+        self._issue(self.rates.issue_seconds("synchronize"))
+        self._host_waits(max(self.clocks) if index < 0 else self.clocks[index])
+
+    def _host_event(self, index: int) -> None:
+        self._host_waits(self.events.get(index, 0.0))
+
+    def _module(self, _: int) -> None:
+        self._issue(self.rates.module_seconds(self.stage))
+
+    def _phase(self, index: int) -> None:
+        now = max(self.clocks[0], self.host)
+        self.marks.append((index, now, self.idle.copy(), self.busy))
+
+    # -- the answer ----------------------------------------------------------------------------------------
+
+    def answer(self, accumulation: int) -> Simulated:
+        """The whole step: micro steps between the first and the last take as long as the first."""
+        total = self.marks[-1][1]
+        phases: Counter[str] = Counter()
+        for (phase, start, *_), (_, end, *_) in zip(self.marks, self.marks[1:], strict=False):
+            phases[PHASES[phase]] += end - start
+        idle, busy = self.idle.copy(), self.busy
+        forwards = [place for place, mark in enumerate(self.marks) if mark[0] == PHASES.index("forward")]
+        if accumulation > len(forwards) > 1:
+            more = accumulation - len(forwards)
+            first, second = self.marks[forwards[0]], self.marks[forwards[1]]
+            total += more * (second[1] - first[1])
+            busy += more * (second[3] - first[3])
+            for cause in set(second[2]):
+                idle[cause] += more * (second[2][cause] - first[2][cause])
+            for (phase, start, *_), (_, end, *_) in zip(
+                self.marks[forwards[0] : forwards[1]], self.marks[forwards[0] + 1 :], strict=False
+            ):
+                phases[PHASES[phase]] += more * (end - start)
+        rest = total - busy - idle["communication"] - idle["offload"]
+        return Simulated(
+            step_seconds=total,
+            phases=dict(phases),
+            compute_seconds=busy,
+            communication_seconds=idle["communication"],
+            offload_seconds=idle["offload"],
+            host_seconds=max(0.0, rest),
+            kernels=self.kernels,
+            spans=tuple(self.spans),
+        )
+
+
+def trace(simulated: Simulated) -> dict[str, Any]:
+    """The spans in the Trace Event Format that Chrome's about:tracing and Perfetto read."""
+    lanes = list(dict.fromkeys(span.lane for span in simulated.spans))
+    events: list[dict[str, Any]] = [
+        {"name": "thread_name", "ph": "M", "pid": 0, "tid": number, "args": {"name": lane}}
+        for number, lane in enumerate(lanes)
+    ]
+    events += [
+        {
+            "name": span.name,
+            "ph": "X",
+            "ts": round(span.start * 1e6, 3),
+            "dur": round(span.seconds * 1e6, 3),
+            "pid": 0,
+            "tid": lanes.index(span.lane),
+        }
+        for span in simulated.spans
+    ]
+    return {"traceEvents": events, "displayTimeUnit": "ms"}

@@ -1,0 +1,84 @@
+"""The way out of out-of-memory: the guide's order, cumulative, and its four levels of offload."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from trimtab import catalogue
+from trimtab.cluster import Cluster
+from trimtab.config import Config
+from trimtab.errors import UsageError
+from trimtab.ladder import LEVELS, OUT_OF_MEMORY, Ladder, ladder
+from trimtab.moves import ALREADY
+from trimtab.moves.writing import global_batch
+
+
+@cache
+def on(name: str, gpu: str, gpus_per_node: int) -> Ladder:
+    return ladder(catalogue.load_config(name), Cluster.of(gpu, gpus_per_node))
+
+
+def test_the_guides_order_of_cures() -> None:
+    """Micro batch, recomputation, stage 3, optimizer, parameters; then what the guide leaves to NVMe."""
+    assert [move.name for move in OUT_OF_MEMORY] == [
+        "micro-batch-1",
+        "recomputation-on",
+        "zero-stage-3",
+        "offload-optimizer-cpu",
+        "offload-param-cpu",
+        "offload-optimizer-nvme",
+        "offload-param-nvme",
+    ]
+
+
+def test_the_guides_four_levels() -> None:
+    config = catalogue.load_config("llama_7b_single_node")
+    cluster = Cluster.of("a100-40gb", 8)
+    found = []
+    for _, moves in LEVELS:
+        level = config
+        for move in moves:
+            level = move.apply(level, cluster)
+        found.append((level.stage, level.offload_optimizer, level.offload_param))
+    assert found == [(2, "none", "none"), (3, "cpu", "none"), (3, "cpu", "cpu"), (3, "cpu", "nvme")]
+
+
+def test_rungs_add_up_and_the_first_that_fits_is_marked() -> None:
+    answer = on("llama_7b_single_node", "t4", 8)
+    rungs = (answer.start, *answer.rungs)
+    assert [rung.fits(0.9) for rung in rungs] == [False] * 4 + [True] * 4
+    assert answer.first is rungs[4]
+    assert answer.first.moves == (OUT_OF_MEMORY[3],)
+    assert answer.rungs[1].skipped == ALREADY
+    needed = [rung.answer.needed.expected for rung in rungs if rung.answer]
+    assert needed == sorted(needed, reverse=True)
+    for rung in rungs:
+        assert global_batch(rung.config, answer.cluster) == 128
+    last = answer.rungs[-1].config
+    assert (last.stage, last.offload_optimizer, last.offload_param) == (3, "nvme", "nvme")
+    assert last.batch(8).micro == 1
+
+
+def test_the_fastest_level_that_fits_is_marked() -> None:
+    answer = on("llama_7b_single_node", "t4", 8)
+    assert answer.fastest_level is answer.levels[1]
+    assert not answer.levels[0].fits(0.9)
+
+
+def test_what_fits_needs_no_rung() -> None:
+    answer = on("gpt2_baseline", "a100-40gb", 4)
+    assert answer.first is answer.start
+    assert answer.fastest_level is not None
+
+
+def test_without_a_drive_nvme_is_no_rung() -> None:
+    answer = on("gpt2_baseline", "rtx4090", 1)
+    assert answer.rungs[-1].skipped == "the nodes have no local NVMe"
+    assert answer.rungs[-1].config is answer.rungs[-2].config
+
+
+def test_a_file_without_a_model_says_so() -> None:
+    with pytest.raises(UsageError, match="no model is named"):
+        ladder(Config.from_mapping({"train_batch_size": 8}), Cluster.of("h100", 1))
