@@ -108,16 +108,23 @@ class Field:
         if first is None:
             return None
         slowest = first.step_seconds * (1 + TIE)
-        close = [one for one in order if one.step_seconds <= slowest]
-        for one in sorted(close, key=self._preference):
+        found: list[Contender] = []
+        for one in sorted((one for one in order if one.step_seconds <= slowest), key=self._preference):
+            if found and one.family.complexity >= found[0].family.complexity:
+                break
             fit = self.fitting(one)
             if fit is not None:
-                return fit
-        return first
+                found.append(fit)
+                found.sort(key=self._preference)
+        return found[0]
 
     def _preference(self, one: Contender) -> tuple[object, ...]:
-        """The simplest, then the one that leaves most memory."""
-        return one.family.complexity, one.micro, one.family.name
+        """The simplest, then the largest micro batch.
+
+        What the arithmetic does not see (launches, hooks, Python) comes once a micro step: GPT-2 on one H200
+        took 8 % less time with micro batches of 64 than of 16 (bench/grid.py).
+        """
+        return one.family.complexity, -one.micro, one.family.name
 
     def fitting(self, one: Contender) -> Contender | None:
         """``one`` if it fits, or with smaller buckets if only that fits; None if it does not."""
