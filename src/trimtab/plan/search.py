@@ -22,6 +22,9 @@ TIE = 0.01
 """Step times within this share of the fastest count as equal: less than the arithmetic can tell apart."""
 
 
+Line = tuple[tuple[str, ...], bool]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
     """A configuration on a cluster, with its time."""
@@ -45,6 +48,11 @@ class Contender:
         """Of the whole cluster."""
         return self.speed.step_seconds / (self.speed.tokens_per_step * self.cluster.world_size)
 
+    @property
+    def line(self) -> Line:
+        """The family along which memory grows with the micro batch: without accumulation another begins."""
+        return self.family.name, self.accumulation > 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loser:
@@ -63,14 +71,15 @@ class Field:
     arithmetic: Arithmetic
     exact: bool = True
     """Whether the caching allocator is replayed; where not, what it usually loses is taken."""
-    refuted: dict[tuple[str, ...], int] = field(default_factory=dict)
-    """By family the smallest micro batch that a proof refused."""
+    refuted: dict[Line, int] = field(default_factory=dict)
+    """By line the smallest micro batch that a proof refused."""
     retimed: dict[tuple[tuple[str, ...], int], float] = field(default_factory=dict)
     """Step seconds that were measured, by family and micro batch."""
     _every: list[Contender] | None = None
     _lean: dict[tuple[tuple[str, ...], int], Contender] = field(default_factory=dict)
     _short: dict[tuple[tuple[str, ...], int], Shortfall | None] = field(default_factory=dict)
-    _ends: dict[tuple[str, ...], tuple[Contender, Contender | None]] = field(default_factory=dict)
+    _shorts: dict[Line, list[tuple[int, Shortfall]]] = field(default_factory=dict)
+    _ends: dict[Line, tuple[Contender, Contender | None]] = field(default_factory=dict)
 
     @property
     def divides(self) -> bool:
@@ -87,7 +96,7 @@ class Field:
         key = (one.family.name, one.micro)
         lean = smaller_bucket(one.family, self.wishes, self.cluster) if key not in self._lean else None
         if lean is None:
-            self.refuted[one.family.name] = one.micro
+            self.refuted[one.line] = one.micro
         else:
             config = with_micro_batch(lean, one.micro, self.cluster)
             self._lean[key] = replace(one, family=lean, config=config)
@@ -128,11 +137,13 @@ class Field:
 
     def fitting(self, one: Contender) -> Contender | None:
         """``one`` if it fits, or with smaller buckets if only that fits; None if it does not."""
-        if one.micro >= self.refuted.get(one.family.name, one.micro + 1):
+        if one.micro >= self.refuted.get(one.line, one.micro + 1):
             return None
         key = (one.family.name, one.micro)
         if key not in self._short:
-            self._short[key] = self._verdict(one)
+            short = self._short[key] = self._verdict(one)
+            if short is not None:
+                self._shorts.setdefault(one.line, []).append((one.micro, short))
         return None if self._short[key] is not None else self._counted(self._lean.get(key, one))
 
     def _counted(self, one: Contender) -> Contender:
@@ -149,6 +160,7 @@ class Field:
         losers: list[Loser] = []
         for members in self._families():
             found = [fit for one in members if (fit := self._likely(one)) is not None]
+            found = found or [fit for one in members if (fit := self.fitting(one)) is not None]
             if found:
                 fastest = min(one.step_seconds for one in found)
                 fitting.append(
@@ -158,12 +170,13 @@ class Field:
                     )
                 )
                 continue
-            least = min(members, key=lambda one: one.micro)
-            short = self.shortfall(least)
-            if short is not None:
+            short, least = min(
+                ((short, one) for one in members if (short := self.shortfall(one)) is not None),
+                key=lambda lost: (lost[0].needed, lost[1].micro),
+                default=(None, None),
+            )
+            if short is not None and least is not None:
                 losers.append(Loser(contender=least, shortfall=short))
-            else:
-                fitting.append(least)
         fitting.sort(key=lambda one: (one.step_seconds, one.family.complexity))
         losers.sort(key=lambda one: one.shortfall.needed / one.shortfall.there)
         return fitting, losers
@@ -171,7 +184,7 @@ class Field:
     def _likely(self, one: Contender) -> Contender | None:
         """As `fitting`, but the allocator's loss is taken as usual where nobody replayed it."""
         key = (one.family.name, one.micro)
-        if key in self._short or one.micro >= self.refuted.get(one.family.name, one.micro + 1):
+        if key in self._short or one.micro >= self.refuted.get(one.line, one.micro + 1):
             return self.fitting(one)
         if self._known_short(one) or self._hopeless(one):
             return None
@@ -180,7 +193,7 @@ class Field:
 
     def beyond(self, one: Contender) -> Loser | None:
         """The next larger micro batch of the same family, if that does not fit."""
-        larger = [each for each in self.every() if each.family.name == one.family.name]
+        larger = [each for each in self.every() if each.line == one.line]
         larger = sorted((each for each in larger if each.micro > one.micro), key=lambda each: each.micro)
         for each in larger:
             short = self._hopeless(each)
@@ -249,12 +262,7 @@ class Field:
         return self.arithmetic.usual_shortfall(config, self.cluster)
 
     def _known_short(self, one: Contender) -> Shortfall | None:
-        smaller = (
-            short
-            for (name, micro), short in self._short.items()
-            if name == one.family.name and micro < one.micro and short is not None
-        )
-        return next(smaller, None)
+        return next((short for micro, short in self._shorts.get(one.line, ()) if micro < one.micro), None)
 
     def _hopeless(self, one: Contender) -> Shortfall | None:
         """What ``one`` lacks as its family's two smallest micro batches tell.
@@ -262,7 +270,7 @@ class Field:
         The peak over a step is the highest of many sums that each grow in a line with the micro batch, so it
         bends upwards, and the line through two points lies below it.
         """
-        first, second = self._smallest(one.family)
+        first, second = self._smallest(one.line)
         at_first = self.arithmetic.shortfall(first.config, self.cluster)
         if at_first is not None or second is None or one.micro <= second.micro:
             return at_first
@@ -273,12 +281,13 @@ class Field:
         slope = (high - low) / (second.micro - first.micro)
         return self.arithmetic.certain_shortfall(low + slope * (one.micro - first.micro), self.cluster)
 
-    def _smallest(self, family: Family) -> tuple[Contender, Contender | None]:
-        if family.name not in self._ends:
-            members = [one for one in self._every or [] if one.family.name == family.name]
-            members.sort(key=lambda one: one.micro)
-            self._ends[family.name] = members[0], members[1] if len(members) > 1 else None
-        return self._ends[family.name]
+    def _smallest(self, line: Line) -> tuple[Contender, Contender | None]:
+        if line not in self._ends:
+            members = sorted(
+                (one for one in self._every or [] if one.line == line), key=lambda one: one.micro
+            )
+            self._ends[line] = members[0], members[1] if len(members) > 1 else None
+        return self._ends[line]
 
     def _buckets_could_help(self, one: Contender, short: Shortfall) -> bool:
         """Whether the lack is no more than what the buckets take: twice their elements at most."""
