@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import UsageError
-from trimtab.rehearse import corners
+from trimtab.rehearse import corners, streams
 from trimtab.rehearse.child import answer_with
 from trimtab.rehearse.course import course
 from trimtab.rehearse.request import (
@@ -45,7 +45,7 @@ class Run:
         corners.make_device()
         self.request = request
         self.ledger = Ledger(all_true=not request.padding)
-        corners.attach(self.ledger)
+        streams.attach(self.ledger)
         self.moments: list[tuple[str, int, int, int, int, int]] = []
         self.phase_peaks: dict[str, tuple[int, int, str]] = {}
         self.measured_from = 0

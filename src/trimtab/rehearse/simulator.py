@@ -7,7 +7,7 @@ The record is that of a phantom rehearsal (`trimtab.rehearse.timeline`), the sec
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +86,8 @@ class _Replay:
     def __init__(self, record: Rehearsal, rates: Rates, stage: int, nodes: int) -> None:
         self.record, self.rates, self.stage, self.nodes = record, rates, stage, nodes
         self.host = 0.0
-        self.cause = "host"
+        self.offloaded = 0.0
+        """Seconds of the host's own arithmetic that the computing stream has not waited for."""
         self.phase = ""
         self.stream = 0
         self.clocks = [0.0] * max(1, len(record.streams))
@@ -95,11 +96,11 @@ class _Replay:
         """Collectives on their way whose time the computing stream has neither waited for nor lost."""
         self.works: list[float] = []
         self.events: dict[int, float] = {}
-        self.idle: Counter[str] = Counter()
+        self.idle: defaultdict[str, float] = defaultdict(float)
         self.busy = 0.0
         self.kernels = 0
         self.spans: list[Span] = []
-        self.marks: list[tuple[int, float, Counter[str], float]] = []
+        self.marks: list[tuple[int, float, defaultdict[str, float], float]] = []
         self.kernel_seconds = [
             device_seconds(one, rates) if has_kernel(one) else 0.0 for one in record.operators
         ]
@@ -112,7 +113,7 @@ class _Replay:
         free = self.clocks[self.stream]
         start = max(free, self.host)
         if self.stream == 0 and start > free:
-            self.idle[self.cause] += start - free
+            self._blame(start - free)
         if self.stream == 0:
             start = self._pay(start, seconds)
         self.clocks[self.stream] = start + seconds
@@ -144,10 +145,15 @@ class _Replay:
                     waited -= owed
             self.clocks[stream] = until
 
+    def _blame(self, gap: float) -> None:
+        """Say what the computing stream was idle for: the host's arithmetic, or its issuing."""
+        offloaded = min(gap, self.offloaded)
+        self.idle["offload"] += offloaded
+        self.idle["host"] += gap - offloaded
+        self.offloaded = 0.0
+
     def _issue(self, seconds: float) -> None:
-        if seconds:
-            self.host += seconds
-            self.cause = "host"
+        self.host += seconds
 
     def _host_waits(self, until: float) -> None:
         self.host = max(self.host, until)
@@ -188,6 +194,7 @@ class _Replay:
         while pending:
             steps["operator"](pending.pop(0))
         self._host_waits(max(*self.clocks, *self.lanes.values(), 0.0))
+        self._blame(max(0.0, self.host - self.clocks[0]))
         self._phase(len(PHASES))
 
     def _is_silu_backward(self, pending: Sequence[int]) -> bool:
@@ -211,7 +218,7 @@ class _Replay:
             if seconds > 1e-5:
                 self.spans.append(Span(name=self.names[index], lane="host", start=self.host, seconds=seconds))
                 self.host += seconds
-                self.cause = "offload"
+                self.offloaded += seconds
             return
         if not has_kernel(one):
             self._issue(self._dispatch(one))
@@ -301,7 +308,7 @@ class _Replay:
     def answer(self, accumulation: int) -> Simulated:
         """The whole step: micro steps between the first and the last take as long as the first."""
         total = self.marks[-1][1]
-        phases: Counter[str] = Counter()
+        phases: defaultdict[str, float] = defaultdict(float)
         for (phase, start, *_), (_, end, *_) in zip(self.marks, self.marks[1:], strict=False):
             phases[PHASES[phase]] += end - start
         idle, busy = self.idle.copy(), self.busy
@@ -359,7 +366,7 @@ def speed_of(simulated: Simulated, record: Rehearsal, config: Config, rates: Rat
 
 def _model_flops(record: Rehearsal, recomputed: bool) -> float:
     """Operations of products and attention, those that recomputation repeats left out."""
-    done: Counter[str] = Counter()
+    done: defaultdict[str, float] = defaultdict(float)
     for one in record.operators:
         done[one.phase] += one.count * flops_of(one)
     backward = done["backward"]
