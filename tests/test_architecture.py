@@ -57,7 +57,7 @@ HOMES = {
     "rich": ("cli", "report", "train"),
     "yaml": ("source",),
     "tomli": ("settings",),
-    "matplotlib": ("report", "train"),
+    "matplotlib": ("report",),
     "psutil": ("launch", "train", "rehearse", "probe"),
     **dict.fromkeys(
         (
