@@ -6,6 +6,7 @@ with the fields of `GpuRehearsal`, or ``{"error": {"kind", "message"}}``, to the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -155,8 +156,10 @@ class Run:
             which = memory_that_ran_out(error)
             if which is None:
                 raise
-            allocated = memory.allocated()
-            memory.close("first step" if self.step == 1 else self._phase_of_peaks)
+            allocated = 0
+            with contextlib.suppress(RuntimeError):  # a context that broke cannot be asked
+                allocated = memory.allocated()
+                memory.close("first step" if self.step == 1 else self._phase_of_peaks)
             short = shortage(
                 error,
                 memory=which,
@@ -172,7 +175,7 @@ class Run:
             parameters=self.parameters,
             trainable=self.trainable,
             phases=memory.peaks,
-            peak_bytes=max(stepping or memory.peaks.values()),
+            peak_bytes=max(stepping or memory.peaks.values(), default=0),
             live=memory.live,
             held=self._held_at_the_peak(),
             reserved_bytes=memory.reserved,
