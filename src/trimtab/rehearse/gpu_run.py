@@ -76,11 +76,12 @@ class Memory:
 
 
 class Held:
-    """What the model and the engine hold on the GPU at this moment, by part."""
+    """What the model and the engine hold on ``device`` at this moment, by part."""
 
-    def __init__(self, engine: Any, model: Any) -> None:
+    def __init__(self, engine: Any, model: Any, device: str) -> None:
         from trimtab.rehearse import parts
 
+        self.device = device
         self.bytes: Counter[str] = Counter()
         self._seen: set[int] = set()
         parts.label_model(self, model)
@@ -90,7 +91,7 @@ class Held:
         """Count ``tensor``'s storage for ``part``, unless it was counted before."""
         import torch
 
-        if not isinstance(tensor, torch.Tensor) or tensor.device.type != "cuda":
+        if not isinstance(tensor, torch.Tensor) or tensor.device.type != self.device:
             return
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._seen:
@@ -264,7 +265,7 @@ class Run:
             self.memory.close(border)
         if last:
             self.memory.live[border] = self.memory.allocated()
-            self.held[border] = Held(self.engine, self.model).bytes
+            self.held[border] = Held(self.engine, self.model, self.request.device).bytes
 
     def _timed_step(self, batch: Callable[[], dict[str, Any]]) -> None:
         """A step that nothing disturbs."""
