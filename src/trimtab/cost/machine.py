@@ -56,7 +56,8 @@ class Node:
         self.gradients: tuple[int, ...] = ()
         self.saved: tuple[Storage, ...] = ()
         self.scratch = self.flops = self.moved = self.slot = self.part = self.saves = self.tail = 0
-        self.kernel, self.shape = "moving", ()
+        self.kernel = "moving"
+        self.shape: tuple[int, ...] = ()
         self.region: Region | None = None
         self.place: object = None
         self.module = False

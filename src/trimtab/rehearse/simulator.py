@@ -7,7 +7,7 @@ The record is that of a phantom rehearsal (`trimtab.rehearse.timeline`), the sec
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,11 +95,11 @@ class _Replay:
         """Collectives on their way whose time the computing stream has neither waited for nor lost."""
         self.works: list[float] = []
         self.events: dict[int, float] = {}
-        self.idle: Counter[str] = Counter()
+        self.idle: defaultdict[str, float] = defaultdict(float)
         self.busy = 0.0
         self.kernels = 0
         self.spans: list[Span] = []
-        self.marks: list[tuple[int, float, Counter[str], float]] = []
+        self.marks: list[tuple[int, float, defaultdict[str, float], float]] = []
         self.kernel_seconds = [
             device_seconds(one, rates) if has_kernel(one) else 0.0 for one in record.operators
         ]
@@ -301,7 +301,7 @@ class _Replay:
     def answer(self, accumulation: int) -> Simulated:
         """The whole step: micro steps between the first and the last take as long as the first."""
         total = self.marks[-1][1]
-        phases: Counter[str] = Counter()
+        phases: defaultdict[str, float] = defaultdict(float)
         for (phase, start, *_), (_, end, *_) in zip(self.marks, self.marks[1:], strict=False):
             phases[PHASES[phase]] += end - start
         idle, busy = self.idle.copy(), self.busy
@@ -359,7 +359,7 @@ def speed_of(simulated: Simulated, record: Rehearsal, config: Config, rates: Rat
 
 def _model_flops(record: Rehearsal, recomputed: bool) -> float:
     """Operations of products and attention, those that recomputation repeats left out."""
-    done: Counter[str] = Counter()
+    done: defaultdict[str, float] = defaultdict(float)
     for one in record.operators:
         done[one.phase] += one.count * flops_of(one)
     backward = done["backward"]
