@@ -16,6 +16,7 @@ LAYERS = (
     ("errors", "units"),
     (
         "architecture",
+        "cards",
         "catalogue",
         "cluster",
         "config",
@@ -57,7 +58,7 @@ HOMES = {
     "rich": ("cli", "report", "train"),
     "yaml": ("source",),
     "tomli": ("settings",),
-    "matplotlib": ("report", "train"),
+    "matplotlib": ("report",),
     "psutil": ("launch", "train", "rehearse", "probe"),
     **dict.fromkeys(
         (

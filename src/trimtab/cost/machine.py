@@ -20,8 +20,8 @@ from trimtab.cost.meter import PART, Account, Kernel, Storage
 class Weight:
     """A parameter as the machine sees it: a size, whether it trains, and the gradients still to come.
 
-    ``index`` is its place among the model's parameters, ``columns`` the width of a row: the inputs of a linear
-    layer, the width of an embedding.
+    ``index`` is its place among the model's parameters, ``columns`` the width of a row: the inputs of a
+    linear layer, the width of an embedding.
     """
 
     __slots__ = (
@@ -56,7 +56,8 @@ class Node:
         self.gradients: tuple[int, ...] = ()
         self.saved: tuple[Storage, ...] = ()
         self.scratch = self.flops = self.moved = self.slot = self.part = self.saves = self.tail = 0
-        self.kernel, self.shape = "moving", ()
+        self.kernel = "moving"
+        self.shape: tuple[int, ...] = ()
         self.region: Region | None = None
         self.place: object = None
         self.module = False
@@ -140,7 +141,10 @@ def backward_kernels(node: Node) -> Iterator[Kernel]:
         if any(node.inputs[2:]):  # the bias: a sum over the rows
             yield Kernel("backward", "moving", outcome)
     else:
-        yield Kernel("backward", "moving", node.moved + sum(sizes) + 2 * node.scratch + node.tail, node.flops)
+        moved = node.moved + sum(sizes) + 2 * node.scratch + node.tail
+        count = len(sizes) + (node.scratch > 0) + (node.tail > 0)  # one a gradient, and those between
+        for _ in range(count):
+            yield Kernel("backward", "moving", moved // count, node.flops // count)
 
 
 class Machine:
