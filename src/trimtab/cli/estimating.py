@@ -47,6 +47,7 @@ FLAGS: Mapping[str, tuple[str, Any]] = {
     "--lora-r": ("lora_r", count),
     "--lora-targets": ("lora_targets", str),
     "--tokens": ("tokens", str),
+    "--picture": ("picture", str),
 }
 
 
@@ -70,7 +71,7 @@ def run(
 ) -> int:
     """Answers and prints; ``flags`` are those of `trimtab.cli.settling.settle`."""
     if picture:
-        from trimtab.report.picture_file import check_name
+        from trimtab.report.picture_file import check_name, write_picture
 
         check_name(picture)
     settled, cluster, notes = settle(config, **flags)
@@ -82,8 +83,6 @@ def run(
 
         answer = with_run(answer, parse_count(tokens))
     if picture:
-        from trimtab.report.picture_file import write_picture
-
         write_picture({**to_json(answer), "notes": list(notes)}, picture)
     if as_json:
         from trimtab.report import document
