@@ -1,13 +1,12 @@
 """The arithmetic against the phantom engine, over thousands of drawn jobs.
 
-    python bench/sweep.py --count 2000 --output bench/data/sweep.jsonl     goes on where the file ends
-    python bench/sweep.py --summary bench/data/sweep.jsonl                  errors by family, stage, ...
-    python bench/sweep.py --worst 20 --summary bench/data/sweep.jsonl       and the cases furthest apart
+    python bench/sweep.py --count 2000             goes on where bench/data/sweep.jsonl ends
+    python bench/sweep.py --recount                the arithmetic again, of every row (after a change to it)
+    python bench/sweep.py --summary --worst 20     errors by family, stage, ..., and the cases furthest apart
 
 Each case is drawn from its number alone (families, shapes, stages, worlds, buckets, precisions, offload,
-recomputation, accumulation, LoRA): a row keeps the number and what the phantom said, and any one can be run
-again with ``--only NUMBER``.  The arithmetic is run when it is compared.  Rows of an older `REVISION` of the
-phantom are run again.
+recomputation, accumulation, LoRA): a row keeps the number and both answers in bytes, and any one can be run
+again with ``--only NUMBER``.  Rows of an older `REVISION` of the phantom are run again.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
-REVISION = 1
+REVISION = 2
 """Raised when a change to the phantom may change its answers."""
 CPU = {"device": "cpu", "pin_memory": True}
 FAMILIES = (
@@ -129,14 +128,15 @@ def _job(family: str, pick: random.Random) -> dict[str, Any]:
     return block
 
 
-def arithmetic(one: dict[str, Any]) -> Any:
-    """The counted profile of a case."""
+def arithmetic(one: dict[str, Any]) -> dict[str, int]:
+    """What is counted of a case, as columns of its row."""
     from trimtab.config import Config
     from trimtab.cost.memory import profile
     from trimtab.model import Model
 
     config = Config.from_mapping(one["config"], name=f"case {one['number']}")
-    return profile(config, Model.from_hf(one["hf"], config.name), one["world"])
+    counted = profile(config, Model.from_hf(one["hf"], config.name), one["world"], allocator=True)
+    return {"arithmetic": counted.peak, "arithmetic_allocated": counted.allocated_peak}
 
 
 def fingerprint(one: dict[str, Any]) -> str:
@@ -145,13 +145,13 @@ def fingerprint(one: dict[str, Any]) -> str:
 
 
 def run(one: dict[str, Any]) -> dict[str, Any]:
-    """The phantom's answer about one case, as a row."""
+    """Both answers about one case, as a row: a step's peak of tensors, and of what is allocated for them."""
     from trimtab.config import Config
     from trimtab.errors import TrimtabError
     from trimtab.rehearse.request import PhantomRequest
     from trimtab.rehearse.series import rehearse_forked
 
-    row = {"number": one["number"], "case": fingerprint(one), "revision": REVISION}
+    row = {"number": one["number"], "case": fingerprint(one), "revision": REVISION, **arithmetic(one)}
     request = PhantomRequest.of_config(
         Config.from_mapping(one["config"]), one["hf"], world_size=one["world"], record="none"
     )
@@ -159,15 +159,7 @@ def run(one: dict[str, Any]) -> dict[str, Any]:
         answer = rehearse_forked(request, timeout_seconds=300)
     except TrimtabError as error:
         return {**row, "error": str(error)[:200]}
-    return {
-        **row,
-        "peak": answer.step_peak_bytes,
-        "init_peak": answer.init_peak_bytes,
-        "allocated_peak": answer.peak_allocated_bytes,
-        "reserved_peak": answer.peak_reserved_bytes,
-        "host_peak": answer.host_peak_bytes,
-        "at": max(answer.phases, key=lambda phase: phase.peak_bytes).name,
-    }
+    return {**row, "phantom": answer.step_peak_bytes, "phantom_allocated": answer.peak_allocated_bytes}
 
 
 def rows(path: Path) -> dict[int, dict[str, Any]]:
@@ -177,46 +169,55 @@ def rows(path: Path) -> dict[int, dict[str, Any]]:
     return {number: row for number, row in found.items() if row["case"] == fingerprint(draw(number))}
 
 
-def groups(one: dict[str, Any]) -> list[str]:
-    """The groups that a case counts in."""
+def groups(one: dict[str, Any]) -> dict[str, str]:
+    """The group that a case counts in, by title."""
     zero, block = one["config"]["zero_optimization"], one["config"]["trimtab"]
-    return [
-        "all",
-        f"family {one['family']}",
-        f"stage {zero['stage']}",
-        "offload" if "offload_optimizer" in zero or "offload_param" in zero else "no offload",
-        "recomputation" if block["checkpoint_activations"] else "no recomputation",
-        f"attention {block['attention']}",
-        next((name for name in ("bf16", "fp16") if name in one["config"]), "fp32"),
-        "LoRA" if "lora" in block else "no LoRA",
-    ]
-
-
-def errors(found: dict[int, dict[str, Any]]) -> dict[int, float]:
-    """Of each case that the phantom answered: how far the arithmetic's peak of tensors is off."""
+    offload = [name for name in ("optimizer", "param") if f"offload_{name}" in zero]
     return {
-        number: arithmetic(draw(number)).peak / row["peak"] - 1
-        for number, row in sorted(found.items())
-        if "peak" in row
+        "ZeRO stage": str(zero["stage"]),
+        "offload": " and ".join(offload).replace("param", "parameters") or "none",
+        "activations": "recomputed" if block["checkpoint_activations"] else "kept",
+        "precision": next((name for name in ("bf16", "fp16") if name in one["config"]), "fp32"),
+        "attention": block["attention"],
+        "LoRA": "yes" if "lora" in block else "no",
+        "model type": one["family"],
     }
+
+
+def error(row: dict[str, Any]) -> float:
+    """How far the arithmetic's peak of tensors is off the phantom's."""
+    return row["arithmetic"] / row["phantom"] - 1
+
+
+def spread(errors: list[float]) -> tuple[float, float, float]:
+    """Median, 95th percentile and largest of the errors' sizes, the last with its sign."""
+    sizes = sorted(map(abs, errors))
+    return statistics.median(sizes), sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))], max(errors, key=abs)
 
 
 def summary(found: dict[int, dict[str, Any]], worst: int) -> str:
     """Errors of the arithmetic against the phantom, in all and by what was drawn."""
-    grouped: dict[str, list[float]] = defaultdict(list)
-    off = errors(found)
-    for number, error in off.items():
-        for name in groups(draw(number)):
-            grouped[name].append(error)
-    lines = [f"{'':24}{'cases':>7}{'median':>9}{'95 %':>9}{'largest':>9}"]
-    for name in sorted(grouped, key=lambda name: (name != "all", name)):
-        sizes = sorted(map(abs, grouped[name]))
-        tail = sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))]
-        lines.append(f"{name:24}{len(sizes):7}{statistics.median(sizes):9.2%}{tail:9.2%}{sizes[-1]:9.2%}")
-    lines.append(f"{len(found) - len(off)} cases that the phantom did not answer")
-    for number in sorted(off, key=lambda number: -abs(off[number]))[:worst]:
-        lines.append(f"{number:5} {off[number]:+8.2%}  {', '.join(groups(draw(number))[1:])}")
+    grouped: dict[tuple[str, str], list[float]] = defaultdict(list)
+    answered = {number: row for number, row in found.items() if "phantom" in row}
+    for number, row in answered.items():
+        for group in (("all", ""), *groups(draw(number)).items()):
+            grouped[group].append(error(row))
+    lines = [f"{'':28}{'cases':>7}{'median':>9}{'95 %':>9}{'largest':>9}"]
+    for title, name in sorted(grouped, key=lambda group: (group[0] != "all", group)):
+        middle, tail, largest = spread(grouped[title, name])
+        count = len(grouped[title, name])
+        lines.append(f"{title + ' ' + name:28}{count:7}{middle:9.2%}{tail:9.2%}{largest:+9.2%}")
+    lines.append(f"{len(found) - len(answered)} cases that the phantom did not answer")
+    for number in sorted(answered, key=lambda number: -abs(error(answered[number])))[:worst]:
+        lines.append(
+            f"{number:5} {error(answered[number]):+8.2%}  {', '.join(groups(draw(number)).values())}"
+        )
     return "\n".join(lines)
+
+
+def write(path: Path, found: dict[int, dict[str, Any]]) -> None:
+    """Replace the file by ``found``, by number."""
+    path.write_text("".join(json.dumps(found[number]) + "\n" for number in sorted(found)), "utf-8")
 
 
 def main() -> int:
@@ -227,27 +228,31 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "bench/data/sweep.jsonl")
     parser.add_argument("--only", type=int)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no case after this long")
-    parser.add_argument("--summary", type=Path)
+    parser.add_argument("--recount", action="store_true")
+    parser.add_argument("--summary", action="store_true")
     parser.add_argument("--worst", type=int, default=0)
     options = parser.parse_args()
-    if options.summary:
-        print(summary(rows(options.summary), options.worst))
-        return 0
     if options.only is not None:
         one = draw(options.only)
-        print(json.dumps({**one, **run(one), "arithmetic_peak": arithmetic(one).peak}, indent=1))
+        print(json.dumps({**one, **run(one)}, indent=1))
         return 0
-    done = {number for number, row in rows(options.output).items() if row["revision"] == REVISION}
+    found = rows(options.output)
+    if options.recount:
+        write(options.output, {n: {**row, **arithmetic(draw(n))} for n, row in found.items()})
+        return 0
+    if options.summary:
+        print(summary(found, options.worst))
+        return 0
+    done = {number for number, row in found.items() if row["revision"] == REVISION}
     started = time.time()
     for number in sorted(set(range(options.count)) - done):
         if time.time() - started > options.seconds:
             break
-        one = draw(number)
-        row = run(one)
+        row = run(draw(number))
         with options.output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        said = f"{arithmetic(one).peak / row['peak'] - 1:+.2%}" if "peak" in row else row["error"]
-        print(f"{number:5} {one['family']:10} {said}", flush=True)
+        print(f"{number:5} {f'{error(row):+.2%}' if 'phantom' in row else row['error']}", flush=True)
+    write(options.output, rows(options.output))
     return 0
 
 

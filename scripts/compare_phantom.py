@@ -3,7 +3,7 @@
 usage: python scripts/compare_phantom.py [DATA.jsonl ...] [--out RESULT.jsonl] [--only TEXT] [--missing]
 
 Prints, at each moment of a case, what the phantom says and what the GPU's allocator showed (GiB), and writes
-one JSON line a case.  Both files of bench/data were measured on NVIDIA H200 GPUs with torch 2.11.0+cu130,
+one JSON line a case.  All files of bench/data were measured on NVIDIA H200 GPUs with torch 2.11.0+cu130,
 deepspeed 0.19.8 and transformers 5.17.0 (random weights and tokens).
 """
 
@@ -25,7 +25,7 @@ from trimtab.rehearse.series import rehearse_forked
 from trimtab.units import GIB
 
 DATA = Path(__file__).parents[1] / "bench" / "data"
-MEASURED = ("h200_cases.jsonl", "h200_memory.jsonl")
+MEASURED = ("h200_cases.jsonl", "h200_memory.jsonl", "real_worlds.jsonl", "grid_x1.jsonl")
 TASKS = {
     "causal": "causal-lm",
     "mlm": "masked-lm",
@@ -92,7 +92,11 @@ def main() -> int:
     errors, failed = [], 0
     lines = [line for file in options.data for line in file.read_text(encoding="utf-8").splitlines()]
     for case in map(json.loads, lines):
-        if options.only not in case["id"] or (options.missing and case["id"] in rows):
+        if (
+            "end" not in case["gib"]
+            or options.only not in case["id"]
+            or (options.missing and case["id"] in rows)
+        ):
             continue
         try:
             row = compare(case)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import statistics
 import sys
 from types import ModuleType
 
@@ -56,3 +57,21 @@ def test_a_large_error_is_listed(script: ModuleType, cases: list[object]) -> Non
     listed = script.page(cases).partition("## Off by more")[2].partition("## What")[0]
     far = [c.name for c in cases if abs(c.error("arithmetic")) > script.NOTABLE]  # type: ignore[attr-defined]
     assert all(f"| {name} |" in listed for name in far)
+
+
+def test_the_phantom_is_within_two_percent_of_every_measured_peak(cases: list[object]) -> None:
+    errors = [abs(error) for case in cases if (error := case.error("phantom")) is not None]  # type: ignore[attr-defined]
+    assert len(errors) > 100
+    assert statistics.median(errors) <= 0.005
+    assert max(errors) <= 0.02
+
+
+def test_drawn_jobs_are_those_of_their_numbers_and_counted_as_now(script: ModuleType) -> None:
+    rows = script.rows("sweep.jsonl")
+    numbers = [row["number"] for row in rows]
+    assert numbers == sorted(set(numbers))
+    for row in rows[:: max(1, len(rows) // 40)]:
+        one = script.sweep.draw(row["number"])
+        assert row["case"] == script.sweep.fingerprint(one)
+        counted = script.sweep.arithmetic(one)
+        assert counted.items() <= row.items(), "run bench/sweep.py --recount and scripts/make_accuracy.py"

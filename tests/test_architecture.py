@@ -16,6 +16,7 @@ LAYERS = (
     ("errors", "units"),
     (
         "architecture",
+        "cards",
         "catalogue",
         "cluster",
         "config",

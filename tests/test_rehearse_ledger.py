@@ -111,7 +111,7 @@ def test_operators_that_cuda_has_a_kernel_for_stay_whole(seen: dict[str, Any]) -
 
 def test_softmax_multiplies_before_it_sums(seen: dict[str, Any]) -> None:
     whole = 128 * 128 * 4
-    # the incoming gradient is one number, expanded; its product with the output and the result stand beside it
+    # the incoming gradient is one number, expanded; its product with the output and the result are whole
     assert 2 * whole <= seen["softmax backward"] < 2.5 * whole
 
 

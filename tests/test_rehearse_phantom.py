@@ -237,6 +237,25 @@ def test_t5s_permuted_bias_takes_the_plain_kernel_and_recomputation_frees_its_sc
 
 @needs_engine
 @pytest.mark.engine
+def test_quantized_collectives_send_half_and_a_quarter() -> None:
+    def moved(**zero: bool) -> dict[str, int]:
+        answer = run(request(3, zero=zero, hf={**LLAMA, "vocab_size": 8192}, world_size=16))
+        sizes: dict[str, int] = {}
+        for row in answer.collectives:
+            if row.phase in ("forward", "backward"):
+                sizes[row.name] = max(sizes.get(row.name, 0), row.bytes)
+        return sizes
+
+    plain = moved()
+    quantized = moved(zero_quantized_weights=True, zero_quantized_gradients=True)
+    assert quantized["allgather_base"] == plain["allgather_base"] // 2
+    assert "alltoall_base" not in plain
+    # the largest gradient, 8192 rows of 256, in half bytes, first among the eight ranks of a node
+    assert quantized["alltoall_base"] == 8192 * 256 // 2
+
+
+@needs_engine
+@pytest.mark.engine
 def test_what_cannot_run_says_why() -> None:
     with pytest.raises(RefusedConfig, match="OneBitAdam is not a supported DeepSpeed Optimizer"):
         run(request(2, more={"optimizer": {"type": "OneBitAdam", "params": {"lr": 1e-4}}}))

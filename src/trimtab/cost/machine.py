@@ -20,8 +20,8 @@ from trimtab.cost.meter import PART, Account, Kernel, Storage
 class Weight:
     """A parameter as the machine sees it: a size, whether it trains, and the gradients still to come.
 
-    ``index`` is its place among the model's parameters, ``columns`` the width of a row: the inputs of a linear
-    layer, the width of an embedding.
+    ``index`` is its place among the model's parameters, ``columns`` the width of a row: the inputs of a
+    linear layer, the width of an embedding.
     """
 
     __slots__ = (

@@ -141,9 +141,13 @@ class ShardedParameters(Engine):
         """Know the order of uses, as after a first pass."""
         self.order = order
 
-    def state(self) -> object:
-        """What is there: boundaries mean nothing at this stage."""
-        return self.meter.live, set(self.gathered), set(self.secondary)
+    def after_micro(self) -> object:
+        """Boundaries mean nothing at this stage; hpZ's copies stay until the optimizer steps."""
+        if 1 < self.settings.hpz < self.settings.ranks:
+            for weight in self.weights:
+                if weight.index not in self.persistent:
+                    self._keep_secondary(weight.index)
+        return self.meter.live, set(self.gathered)
 
     def begin_micro(self, *, boundary: bool) -> None:
         """``reset_step``: the trace is complete once one pass was recorded."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from trimtab.errors import Unsupported, UsageError
-from trimtab.rehearse import attention, corners
+from trimtab.rehearse import attention, corners, fused
 from trimtab.rehearse.request import PhantomRequest
 
 AUTO_CLASSES = {
@@ -69,24 +69,17 @@ def model(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: in
             "a phantom rehearsal cannot follow torch_autocast: torch has no casting rules for a device made "
             "in Python; rehearse with bf16 or fp16 enabled, or use the arithmetic estimate"
         )
-    if request.kernels != "plain":
-        raise Unsupported(
-            "a phantom rehearsal has no stand-ins for fused kernels yet; rehearse with kernels plain, "
-            "or use the arithmetic estimate"
-        )
     config = configuration(request)
     auto = getattr(transformers, AUTO_CLASSES[request.task])
     with _place(request, deepspeed, dtype, stage):
-        # zero.Init itself casts what is built to its dtype, each parameter from the model's own
-        kind = {} if stage == 3 else {"dtype": dtype}
         try:
             try:
-                built = auto.from_config(config, **kind)
+                built = auto.from_config(config, dtype=dtype)
             except ValueError as refused:
                 if "scaled_dot_product_attention" not in str(refused):
                     raise
                 config._attn_implementation = "eager"  # as trimtab.train: the model has nothing else
-                built = auto.from_config(config, **kind)
+                built = auto.from_config(config, dtype=dtype)
         except ValueError as unknown:
             raise UsageError(
                 f"{AUTO_CLASSES[request.task]} has no model for {config.model_type}: {str(unknown)[:200]}"
@@ -98,6 +91,8 @@ def model(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: in
         for module in built.modules():
             if hasattr(module, "config"):
                 module.config._attn_implementation_internal = "flash_attention_2"
+    if request.kernels == "fused":
+        fused.apply(built, request.compute_capability)
     if request.lora is not None:
         from peft import LoraConfig, get_peft_model
 

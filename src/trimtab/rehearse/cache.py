@@ -14,7 +14,7 @@ from pathlib import Path
 from trimtab.folders import cache_folder
 from trimtab.rehearse.request import PhantomRequest, Rehearsal
 
-PACKAGES = ("torch", "deepspeed", "transformers", "peft")
+PACKAGES = ("torch", "deepspeed", "transformers", "peft", "liger-kernel")
 SOURCES = ("config.py", "job.py", "cost/reduction.py", "rehearse")
 """What of this package an answer depends on."""
 

@@ -53,7 +53,7 @@ def versions() -> dict[str, str]:
     from importlib import metadata
 
     found = {}
-    for package in ("torch", "deepspeed", "transformers", "peft"):
+    for package in ("torch", "deepspeed", "transformers", "peft", "liger-kernel"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found

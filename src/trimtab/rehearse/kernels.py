@@ -54,6 +54,36 @@ class _Lamb:
         return coefficient
 
 
+class _Quantizer:
+    """csrc/quantization/pt_binding.cpp: bytes or half bytes, an fp32 scale a group (two if asymmetric)."""
+
+    Symmetric, Asymmetric = 0, 1
+
+    @staticmethod
+    def quantize(values: torch.Tensor, groups: int, bits: int, kind: int) -> list[torch.Tensor]:
+        scales = values.new_empty(groups, 1 + kind, dtype=torch.float32)
+        *outer, last = values.shape
+        return [values.new_empty(*outer, last * bits // 8, dtype=torch.int8), scales]
+
+    @staticmethod
+    def dequantize(values: torch.Tensor, _: Any, groups: int, bits: int, kind: int) -> torch.Tensor:
+        *outer, last = values.shape
+        return values.new_empty(*outer, last * 8 // bits, dtype=torch.float16)
+
+    @staticmethod
+    def swizzle_quant(values: torch.Tensor, groups: int, bits: int, kind: int, *_: int) -> list[torch.Tensor]:
+        scales = values.new_empty(groups, 1 + kind, dtype=torch.float32)
+        return [values.new_empty(values.numel() * bits // 8, dtype=torch.int8), scales]
+
+    @staticmethod
+    def quantized_reduction(
+        values: torch.Tensor, _: Any, in_groups: int, out_groups: int, bits: int, kind: int, devices: int
+    ) -> list[torch.Tensor]:
+        scales = values.new_empty(out_groups, 1 + kind, dtype=torch.float32)
+        *outer, last = values.shape
+        return [values.new_empty(*outer, last // devices, dtype=torch.int8), scales]
+
+
 class _Flatten:
     """csrc/utils/flatten_unflatten.cpp is torch's own pair."""
 
@@ -134,6 +164,7 @@ _KERNELS = {
     "CPULionBuilder": _Fused,
     "CPUAdagradBuilder": _Fused,
     "FusedLambBuilder": lambda _: _Lamb,
+    "QuantizerBuilder": lambda _: _Quantizer,
     "UtilsBuilder": lambda _: _Flatten,
     "AsyncIOBuilder": _Files,
 }

@@ -14,7 +14,8 @@ from trimtab.rehearse.request import Course, Module, Rehearsal
 # a GPU's peak of tensors names no smallest capacity: that of nine measured jobs, their allocator replayed,
 # was 1.5 to 28 % above it, 11 % at the median
 SLACK_EXPECTED, SLACK_HIGH = 0.10, 0.28
-# phantom peaks against those measured (docs/accuracy.md): within 0.1 % at the median, 1.9 % at most
+# phantom peaks against those measured (docs/accuracy.md) are nearer; these bounds are by judgement, for other
+# cards and versions, and for collectives that take time (they hold what they read until they end)
 PHANTOM_LOW, PHANTOM_HIGH = 0.98, 1.02
 # one name for a part in both answers: the arithmetic's
 PART_NAMES = {
