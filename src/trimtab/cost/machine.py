@@ -25,7 +25,8 @@ class Weight:
     """
 
     __slots__ = (
-        "bytes", "columns", "edge", "index", "item", "name", "numel", "pending", "shared", "trainable", "uses",
+        "bytes", "columns", "edge", "index", "item", "name", "numel", "pending", "shared", "trainable",
+        "uses",
     )  # fmt: skip
 
     def __init__(
