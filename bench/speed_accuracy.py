@@ -248,10 +248,10 @@ GROUPS = (
 INTRODUCTION = """\
 Made by `bench/speed_accuracy.py`. `estimate` has a closed form: every kernel that the counting machine ran at
 a rate, what the host needs to issue them, collectives, offload (`cost/speed.py`). `rehearse --phantom`
-replays the engine's own record of a step over streams (`rehearse/simulator.py`). Both stand on `cost/rates.py`: a
-`trimtab probe` of the machine in question if it keeps one, else on shares of the datasheet and costs of the
-host. **Those shares and costs were fitted to rows of this page** (named beside each), so its errors are not
-those of runs that nobody measured; none of them belongs to a single model.
+replays the engine's own record of a step over streams (`rehearse/simulator.py`). Both stand on
+`cost/rates.py`: a `trimtab probe` of the machine in question if it keeps one, else on shares of the datasheet
+and costs of the host. **Those shares and costs were fitted to rows of this page** (named beside each), so its
+errors are not those of runs that nobody measured; none of them belongs to a single model.
 
 A step that waits for the host is as fast as the host: a micro step of BERT large took 0.085 s in one session
 and 0.137 s in another, single steps of one run differ by 15 %, and other jobs on the host slow all down.

@@ -251,6 +251,27 @@ def test_a_file_of_ones_own_keeps_its_comments() -> None:
     assert after.index('"fp16"') < after.index('"zero_optimization"')
 
 
+def test_a_plain_yaml_file_gets_a_block_that_says_all() -> None:
+    text = """train_batch_size: 64
+train_micro_batch_size_per_gpu: 8  # ours
+bf16:
+  enabled: true
+zero_optimization:
+  stage: 2
+optimizer: {type: AdamW, params: {lr: 1.0e-4}}
+"""
+    source = read_text(text, written="yaml")
+    config = Config.from_mapping({**source.mapping, "trimtab": {"model": "llama-7b"}})
+    answer = adapt(config, Cluster.of("v100-32gb", 8), alternatives=False)
+    assert answer.after is not None
+    after = answer.written(source)
+    assert "train_micro_batch_size_per_gpu: 8  # ours\nfp16:\n  enabled: true\n  loss_scale: 0\n" in after
+    again = read_text(after, written="yaml").mapping
+    assert again["trimtab"] == {"model": "llama-7b", "checkpoint_activations": True}
+    assert again == answer.after.raw
+    assert any("gradient_checkpointing_enable" in note for note in answer.notes)
+
+
 def test_a_ready_configuration_is_written_as_it_was_but_for_the_moves() -> None:
     answer = adapted(ROWS["LLaMA 7B: 4x A100 80GB"])
     source = read_source(catalogue.path("llama_7b_single_node"))

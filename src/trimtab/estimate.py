@@ -6,15 +6,15 @@ a size.  What no tensor shows is added from measurements, each with its source b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
-from trimtab.cost.allocator import WORKSPACE_BYTES
-from trimtab.cost.memory import MOMENTS, Profile, profile
+from trimtab.cost.memory import MOMENTS, Profile
+from trimtab.cost.need import needed as needed_memory
+from trimtab.cost.need import outside_allocator
 from trimtab.cost.speed import Speed, step_speed
 from trimtab.errors import NotFound, UnknownArchitecture, UsageError
 from trimtab.model import Model, find_model
@@ -22,26 +22,16 @@ from trimtab.parameters import tasks_of
 from trimtab.units import GIB
 
 if TYPE_CHECKING:
+    from trimtab.corrections import Correction
     from trimtab.cost.run import WholeRun
     from trimtab.prices import Price
 
-# device memory outside PyTorch's allocator: CUDA context and kernels (0.6 GiB before the first step, 0.82
-# with DeepSpeed's kernels, one H200), and NCCL's buffers: 0.48 GiB more for one rank, 0.95 GiB for four
-CONTEXT_BYTES = int(0.82 * GIB)
-NCCL_ALONE_BYTES = int(0.48 * GIB)
-NCCL_BYTES = int(0.95 * GIB)
 # the process itself, Python and its libraries: 1.6 to 2.2 GiB resident in the measured cases without offload
 PROCESS_BYTES = int(1.8 * GIB)
 PROCESS_SPREAD_BYTES = int(0.4 * GIB)
 # the counted peak is off by 0.3 % at most over the measured cases (docs/accuracy.md), which the counting was
 # made with; these bounds are wider by judgement, for jobs that nobody measured
-PEAK_SIGMA = 0.012
 PEAK_LOW, PEAK_HIGH = 0.975, 1.04
-# the caching allocator is replayed (cost/allocator.py): how far the smallest capacity of a replay may stand
-# from a GPU's. By judgement: three measured jobs ran near a limit, and all three come out right
-REPLAY_LOW, REPLAY_HIGH, REPLAY_SIGMA = 0.97, 1.10, 0.02
-REPLAY_STEPS = 5
-"""Bisections of the smallest capacity: a thirty-second of the span between peak and reserved memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,21 +41,6 @@ class Range:
     low: float
     expected: float
     high: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Correction:
-    """One figure that a measurement changed (`trimtab.corrections`), in its base unit."""
-
-    what: str
-    """Its place in the JSON answer, such as ``speed.step_seconds``."""
-    factor: float | None = None
-    offset: float | None = None
-    """How the measurement acts on such figures: by a factor or by an offset; neither where it replaces."""
-    uncorrected: float
-    corrected: float
-    source: str
-    """The run that was measured, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,21 +122,13 @@ def estimate(
             )
         model = find_model(config.job.model)
     _refuse_other_heads(config, model)
-    hopper = float(cluster.gpu.compute_capability) >= 9 if cluster.gpu.vendor == "nvidia" else False
-    counted = profile(
-        config, model, cluster.world_size, allocator=True, workspace_bytes=WORKSPACE_BYTES[hopper]
-    )
+    counted, need = needed_memory(config, model, cluster)
     peak = counted.allocated_peak
     outside = outside_allocator(cluster.world_size)
-    enough = _smallest_capacity(counted)
-    needed = Range(
-        low=enough * REPLAY_LOW + outside,
-        expected=enough + outside,
-        high=enough * REPLAY_HIGH + outside,
-    )
+    needed = Range(low=need.low + outside, expected=need.expected + outside, high=need.high + outside)
     capacity = cluster.gpu.usable_bytes
     host = _host(counted, cluster)
-    probability = _probability(capacity, enough, outside)
+    probability = need.probability_within(capacity - outside)
     if host.expected > cluster.host_memory_bytes:
         probability = 0.0
     nvme = counted.nvme_bytes * cluster.gpus_per_node
@@ -220,11 +187,6 @@ def checkpoint_bytes(config: Config, counted: Profile) -> int:
     return counted.parameters * config.parameter_bytes + counted.trainable * 4 * (master + states)
 
 
-def outside_allocator(world_size: int) -> int:
-    """Bytes of a GPU that PyTorch's allocator never sees: the CUDA context and NCCL."""
-    return CONTEXT_BYTES + (NCCL_BYTES if world_size > 1 else NCCL_ALONE_BYTES)
-
-
 _CLASSIFIERS = ("sequence-classification", "token-classification", "question-answering")
 _HEADS: Mapping[str, tuple[str, ...]] = {
     "causal": ("causal-lm", *_CLASSIFIERS),
@@ -242,25 +204,6 @@ def _refuse_other_heads(config: Config, model: Model) -> None:
             f"{model.name}: the arithmetic does not know {task} on a model of this kind; "
             "`trimtab rehearse --phantom` builds it with transformers"
         )
-
-
-def _smallest_capacity(counted: Profile) -> float:
-    """Bytes that PyTorch's allocator must be able to take for the job to run, by replays of its requests."""
-    low = max(reading.peak_allocated for reading in counted.readings.values())
-    high = max(reading.peak_reserved for reading in counted.readings.values())
-    for _ in range(REPLAY_STEPS):
-        middle = (low + high) // 2
-        if counted.fits(middle):
-            high = middle
-        else:
-            low = middle
-    return high
-
-
-def _probability(capacity: int, enough: float, outside: float) -> float:
-    """That the job runs: what it needs as a normal about the replay's answer."""
-    sigma = enough * math.hypot(PEAK_SIGMA, REPLAY_SIGMA)
-    return round(0.5 * math.erfc((enough + outside - capacity) / (sigma * math.sqrt(2))), 4)
 
 
 def _host(counted: Profile, cluster: Cluster) -> Range:

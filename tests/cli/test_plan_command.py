@@ -123,6 +123,12 @@ def test_two_ways_of_proof_are_one_too_many(capsys: Capture) -> None:
     assert "give one of them" in capsys.readouterr().err
 
 
+def test_a_probe_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr("trimtab.cli.plan.gpu_is_here", lambda: False)
+    assert main([*QUICK, "--probe"]) == 2
+    assert "--prove N" in capsys.readouterr().err
+
+
 def test_nothing_heavy_is_imported() -> None:
     program = f"from trimtab.cli.main import main; main({QUICK!r}); import sys; "
     heavy = {"torch", "deepspeed", "transformers", "numpy", "matplotlib"}

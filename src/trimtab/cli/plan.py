@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from trimtab.cli import job_flags as job
-from trimtab.errors import UnreadableFile, UsageError
+from trimtab.errors import UnreadableFile, Unsupported, UsageError
 from trimtab.job import Lora
 from trimtab.plan import OBJECTIVES, OPTIMIZE
 from trimtab.plan import plan as plan_of
@@ -18,6 +18,7 @@ from trimtab.plan.document import file_of
 from trimtab.plan.document import to_json as document
 from trimtab.plan.planning import Plan, Prover
 from trimtab.plan.wishes import SURE
+from trimtab.rehearse.on_gpu import gpu_is_here
 from trimtab.report.document import to_json
 from trimtab.units import parse_bytes, parse_count
 
@@ -158,9 +159,13 @@ def _refuse_overwriting(file: Path | None, force: bool) -> None:
 def _prover(prove: int, probe: bool) -> Prover | None:
     if not prove and not probe:
         return None
-    from trimtab.rehearse.proving import on_this_gpu, under_fake_tensors
+    from trimtab.rehearse import proving
 
-    return on_this_gpu if probe else under_fake_tensors
+    if not probe:
+        return proving.under_fake_tensors
+    if not gpu_is_here():
+        raise Unsupported("this machine shows no GPU to probe; --prove N runs the real engine without one")
+    return proving.on_this_gpu
 
 
 def _write(answer: Plan, output: Path | None, html: Path | None) -> None:

@@ -3,7 +3,7 @@
 >>> from trimtab.plan import plan
 >>> answer = plan("gpt2", gpu="h100", objective="pretrain", global_batch=64, alternatives=False)
 >>> answer.chosen.config.stage, answer.chosen.estimate.fits
-(0, True)
+(1, True)
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ the card; profiles are counted once for all candidates that share them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
@@ -14,8 +13,9 @@ from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.allocator import WORKSPACE_BYTES
 from trimtab.cost.memory import Profile, profile, settings_of
+from trimtab.cost.need import REPLAY_RATIOS, Need, outside_allocator
 from trimtab.cost.speed import Speed, step_speed
-from trimtab.estimate import PEAK_SIGMA, PROCESS_BYTES, REPLAY_SIGMA, outside_allocator
+from trimtab.estimate import PROCESS_BYTES
 from trimtab.model import Model
 
 FRAGMENTED = 1.35
@@ -137,21 +137,12 @@ class Arithmetic:
 
 
 def margin(sure: float) -> float:
-    """The share by which a capacity must pass the counted need, for a probability of ``sure``.
+    """The share by which a capacity must pass what a replay finds enough, for a probability of ``sure``.
 
-    The need is taken as a normal about the replay's answer, as `trimtab.estimate` does.
-
-    >>> round(margin(0.5), 6), round(margin(0.9) / math.hypot(PEAK_SIGMA, REPLAY_SIGMA), 3)
-    (0.0, 1.282)
+    >>> margin(0.5)
+    0.0
     """
-    low, high = -8.0, 8.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if 0.5 * math.erfc(-middle / math.sqrt(2)) < sure:
-            low = middle
-        else:
-            high = middle
-    return low * math.hypot(PEAK_SIGMA, REPLAY_SIGMA)
+    return Need(expected=1.0, ratios=REPLAY_RATIOS).at(sure) - 1
 
 
 def _hopper(cluster: Cluster) -> bool:

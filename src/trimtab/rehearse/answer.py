@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from trimtab.cluster import Cluster, find_gpu
 from trimtab.config import Config
 from trimtab.corrections import RAN
+from trimtab.cost.need import outside_allocator
 from trimtab.cost.rates import rates_of
 from trimtab.errors import EngineMoved, NotFound, UnknownArchitecture, Unsupported, UsageError
-from trimtab.estimate import PROCESS_SPREAD_BYTES, Estimate, Range, estimate, outside_allocator
+from trimtab.estimate import PROCESS_SPREAD_BYTES, Estimate, Range, estimate
 from trimtab.model import HfConfig, find_hf
 from trimtab.rehearse.on_gpu import GpuRequest, rehearse_on_gpu
 from trimtab.rehearse.phantom import rehearse_phantom

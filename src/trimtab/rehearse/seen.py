@@ -215,7 +215,7 @@ def seen_on_gpu(
 
 def _reserved(answer: GpuRehearsal, allocator_bytes: int) -> Range:
     """What the allocator must be able to reserve: no more than the limit that it ran within."""
-    most, short = max(*answer.phases.values(), answer.peak_bytes), answer.out_of_memory
+    most, short = max((*answer.phases.values(), answer.peak_bytes)), answer.out_of_memory
     if short is not None:
         least = max(most, short.allocated_bytes + (short.asked_bytes or 0))
         return Range(low=least, expected=least, high=least)

@@ -12,7 +12,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from trimtab.catalogue import Card, Claim, Hardware
+from trimtab.cards import Card, Claim
+from trimtab.catalogue import Hardware
 from trimtab.config import Config
 from trimtab.report.figures import documents, figures_text
 from trimtab.report.listing import sharding, summary

@@ -160,7 +160,7 @@ def test_nvme_only_where_memory_leaves_no_other_way() -> None:
         "gpt-neox-20b",
         gpu="a100-40gb",
         gpus_per_node=4,
-        host_memory_bytes=128 * 2**30,
+        host_memory_bytes=250 * 2**30,
         global_batch=16,
         alternatives=False,
     )
