@@ -3,9 +3,10 @@
     python bench/plan_quality.py bench/data/grid_x1.jsonl bench/data/grid_x4.jsonl [--json]
 
 Each row of a grid is one measured configuration: ``world``, ``config`` (the whole file, or the parts that
-`bench/case_pool.py` writes), ``step_seconds``, ``oom`` or ``out_of_memory``.  Rows of one model, world, global batch and sequence make a grid.  The plan is asked
-for that job without any run; what it chooses is looked up among the rows by stage, offload, recomputation
-and micro batch.  Exits 1 if a choice ran out of memory or is below the target share of the best.
+`bench/case_pool.py` writes), ``step_seconds``, ``oom`` or ``out_of_memory``.  Rows of one model, world,
+global batch and sequence make a grid.  The plan is asked for that job without any run; what it chooses is
+looked up among the rows by stage, offload, recomputation and micro batch.  Exits 1 if a choice ran out
+of memory or is below the target share of the best.
 """
 
 from __future__ import annotations
