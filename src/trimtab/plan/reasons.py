@@ -50,11 +50,8 @@ def why_not_fits(loser: Loser) -> str:
     """What a configuration lacks."""
     short = loser.shortfall
     at = f"at micro batch {loser.contender.micro}"
-    if short.fragmented:
-        return (
-            f"does not fit safely: {format_bytes(short.needed)} of {format_bytes(short.there)} {short.where} "
-            f"{at}, before fragmentation"
-        )
+    if short.close:
+        return f"does not fit safely in {format_bytes(short.there)} of {short.where} {at}"
     return (
         f"does not fit: needs {format_bytes(short.needed)} of {format_bytes(short.there)} {short.where} {at}"
     )
