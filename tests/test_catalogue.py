@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from trimtab import catalogue
-from trimtab.catalogue import Alternative, Card, card, load_config, names, path
+from trimtab.cards import Alternative, Card
+from trimtab.catalogue import card, load_config, names, path
 from trimtab.cluster import find_gpu, find_link
 from trimtab.errors import NotFound, UnreadableFile, UsageError
 from trimtab.job import Job

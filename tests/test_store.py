@@ -18,6 +18,7 @@ from test_rehearse_command import rehearsal
 from trimtab.cli.main import main
 from trimtab.corrections import Traits
 from trimtab.errors import NotFound, UnreadableFile
+from trimtab.folders import history_file
 from trimtab.rehearse import answer as answers
 from trimtab.store import database
 from trimtab.store.entry import Entry
@@ -117,14 +118,14 @@ def test_no_file_is_an_empty_history(file: Path) -> None:
 
 def test_an_empty_variable_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIMTAB_HISTORY", "")
-    assert database.history_file() is None
+    assert history_file() is None
     assert database.keep(entry()) is None
 
 
 def test_the_users_data_folder_is_the_usual_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TRIMTAB_HISTORY")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    assert database.history_file() == tmp_path / "trimtab" / "history.sqlite"
+    assert history_file() == tmp_path / "trimtab" / "history.sqlite"
 
 
 def test_processes_share_the_file(file: Path) -> None:

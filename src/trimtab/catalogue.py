@@ -12,10 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trimtab.config import Config
 from trimtab.errors import NotFound, UnreadableFile
+
+if TYPE_CHECKING:
+    from trimtab.cards import Card
 
 _DATA = Path(__file__).parent / "data"
 FAMILIES = ("llama", "gpt", "bert", "t5")
@@ -36,73 +39,6 @@ class Hardware:
     def world_size(self) -> int:
         """GPUs in all."""
         return self.gpus_per_node * self.nodes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """One statement of the guide about a configuration, with what is true."""
-
-    quantity: str
-    """``statement``, or what the claim is a number of, such as ``gpu_memory_bytes``."""
-    claim: str
-    low: float | None = None
-    high: float | None = None
-    truth: str | None = None
-    holds: bool | None = None
-    """None where nothing proves it either way."""
-    source: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """What was changed from the guide's file, and why."""
-
-    before: str
-    after: str
-    why: str
-    source: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alternative:
-    """A variant of a configuration for other hardware or another task: dotted paths to set."""
-
-    when: str
-    changes: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """One measured or predicted number about a configuration, with how it was got."""
-
-    quantity: str
-    value: float
-    how: str
-    """``measured`` (a real run), ``rehearsed`` (one GPU as rank 0), ``phantom`` or ``predicted``."""
-    where: str
-    """Hardware that it was got on, and how many ranks took part."""
-    world_size: int | None = None
-    gpu: str | None = None
-    """The GPU's name in ``data/gpus.json``."""
-    conditions: str | None = None
-    """What was otherwise than in the file, such as ``accumulation 2 of 8``."""
-    software: str | None = None
-    date: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
-    """What is known about a catalogue configuration beside its text."""
-
-    name: str
-    family: str
-    title: str
-    purpose: tuple[str, ...]
-    hardware: Hardware
-    claims: tuple[Claim, ...]
-    changes: tuple[Change, ...]
-    alternatives: tuple[Alternative, ...]
-    figures: tuple[Figure, ...]
 
 
 @cache
@@ -172,36 +108,28 @@ def _read(file: Path) -> Mapping[str, Any]:
 
 
 @cache
+def _described(name: str) -> Mapping[str, Any]:
+    path(name)
+    data: Mapping[str, Any] = json.loads((_DATA / "cards" / f"{name}.json").read_text(encoding="utf-8"))
+    return data
+
+
+def hardware(name: str) -> Hardware:
+    """The machines that a catalogue configuration was made for.
+
+    Raises:
+        NotFound: no configuration has this name.
+    """
+    return Hardware(**_described(name)["hardware"])
+
+
+@cache
 def card(name: str) -> Card:
     """The card of a catalogue configuration.
 
     Raises:
         NotFound: no configuration has this name.
     """
-    path(name)
-    data = json.loads((_DATA / "cards" / f"{name}.json").read_text(encoding="utf-8"))
-    return Card(
-        name=name,
-        family=data["family"],
-        title=data["title"],
-        purpose=tuple(data["purpose"]),
-        hardware=Hardware(**data["hardware"]),
-        claims=tuple(Claim(**claim) for claim in data["guide"]),
-        changes=tuple(
-            Change(before=row["from"], after=row["to"], why=row["why"], source=row["source"])
-            for row in data["changes"]
-        ),
-        alternatives=tuple(Alternative(when=row["when"], changes=row["set"]) for row in data["alternatives"]),
-        figures=tuple(Figure(**row) for row in _measured().get(name, ())),
-    )
+    from trimtab import cards  # an estimate needs the hardware alone
 
-
-@cache
-def _measured() -> Mapping[str, list[dict[str, Any]]]:
-    rows: dict[str, list[dict[str, Any]]] = {}
-    file = _DATA / "measured.jsonl"
-    if file.exists():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            rows.setdefault(row.pop("config"), []).append(row)
-    return rows
+    return cards.read(name, _described(name), hardware(name), _DATA / "measured.jsonl")

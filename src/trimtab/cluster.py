@@ -178,14 +178,22 @@ NVME_READ_BYTES_PER_SECOND = 7.0e9
 NVME_WRITE_BYTES_PER_SECOND = 3.8e9
 
 
+_MAKERS = ("nvidia", "amd", "tesla", "geforce")
+
+
 def _as_link(given: Link | str | None, default: Link) -> Link:
     return default if given is None else find_link(given) if isinstance(given, str) else given
 
 
 def _key(name: str) -> str:
     """A name with the spelling taken out: case, blanks, dashes and the maker's name do not matter."""
-    text = re.sub(r"[\s_\-./]+", "", name.lower())
-    return re.sub(r"^(nvidia|amd|tesla|geforce)+", "", text) or text
+    text = "".join(letter for letter in name.lower() if letter not in "_-./" and not letter.isspace())
+    rest = text
+    while True:
+        bare = next((rest.removeprefix(maker) for maker in _MAKERS if rest.startswith(maker)), rest)
+        if bare == rest:
+            return rest or text
+        rest = bare
 
 
 @cache

@@ -16,7 +16,7 @@ from typing import Any
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
-from trimtab.estimate import Correction, Estimate, Range
+from trimtab.estimate import Estimate, Range
 from trimtab.units import format_bytes, format_seconds
 
 DEPTHS = ("training", "rehearsal", "phantom")
@@ -31,6 +31,21 @@ _NO_MATTER = ("scheduler", "steps_per_print", "wall_clock_breakdown", "tensorboa
               "comms_logger", "flops_profiler", "checkpoint", "dump_state", "$schema")  # fmt: skip
 _BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 _OPTIMIZER_VALUES = ("lr", "betas", "eps", "weight_decay", "momentum")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """One figure that a measurement changed, in its base unit."""
+
+    what: str
+    """Its place in the JSON answer, such as ``speed.step_seconds``."""
+    factor: float | None = None
+    offset: float | None = None
+    """How the measurement acts on such figures: by a factor or by an offset; neither where it replaces."""
+    uncorrected: float
+    corrected: float
+    source: str
+    """The run that was measured, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

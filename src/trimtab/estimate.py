@@ -6,15 +6,15 @@ a size.  What no tensor shows is added from measurements, each with its source b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
-from trimtab.cost.allocator import WORKSPACE_BYTES
-from trimtab.cost.memory import MOMENTS, Profile, profile
+from trimtab.cost.memory import MOMENTS, Profile
+from trimtab.cost.need import needed as needed_memory
+from trimtab.cost.need import outside_allocator
 from trimtab.cost.speed import Speed, step_speed
 from trimtab.errors import NotFound, UnknownArchitecture, UsageError
 from trimtab.model import Model, find_model
@@ -22,26 +22,16 @@ from trimtab.parameters import tasks_of
 from trimtab.units import GIB
 
 if TYPE_CHECKING:
+    from trimtab.corrections import Correction
     from trimtab.cost.run import WholeRun
     from trimtab.prices import Price
 
-# device memory outside PyTorch's allocator: CUDA context and kernels (0.6 GiB before the first step, 0.82
-# with DeepSpeed's kernels, one H200), and NCCL's buffers: 0.48 GiB more for one rank, 0.95 GiB for four
-CONTEXT_BYTES = int(0.82 * GIB)
-NCCL_ALONE_BYTES = int(0.48 * GIB)
-NCCL_BYTES = int(0.95 * GIB)
 # the process itself, Python and its libraries: 1.6 to 2.2 GiB resident in the measured cases without offload
 PROCESS_BYTES = int(1.8 * GIB)
 PROCESS_SPREAD_BYTES = int(0.4 * GIB)
 # the counted peak is off by 0.3 % at most over the measured cases (docs/accuracy.md), which the counting was
 # made with; these bounds are wider by judgement, for jobs that nobody measured
-PEAK_SIGMA = 0.012
 PEAK_LOW, PEAK_HIGH = 0.975, 1.04
-# the caching allocator is replayed (cost/allocator.py): how far the smallest capacity of a replay may stand
-# from a GPU's. By judgement: three measured jobs ran near a limit, and all three come out right
-REPLAY_LOW, REPLAY_HIGH, REPLAY_SIGMA = 0.97, 1.10, 0.02
-REPLAY_STEPS = 5
-"""Bisections of the smallest capacity: a thirty-second of the span between peak and reserved memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,21 +41,6 @@ class Range:
     low: float
     expected: float
     high: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Correction:
-    """One figure that a measurement changed (`trimtab.corrections`), in its base unit."""
-
-    what: str
-    """Its place in the JSON answer, such as ``speed.step_seconds``."""
-    factor: float | None = None
-    offset: float | None = None
-    """How the measurement acts on such figures: by a factor or by an offset; neither where it replaces."""
-    uncorrected: float
-    corrected: float
-    source: str
-    """The run that was measured, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +87,7 @@ class Estimate:
     @property
     def mfu(self) -> float:
         """Model FLOPs utilization: the model's own operations over what the card could do in that time."""
-        dtype = self.config.precision if self.config.precision in ("bf16", "fp16") else "tf32"
-        return self.speed.model_flops / self.speed.step_seconds / self.cluster.gpu.matrix_flops(dtype)
+        return mfu_of(self.speed, self.config, self.cluster)
 
     @property
     def usd_per_hour(self) -> float | None:
@@ -148,26 +122,19 @@ def estimate(
             )
         model = find_model(config.job.model)
     _refuse_other_heads(config, model)
-    hopper = float(cluster.gpu.compute_capability) >= 9 if cluster.gpu.vendor == "nvidia" else False
-    counted = profile(
-        config, model, cluster.world_size, allocator=True, workspace_bytes=WORKSPACE_BYTES[hopper]
-    )
+    counted, need = needed_memory(config, model, cluster)
     peak = counted.allocated_peak
     outside = outside_allocator(cluster.world_size)
-    enough = _smallest_capacity(counted)
-    needed = Range(
-        low=enough * REPLAY_LOW + outside,
-        expected=enough + outside,
-        high=enough * REPLAY_HIGH + outside,
-    )
+    needed = Range(low=need.low + outside, expected=need.expected + outside, high=need.high + outside)
     capacity = cluster.gpu.usable_bytes
     host = _host(counted, cluster)
-    probability = _probability(capacity, enough, outside)
+    probability = need.probability_within(capacity - outside)
     if host.expected > cluster.host_memory_bytes:
         probability = 0.0
     nvme = counted.nvme_bytes * cluster.gpus_per_node
     if nvme and nvme > cluster.nvme_bytes:
         probability = 0.0
+    speed = step_speed(config, counted, cluster)
     answer = Estimate(
         config=config,
         model=model,
@@ -178,11 +145,11 @@ def estimate(
         capacity_bytes=capacity,
         host_bytes_per_node=host,
         nvme_bytes_per_node=nvme,
-        speed=step_speed(config, counted, cluster),
+        speed=speed,
         price=_price(cluster),
         fits=probability >= 0.5,
         fits_probability=probability,
-        assumptions=_assumptions(config, cluster, host),
+        assumptions=_assumptions(config, cluster, host, speed.source),
     )
     return answer if tokens is None else with_run(answer, tokens)
 
@@ -220,11 +187,6 @@ def checkpoint_bytes(config: Config, counted: Profile) -> int:
     return counted.parameters * config.parameter_bytes + counted.trainable * 4 * (master + states)
 
 
-def outside_allocator(world_size: int) -> int:
-    """Bytes of a GPU that PyTorch's allocator never sees: the CUDA context and NCCL."""
-    return CONTEXT_BYTES + (NCCL_BYTES if world_size > 1 else NCCL_ALONE_BYTES)
-
-
 _CLASSIFIERS = ("sequence-classification", "token-classification", "question-answering")
 _HEADS: Mapping[str, tuple[str, ...]] = {
     "causal": ("causal-lm", *_CLASSIFIERS),
@@ -244,25 +206,6 @@ def _refuse_other_heads(config: Config, model: Model) -> None:
         )
 
 
-def _smallest_capacity(counted: Profile) -> float:
-    """Bytes that PyTorch's allocator must be able to take for the job to run, by replays of its requests."""
-    low = max(reading.peak_allocated for reading in counted.readings.values())
-    high = max(reading.peak_reserved for reading in counted.readings.values())
-    for _ in range(REPLAY_STEPS):
-        middle = (low + high) // 2
-        if counted.fits(middle):
-            high = middle
-        else:
-            low = middle
-    return high
-
-
-def _probability(capacity: int, enough: float, outside: float) -> float:
-    """That the job runs: what it needs as a normal about the replay's answer."""
-    sigma = enough * math.hypot(PEAK_SIGMA, REPLAY_SIGMA)
-    return round(0.5 * math.erfc((enough + outside - capacity) / (sigma * math.sqrt(2))), 4)
-
-
 def _host(counted: Profile, cluster: Cluster) -> Range:
     ranks = cluster.gpus_per_node
     expected = ranks * (counted.host_bytes + PROCESS_BYTES)
@@ -279,13 +222,13 @@ def _price(cluster: Cluster) -> Price | None:
         return None
 
 
-def _assumptions(config: Config, cluster: Cluster, host: Range) -> tuple[str, ...]:
+def _assumptions(config: Config, cluster: Cluster, host: Range, source: str) -> tuple[str, ...]:
     job = config.job
     said = [
         f"{job.kernels} kernels, {job.attention} attention, "
         + ("activations recomputed" if job.checkpoint_activations else "activations kept"),
         "batches without padding masks",
-        "memory counted tensor by tensor; step time by a closed form, coarse",
+        f"memory counted tensor by tensor; step time by a closed form, {source}",
     ]
     if config.precision == "bf16" and not cluster.gpu.bf16:
         said.append(f"{cluster.gpu.name} has no bf16 arithmetic: the run needs fp16 instead")
@@ -339,19 +282,7 @@ def to_json(answer: Estimate) -> Mapping[str, object]:
             "parts_per_rank": [{"name": name, "bytes": size} for name, size in counted.host_parts.items()],
         },
         "nvme": {"bytes_per_node": answer.nvme_bytes_per_node},
-        "speed": {
-            "step_seconds": {
-                "low": speed.low_seconds,
-                "expected": speed.step_seconds,
-                "high": speed.high_seconds,
-            },
-            "compute_seconds": speed.compute_seconds,
-            "communication_seconds": speed.communication_seconds,
-            "offload_seconds": speed.offload_seconds,
-            "tokens_per_second_per_gpu": answer.tokens_per_second_per_gpu,
-            "samples_per_second_per_gpu": answer.samples_per_second_per_gpu,
-            "mfu": answer.mfu,
-        },
+        "speed": speed_to_json(speed, answer.config, answer.cluster),
         "cost": {
             "usd_per_hour": answer.usd_per_hour,
             "usd_per_billion_tokens": answer.usd_per_billion_tokens,
@@ -360,6 +291,28 @@ def to_json(answer: Estimate) -> Mapping[str, object]:
         },
         "run": None if answer.run is None else _run(answer.run),
     }
+
+
+def speed_to_json(speed: Speed, config: Config, cluster: Cluster) -> dict[str, object]:
+    """A step's time and its parts, and what follows from it, in base units."""
+    seconds = speed.step_seconds
+    return {
+        "step_seconds": {"low": speed.low_seconds, "expected": seconds, "high": speed.high_seconds},
+        "compute_seconds": speed.compute_seconds,
+        "communication_seconds": speed.communication_seconds,
+        "offload_seconds": speed.offload_seconds,
+        "host_seconds": speed.host_seconds,
+        "parts": [{"name": name, "seconds": part} for name, part in speed.parts],
+        "tokens_per_second_per_gpu": speed.tokens_per_step / seconds,
+        "samples_per_second_per_gpu": speed.samples_per_step / seconds,
+        "mfu": mfu_of(speed, config, cluster),
+    }
+
+
+def mfu_of(speed: Speed, config: Config, cluster: Cluster) -> float:
+    """Model FLOPs utilization: the model's own operations over what the card could do in that time."""
+    dtype = config.precision if config.precision in ("bf16", "fp16") else "tf32"
+    return speed.model_flops / speed.step_seconds / cluster.gpu.matrix_flops(dtype)
 
 
 def _run(run: WholeRun) -> dict[str, object]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from sources import ROOT, SRC, python, trimtab
-from trimtab.cli.checking import FLAGS, SWITCHES, plain
 from trimtab.report.rule_pages import markdown
 from trimtab.rules.registry import rules
 
@@ -105,47 +104,6 @@ def test_settings_and_isolation_exclude_each_other(wrong: Path, tmp_path: Path) 
     assert trimtab("check", str(wrong), "--isolated", "--config", str(settings)).returncode == 2
 
 
-# -- the quick way ----------------------------------------------------------------------------------------
-
-
-def test_the_quick_way_knows_every_flag() -> None:
-    import typer
-
-    from trimtab.cli.check import check
-
-    app = typer.Typer(add_completion=False)
-    app.command("check")(check)
-    options = [one for one in typer.main.get_command(app).params if one.name not in ("paths", "help")]
-    flags = {flag: option.name for option in options for flag in option.opts}
-    assert flags == {**SWITCHES, **{flag: name for flag, (name, _) in FLAGS.items()}}
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["--help"],
-        ["a", "--selekt", "ZR"],
-        ["a", "--nodes"],
-        ["a", "--nodes", "two"],
-        ["a", "--fail-on", "x"],
-    ],
-)
-def test_what_only_the_parser_can_answer(arguments: list[str]) -> None:
-    assert plain(arguments) is None
-
-
-def test_plain_command_lines() -> None:
-    given = plain(["a.json", "--nodes=2", "--select", "ZR", "--select=OF", "-o", "x", "--json", "-"])
-    assert given == {
-        "paths": ["a.json", "-"],
-        "nodes": 2,
-        "select": ["ZR", "OF"],
-        "output_file": Path("x"),
-        "as_json": True,
-    }
-
-
 # -- explain, schema, diff -----------------------------------------------------------------------------------
 
 
@@ -168,7 +126,7 @@ def test_the_schema_is_one_of_json() -> None:
 
 def test_the_rules_document_is_fresh() -> None:
     assert (ROOT / "docs" / "rules.md").read_text(encoding="utf-8") == markdown(), (
-        "docs/rules.md is stale: python scripts/make_rule_docs.py"
+        "docs/rules.md is stale: python scripts/make_reference.py"
     )
 
 

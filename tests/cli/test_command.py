@@ -94,8 +94,11 @@ def test_every_command_file_is_in_the_table() -> None:
         "__init__",
         "checking",
         "commands",
+        "estimating",
         "job_flags",
         "main",
+        "plain",
+        "settling",
     }
 
 

@@ -200,7 +200,7 @@ def test_work_counts_products_forward_and_backward(machine: Machine) -> None:
     m.backward(loss_of(m, out))
     flops = 2 * 32 * K
     spent = {
-        phase: sum(one * count for (p, one, _), count in m.meter.work.items() if p == phase)
+        phase: sum(one.flops * count for one, count in m.meter.work.items() if one.phase == phase)
         for phase in ("forward", "backward")
     }
     assert spent == {"forward": flops, "backward": 2 * flops}

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from trimtab.catalogue import Alternative, Card, Claim, Figure, card, load_config
+from trimtab.cards import Alternative, Card, Claim, Figure
+from trimtab.catalogue import card, load_config
 from trimtab.report.card import card_text
 from trimtab.report.console import plain
 

@@ -13,6 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimtab.cli.plain import plain
 from trimtab.errors import UnreadableFile, UsageError
 from trimtab.findings import Severity
 
@@ -44,12 +45,12 @@ class FailOn(str, Enum):
     never = "never"
 
 
-SWITCHES: Mapping[str, str] = {
-    "--fix": "fix",
-    "--unsafe-fixes": "unsafe_fixes",
-    "--diff": "diff",
-    "--isolated": "isolated",
-    "--json": "as_json",
+SWITCHES: Mapping[str, tuple[str, bool]] = {
+    "--fix": ("fix", True),
+    "--unsafe-fixes": ("unsafe_fixes", True),
+    "--diff": ("diff", True),
+    "--isolated": ("isolated", True),
+    "--json": ("as_json", True),
 }
 FLAGS: Mapping[str, tuple[str, Any]] = {
     "--deepspeed": ("deepspeed", str),
@@ -71,37 +72,12 @@ REPEATED = ("select", "ignore")
 
 def quick(arguments: Sequence[str]) -> int | None:
     """Runs a plain command line; None where it holds anything that only the parser can answer."""
-    given = plain(arguments)
-    if given is None:
+    given = plain(arguments, FLAGS, SWITCHES, REPEATED)
+    if given is None or not given.paths:
         return None
-    if given.pop("as_json", False):
-        given["output_format"] = OutputFormat.json
-    return run(**given)
-
-
-def plain(arguments: Sequence[str]) -> dict[str, Any] | None:
-    """The options of a command line of known flags with fitting values, and at least one path."""
-    given: dict[str, Any] = {"paths": []}
-    rest = iter(arguments)
-    for argument in rest:
-        name, equals, value = argument.partition("=")
-        if argument in SWITCHES:
-            given[SWITCHES[argument]] = True
-        elif name in FLAGS and (name != "-o" or not equals):
-            option, kind = FLAGS[name]
-            try:
-                made = kind(value if equals else next(rest))
-            except (ValueError, StopIteration):
-                return None
-            if option in REPEATED:
-                given.setdefault(option, []).append(made)
-            else:
-                given[option] = made
-        elif argument.startswith("-") and argument != "-":
-            return None
-        else:
-            given["paths"].append(argument)
-    return given if given["paths"] else None
+    if given.options.pop("as_json", False):
+        given.options["output_format"] = OutputFormat.json
+    return run(given.paths, **given.options)
 
 
 def run(
@@ -192,8 +168,9 @@ def _keep(result: Fixed) -> Source:
 def _rendered(report: Report, output_format: OutputFormat, to_stdout: bool) -> str:
     if output_format in (OutputFormat.full, OutputFormat.concise):
         from trimtab.report import findings_text
+        from trimtab.report.paint import wants_colour
 
-        colour = to_stdout and findings_text.wants_colour()
+        colour = to_stdout and wants_colour()
         render = findings_text.full if output_format is OutputFormat.full else findings_text.concise
         return render(report, colour=colour)
     if output_format is OutputFormat.json:

@@ -52,7 +52,10 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
 }
 
 # typer costs a tenth of a second, more than the work of these: they read plain command lines themselves
-QUICK: Mapping[str, str] = {"check": "trimtab.cli.checking:quick"}
+QUICK: Mapping[str, str] = {
+    "check": "trimtab.cli.checking:quick",
+    "estimate": "trimtab.cli.estimating:quick",
+}
 
 _CLI = Path(__file__).parent
 

@@ -7,11 +7,7 @@ from typing import Annotated
 import typer
 
 from trimtab.cli import job_flags as job
-from trimtab.estimate import estimate as answer_for
-from trimtab.estimate import to_json as document
-from trimtab.estimate import with_run
-from trimtab.report.document import to_json
-from trimtab.units import parse_count
+from trimtab.cli.estimating import run
 
 
 def estimate(
@@ -52,11 +48,7 @@ def estimate(
         --gpus-per-node 8
       trimtab estimate llama_13b_zero3_offload --gpu rtx4090 --micro-batch 1
     """
-    if picture:
-        from trimtab.report.picture_file import check_name, write_picture
-
-        check_name(picture)
-    settled, cluster, notes = job.settle(
+    return run(
         config,
         model=model,
         gpu=gpu,
@@ -74,19 +66,8 @@ def estimate(
         kernels=kernels,
         lora_r=lora_r,
         lora_targets=lora_targets,
+        tokens=tokens,
+        no_corrections=no_corrections,
+        picture=picture,
+        as_json=as_json,
     )
-    answer = answer_for(settled, cluster)
-    if not no_corrections:
-        answer = job.corrected_by_history(answer)
-    if tokens is not None:
-        answer = with_run(answer, parse_count(tokens))
-    if picture:
-        write_picture({**document(answer), "notes": list(notes)}, picture)
-    if as_json:
-        typer.echo(to_json({**document(answer), "notes": list(notes)}))
-    else:
-        from trimtab.report import console
-        from trimtab.report.estimate import estimate_text
-
-        console.show(estimate_text(answer, notes))
-    return 0 if answer.fits else 1

@@ -8,6 +8,7 @@ import typer
 
 from trimtab.cli import job_flags as job
 from trimtab.errors import UsageError, nearest
+from trimtab.folders import history_file
 from trimtab.report.document import to_json
 from trimtab.store import database
 
@@ -65,5 +66,5 @@ def history(
     if as_json:
         typer.echo(to_json({"runs": [entry_document(one) for one in found]}))
     else:
-        console.show(list_text(found, database.history_file()))
+        console.show(list_text(found, history_file()))
     return 0

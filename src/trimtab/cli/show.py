@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from trimtab import catalogue
-from trimtab.catalogue import Card, Figure
+from trimtab.cards import Card, Figure
 from trimtab.config import Config
 from trimtab.cost.memory import profile
 from trimtab.model import find_model

@@ -55,6 +55,8 @@ class CachingAllocator:
         self.capacity_bytes = capacity_bytes
         self.allocated = self.peak_allocated = 0
         self.reserved = self.peak_reserved = 0
+        self.used = self.peak_used = 0
+        """Bytes of the segments that hold anything."""
         self._address = 0
         self._free: list[list[tuple[int, int, _Block]]] = [[] for _ in range(2 * STREAMS)]
 
@@ -69,6 +71,10 @@ class CachingAllocator:
         free = self._free[pool]
         place = bisect_left(free, (size, 0))
         block = free.pop(place)[2] if place < len(free) else self._segment(size, pool)
+        if block.before is None and block.after is None:
+            self.used += block.size
+            if self.used > self.peak_used:
+                self.peak_used = self.used
         rest_size = block.size - size
         if rest_size >= UNIT if small else rest_size > SMALL_REQUEST:  # should_split
             rest = _Block(rest_size, pool, block.address + size)
@@ -103,6 +109,8 @@ class CachingAllocator:
             if after.after is not None:
                 after.after.before = block
         block.free = True
+        if block.before is None and block.after is None:
+            self.used -= block.size
         insort(free, (block.size, block.address, block))
 
     def empty_cache(self) -> None:
@@ -116,6 +124,7 @@ class CachingAllocator:
     def reset_peaks(self) -> None:
         """Start new peaks from what is there."""
         self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
+        self.peak_used = self.used
 
     def _segment(self, size: int, pool: int) -> _Block:
         if size <= SMALL_REQUEST:
@@ -146,6 +155,8 @@ class Reading:
     peak_allocated: int
     reserved: int
     peak_reserved: int
+    peak_used: int
+    """Of segments that hold anything: a card with little more room gives the others back when it must."""
 
 
 def replay(record: Sequence[int], capacity_bytes: int | None = None) -> list[Reading]:
@@ -179,6 +190,7 @@ def replay(record: Sequence[int], capacity_bytes: int | None = None) -> list[Rea
                     peak_allocated=allocator.peak_allocated,
                     reserved=allocator.reserved,
                     peak_reserved=allocator.peak_reserved,
+                    peak_used=allocator.peak_used,
                 )
             )
     return readings

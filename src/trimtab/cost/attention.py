@@ -18,7 +18,7 @@ BIAS_ALIGNMENT = 8  # attention.cpp, pad_bias: the last dimension of a bias, in 
 class Shape:
     """Sizes of one attention call.
 
-    ``by_head``: queries lie head by head in memory, so that the output does too and is copied back.
+    ``by_head``: queries lie head by head in memory, so that flash's output does too and is copied back.
     """
 
     __slots__ = (

@@ -98,8 +98,8 @@ class Engine:
     def initialize(self) -> None:
         """``deepspeed.initialize``."""
 
-    def state(self) -> object:
-        """What decides how a micro step goes, between two of them; None where they differ anyway."""
+    def after_micro(self) -> object:
+        """Leave what a micro step leaves; what decides how the next one goes, None if boundaries do."""
         return None
 
     def begin_micro(self, *, boundary: bool) -> None:

@@ -20,12 +20,12 @@ from trimtab.cost.meter import PART, Account, Kernel, Storage
 class Weight:
     """A parameter as the machine sees it: a size, whether it trains, and the gradients still to come.
 
-    ``index`` is its place among the model's parameters, ``columns`` the width of a row: the inputs of a linear
-    layer, the width of an embedding.
+    ``index`` is its place among the model's parameters, ``columns`` the width of a row: the inputs of a
+    linear layer, the width of an embedding.
     """
 
     __slots__ = (
-        "bytes", "columns", "edge", "index", "item", "name", "numel", "pending", "trainable", "uses",
+        "bytes", "columns", "edge", "index", "item", "name", "numel", "pending", "shared", "trainable", "uses",
     )  # fmt: skip
 
     def __init__(
@@ -40,6 +40,8 @@ class Weight:
         """Operators of this forward pass whose gradients are still to come."""
         self.pending: Storage | None = None
         """The sum of the gradients that have come so far."""
+        self.shared = False
+        """Whether that is a view, so that a sum cannot be made in place (autograd/input_buffer.cpp)."""
 
 
 class Node:
@@ -47,7 +49,7 @@ class Node:
 
     __slots__ = (
         "flops", "gradients", "inputs", "kernel", "module", "moved", "part", "place", "region", "saved",
-        "saves", "scratch", "shape", "slot", "tail", "weights",
+        "saves", "scratch", "shape", "slot", "tail", "transposed", "weights",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -56,9 +58,12 @@ class Node:
         self.gradients: tuple[int, ...] = ()
         self.saved: tuple[Storage, ...] = ()
         self.scratch = self.flops = self.moved = self.slot = self.part = self.saves = self.tail = 0
-        self.kernel, self.shape = "moving", ()
+        self.kernel = "moving"
+        self.shape: tuple[int, ...] = ()
         self.region: Region | None = None
         self.place: object = None
+        self.transposed = False
+        """Whether its weight's gradient is a view of what it makes: ``mm(...).t()``."""
         self.module = False
         """Whether it stands for the end of a module without parameters of its own."""
 
@@ -140,7 +145,10 @@ def backward_kernels(node: Node) -> Iterator[Kernel]:
         if any(node.inputs[2:]):  # the bias: a sum over the rows
             yield Kernel("backward", "moving", outcome)
     else:
-        yield Kernel("backward", "moving", node.moved + sum(sizes) + 2 * node.scratch + node.tail, node.flops)
+        moved = node.moved + sum(sizes) + 2 * node.scratch + node.tail
+        count = len(sizes) + (node.scratch > 0) + (node.tail > 0)  # one a gradient, and those between
+        for _ in range(count):
+            yield Kernel("backward", "moving", moved // count, node.flops // count)
 
 
 class Machine:
@@ -194,6 +202,7 @@ class Machine:
         kernel: str = "moving",
         shape: tuple[int, ...] = (),
         view_of: Tensor | None = None,
+        transposed: bool = False,
     ) -> Tensor:
         """Run one operator.
 
@@ -209,6 +218,7 @@ class Machine:
             flops: floating-point operations of the forward pass.
             kernel, shape: its kernel's name and sizes, as in `trimtab.cost.meter.Kernel`.
             view_of: the tensor that the output only looks at; nothing is allocated then.
+            transposed: whether the gradients of its weights are views.
         """
         item = self.item if item is None else item
         weights = tuple(one for one in inputs if isinstance(one, Weight))
@@ -235,6 +245,7 @@ class Machine:
             node = self._record(out, edges, weights, gradients, keep, saves, (scratch, tail))
             if node is not None:
                 node.flops, node.kernel, node.shape = flops, kernel, shape
+                node.transposed = transposed
         return out
 
     def adds(self, count: int) -> None:
@@ -378,15 +389,17 @@ class Machine:
                     self.meter.work[Kernel("backward", "moving", 3 * gradient.bytes)] += 1
                 gradients.setdefault(edge, gradient)
             else:
-                self._weight_gradient(edge, gradient)
+                self._weight_gradient(edge, gradient, node.transposed)
             del gradient
         if node.weights:
             self.listener.after_use(node.weights)
 
-    def _weight_gradient(self, weight: Weight, gradient: Storage) -> None:
+    def _weight_gradient(self, weight: Weight, gradient: Storage, shared: bool) -> None:
         weight.uses -= 1
         if weight.pending is None:
-            weight.pending = gradient
+            weight.pending, weight.shared = gradient, shared
+        elif weight.shared:  # a third tensor holds the sum
+            weight.pending, weight.shared = Storage(self.meter, gradient.bytes, gradient.part), False
         del gradient
         if weight.uses == 0:
             total, weight.pending = weight.pending, None

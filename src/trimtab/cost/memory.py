@@ -15,7 +15,7 @@ from trimtab.cost import heads
 from trimtab.cost.allocator import NOTE, RESET, WORKSPACE_BYTES, OutOfMemory, Reading, replay
 from trimtab.cost.engine import Engine, Settings
 from trimtab.cost.machine import Machine, Weight
-from trimtab.cost.meter import PARTS, Meter, Storage, Work
+from trimtab.cost.meter import PART, PARTS, Meter, Recorder, Storage, Work
 from trimtab.cost.net import Net, weights_of
 from trimtab.cost.sharded_parameters import ShardedParameters
 from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, SHOWN, START, Numbers, Recording, Tape
@@ -57,20 +57,24 @@ class Profile:
     nvme_bytes: int
     work: Work
     """Operators of the last micro step by (phase, flops, bytes moved)."""
+    uses: int
+    """How often the engine's hooks see a module in a micro step; 0 where it has none."""
     readings: dict[str, Reading] = field(default_factory=dict)
     """The caching allocator's statistics after each of `PHASES`, if asked for."""
     record: Sequence[int] = field(default=(), repr=False, compare=False)
-    """Every request to the allocator, for `fits`."""
+    """The requests to the allocator, for `fits`."""
+    unseen: int = 0
+    """How far the peak of what was recorded stays below ``peak``."""
 
     @property
     def allocated_peak(self) -> int:
         """Peak of ``memory_allocated``: ``peak``, cuBLAS's workspaces, and what blocks have too much."""
-        return self.readings["step"].peak_allocated
+        return self.readings["step"].peak_allocated + self.unseen
 
     @property
     def reserved_peak(self) -> int:
         """Peak of ``memory_reserved`` on a card without limit: more than what is needed."""
-        return self.readings["step"].peak_reserved
+        return self.readings["step"].peak_reserved + self.unseen
 
     def fits(self, capacity_bytes: int) -> bool:
         """Whether PyTorch's allocator serves every request of the job within ``capacity_bytes``.
@@ -125,12 +129,14 @@ def profile(
     world_size: int,
     *,
     allocator: bool = False,
+    whole: bool = True,
     workspace_bytes: int = WORKSPACE_BYTES[True],
 ) -> Profile:
     """Run ``config`` on ``model`` as rank 0 of ``world_size`` and say what it allocates.
 
     Args:
         allocator: replay PyTorch's caching allocator too (``readings``, `Profile.fits`).
+        whole: replay every request; else, of the middle of long stacks, only what outlives its layer.
         workspace_bytes: what cuBLAS takes in each of its two threads; only the allocator counts it.
 
     Raises:
@@ -148,43 +154,35 @@ def profile(
         sharded=settings.stage == 3,
         fp16=config.precision == "fp16",
     )
-    meter = Meter([] if allocator else None)
-    engine = engine_for(meter, weights, settings)
-    engine.build()
-    buffer_bytes = [Storage(meter, one.bytes, 0) for one in buffers(model, job.task)]
-    built = meter.live
-    engine.initialize()
-    initialized, init_peak = meter.live, meter.peak
-    meter.mark(NOTE)
-    run = _Run(recording, engine, workspace_bytes)
-    if not allocator:
-        run.skip_first_step()
-    # a third step finds the cache as the second has cut it up, and may no longer fit where that did
-    for step in range(3) if allocator else (1,):
-        if step == 1:
-            meter.mark(RESET)
-        run.step()
-    record = meter.record or ()
+    job_buffers = [one.bytes for one in buffers(model, job.task)]
+    run = _Run(recording, engine_for(Meter([] if allocator and whole else None), weights, settings))
+    run.all_steps(job_buffers, workspace_bytes)
+    replayed = run
+    if allocator and not whole:
+        replayed = _Run(recording, engine_for(Recorder(), weights, settings), whole=False)
+        replayed.all_steps(job_buffers, workspace_bytes)
+    record = replayed.record
     readings = replay(record)
-    meter.record = None
-    del buffer_bytes
+    engine, peak = run.engine, max(run.peaks.values())
     return Profile(
         parameters=sum(one.numel for one in weights),
         trainable=sum(one.numel for one in weights if one.trainable),
         tensors=len(weights),
         trainable_tensors=sum(one.trainable for one in weights),
-        built=built,
-        initialized=initialized,
+        built=run.built,
+        initialized=run.initialized,
         live=run.live,
-        phase_peaks={"init": init_peak, **run.peaks},
-        peak=max(run.peaks.values()),
+        phase_peaks={"init": run.init_peak, **run.peaks},
+        peak=peak,
         peak_parts=dict(zip(PARTS, run.parts, strict=True)),
         host_bytes=engine.host.total,
         host_parts=dict(engine.host.parts),
         nvme_bytes=engine.nvme_bytes,
         work=recording.work,
+        uses=len(recording.order.reach) - 1 if settings.stage == 3 else 0,
         readings={"init": readings[0], **dict(zip(PHASES[1:], readings[-3:], strict=True))} if record else {},
         record=record,
+        unseen=max(0, peak - max(replayed.peaks.values())),
     )
 
 
@@ -239,17 +237,40 @@ def _stride(path: str, weights: Mapping[str, Weight]) -> int:
 
 
 class _Run:
-    """Steps of one engine over a recording."""
+    """One engine from its start over a few steps of a recording."""
 
-    def __init__(self, recording: Recording, engine: Engine, workspace_bytes: int) -> None:
-        self.recording, self.engine, self.meter = recording, engine, engine.meter
-        self.workspace_bytes = workspace_bytes
+    def __init__(self, recording: Recording, engine: Engine, *, whole: bool = True) -> None:
+        self.recording, self.engine, self.meter, self._whole = recording, engine, engine.meter, whole
         self.peaks: dict[str, int] = {}
         self.live: dict[str, int] = {}
         self._parts: list[int] = []
         self._peak_in: tuple[int, int] | None = None
         self._numbers: Numbers = {}
         self._steps = 0
+
+    def all_steps(self, buffer_bytes: Sequence[int], workspace_bytes: int) -> None:
+        """The start, a first step and the one that is measured."""
+        engine, meter = self.engine, self.meter
+        engine.build()
+        registered = [Storage(meter, one, PART["parameters"]) for one in buffer_bytes]
+        self.built = meter.live
+        engine.initialize()
+        self.initialized, self.init_peak = meter.live, meter.peak
+        meter.mark(NOTE)
+        if meter.record is None:
+            self._skip_first_step()
+            self._step(workspace_bytes)
+        else:
+            self._step(workspace_bytes)
+            meter.mark(RESET)
+            if not self._whole and isinstance(engine, ShardedParameters):
+                engine.learn(self.recording.order)
+            self._step(workspace_bytes)
+            if self._whole:
+                # a third finds the cache as the second has cut it up, and may no longer fit where that did
+                self._step(workspace_bytes)
+        self.record, meter.record = meter.record or (), None
+        del registered
 
     @property
     def parts(self) -> list[int]:
@@ -260,7 +281,7 @@ class _Run:
         recorded_parts = self.recording.parts_at(phase, moment, uses=self.engine.hears_uses)
         return [one + more for one, more in zip(self._parts, recorded_parts, strict=True)]
 
-    def skip_first_step(self) -> None:
+    def _skip_first_step(self) -> None:
         """Leave all as a first step does: the optimizer's states made, the order of uses known."""
         if isinstance(self.engine, ShardedParameters):
             self.engine.learn(self.recording.order)
@@ -268,16 +289,17 @@ class _Run:
         self.meter.live += sum(self.recording.parts_before(START))
         self._steps = 1
 
-    def step(self) -> None:
+    def _step(self, workspace_bytes: int) -> None:
         """An optimizer step; the first one's peaks are not noted."""
         engine, meter = self.engine, self.meter
-        micros = min(engine.settings.accumulation, 2)
-        before = engine.state()
+        exact = self._whole and meter.record is not None
+        micros = min(engine.settings.accumulation, 2 if exact or self._steps else 1)
+        left = engine.after_micro() if micros == 2 and not exact else None
         for micro in range(micros):
-            if micro and meter.record is None and before is not None and engine.state() == before:
+            if micro and left is not None and engine.after_micro() == left:
                 break  # it would go as the one before it
             engine.begin_micro(boundary=micro == micros - 1)
-            self._micro_step(0 if self._steps or micro else self.workspace_bytes)
+            self._micro_step(0 if self._steps or micro else workspace_bytes)
         meter.reset_peak()
         engine.step()
         self._note("step", FINISH + 1, meter.now)
@@ -305,7 +327,9 @@ class _Run:
         if self.meter.record is None:
             self.recording.play(phase, self.engine)
         else:
-            self.recording.play_to_record(phase, self.engine, self._numbers if numbers is None else numbers)
+            numbers = self._numbers if numbers is None else numbers
+            whole, uses = self._whole, self._whole or self._steps > 0
+            self.recording.play_to_record(phase, self.engine, numbers, whole=whole, uses=uses)
 
     def _note(self, name: str, phase: int, start: int) -> None:
         meter = self.meter

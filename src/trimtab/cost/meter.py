@@ -134,6 +134,36 @@ class Meter:
         """A meter does not ask what belongs where."""
 
 
+class Recorder(Meter):
+    """A meter that records, and does not ask what the bytes are."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    def add(self, count: int, part: int, stream: int = 0) -> int:
+        """Record a request of ``count`` bytes; its number."""
+        assert self.record is not None
+        self.live += count
+        if self.live > self.peak:
+            self.peak = self.live
+        if not count:
+            return 0
+        self.requests += 1
+        self.record.append(count + stream)
+        return self.requests
+
+    def drop(self, count: int, part: int, number: int = 0) -> None:
+        """Record its end."""
+        self.live -= count
+        if number and self.record is not None:
+            self.record.append(-number)
+
+    def move(self, count: int, part: int, new: int) -> None:
+        """Nothing moves."""
+
+
 class Storage:
     """Bytes on the device; they end when nothing refers to them any more."""
 

@@ -114,9 +114,8 @@ class Net:
         if self.item == ops.FLOAT and shape.kv_heads != shape.heads:
             return att.plain(m, q, k, v, shape)  # no fused kernel shares keys in fp32
         if self.item == ops.FLOAT or shape.head_dim > att.FLASH_HEAD_LIMIT:
-            out = att.efficient(m, q, k, v, shape)
-        else:
-            out = att.flash(m, q, k, v, shape)
+            return att.efficient(m, q, k, v, shape)
+        out = att.flash(m, q, k, v, shape)
         return ops.copy(m, out) if shape.by_head else out
 
     def layers(self, path: str) -> Iterator[str]:

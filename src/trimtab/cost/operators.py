@@ -29,6 +29,7 @@ def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) ->
         item=x.item,
         tail=reduction_bytes(rows, columns, x.item) if bias is not None and bias.trainable else 0,
         flops=2 * rows * weight.numel,
+        transposed=not m.sharded,
         kernel="product",
         shape=(1, rows, weight.columns, columns, x.item),
     )

@@ -99,6 +99,8 @@ class ShardedOptimizer(Engine):
         for weight in self.waiting:
             owned = weight.name in self._owned_names
             if owned and s.offload_optimizer != "none":
+                if s.gradient_item != s.item and self.accumulated is None:  # compact fp32 partition, :1259
+                    self.accumulated = self.new(self.partition * s.gradient_item, "gradients")
                 portion = min(weight.numel, self.partition)
                 self.new(portion * NORM_ITEM, "temporaries")  # its norm, :1873
                 if s.item != MASTER_ITEM:
@@ -142,8 +144,7 @@ class ShardedOptimizer(Engine):
         """Norm in fp64, the flat partition, its fp32 copy, the moments at the first step (:3013-3132)."""
         s = self.settings
         if s.offload_optimizer != "none":
-            self.accumulated = None
-            return
+            return  # the fp32 partition stays
         largest = max((weight.numel for weight in self.own), default=0)
         self.new(min(largest, self.partition) * NORM_ITEM, "temporaries")
         if s.gradient_item == MASTER_ITEM and s.stage == 2 and s.item != MASTER_ITEM:

@@ -35,10 +35,12 @@ class Order:
 class Gather:
     """One all-gather, whose result lives until every parameter in it was asked for."""
 
-    __slots__ = ("arrived", "indices", "result")
+    __slots__ = ("arrived", "copies", "indices", "result")
 
     def __init__(self, indices: Sequence[int], result: Storage) -> None:
         self.indices, self.result, self.arrived = indices, result, False
+        self.copies: dict[int, Storage] = {}
+        """Parameters that are there by themselves."""
 
 
 class ShardedParameters(Engine):
@@ -80,7 +82,7 @@ class ShardedParameters(Engine):
             self.held.append(self.new(s.reduce_bucket * s.item, "buckets"))
         if s.offload_optimizer == "none":
             self.held.append(self.new(self.partition * s.gradient_item, "gradients"))
-        for weight in self.trainable:  # create_reduce_and_remove_grad_hooks gathers each for a moment (:1504)
+        for weight in self.trainable if s.ranks > 1 else ():  # all_gather for a moment (:1504)
             self.new(self.shards[weight.index] * s.ranks * s.item, "gathered parameters")
         self._initialize_host()
         self.persistent = self._persistent()
@@ -141,9 +143,13 @@ class ShardedParameters(Engine):
         """Know the order of uses, as after a first pass."""
         self.order = order
 
-    def state(self) -> object:
-        """What is there: boundaries mean nothing at this stage."""
-        return self.meter.live, set(self.gathered), set(self.secondary)
+    def after_micro(self) -> object:
+        """Boundaries mean nothing at this stage; hpZ's copies stay until the optimizer steps."""
+        if 1 < self.settings.hpz < self.settings.ranks:
+            for weight in self.weights:
+                if weight.index not in self.persistent:
+                    self._keep_secondary(weight.index)
+        return self.meter.live, set(self.gathered)
 
     def begin_micro(self, *, boundary: bool) -> None:
         """``reset_step``: the trace is complete once one pass was recorded."""
@@ -181,9 +187,15 @@ class ShardedParameters(Engine):
         for index in indices:
             self.available += self.numels[index]
             size += self.shards[index]
-        gather = Gather(indices, self.new(size * s.ranks * s.item, "gathered parameters", self.gather_stream))
+        alone = s.ranks == 1  # NoGatherHandle: a view of the rank's own part, or its copy from the host
+        count = 0 if alone else size * s.ranks * s.item
+        gather = Gather(indices, self.new(count, "gathered parameters", self.gather_stream))
         for index in indices:
             self.in_flight[index] = gather
+            if alone and s.offload_param != "none":
+                gather.copies[index] = self.new(
+                    self.numels[index] * s.item, "gathered parameters", self.gather_stream
+                )
 
     def _arrive(self, index: int) -> None:
         """``AllGatherCoalescedHandle.wait``: the first parameter asked for copies all of them out."""
@@ -191,6 +203,11 @@ class ShardedParameters(Engine):
         if gather.arrived:
             return
         gather.arrived = True
+        if self.settings.ranks == 1:
+            for other in gather.indices:
+                self.gathered[other] = gather.copies.get(other, gather.result)
+            gather.copies.clear()
+            return
         if len(gather.indices) == 1:  # gathered straight into the parameter
             self.gathered[index] = gather.result
             return
@@ -307,7 +324,8 @@ class ShardedParameters(Engine):
                 del wide
         for weight in self.weights:
             if weight.index in self.persistent:
-                self.gathered[weight.index] = self.new(weight.numel * s.item, "gathered parameters")
+                count = weight.numel * s.item if s.ranks > 1 or s.offload_param != "none" else 0
+                self.gathered[weight.index] = self.new(count, "gathered parameters")
 
 
 def _sub_groups(sizes: Sequence[int], limit: int) -> list[int]:

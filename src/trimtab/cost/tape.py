@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SHOWN = 4
 """Layers of a stack that are run."""
+EDGE = 3
+"""Layers at either end of a stack of which a quick record keeps everything."""
 REPEATED, LAST = 2, 3
 
 START, FORWARD, RELEASE, BACKWARD, FINISH = range(5)
@@ -33,7 +35,7 @@ PHASES = (START, FORWARD, RELEASE, BACKWARD, FINISH)
 TAKE, GIVE, MOVE, USE, USED, GRADIENT = range(1, 7)
 Place = tuple[str, int]
 """A stack's path and one of the layers that are run."""
-Numbers = dict[tuple[int, int], list[int]]
+Numbers = dict[tuple[int, int], dict[int, int]]
 """The requests that were made, by group of sections and layer."""
 Chunk = tuple[int, int, int, tuple[int, ...]]
 """Bytes at its highest and at its end, and the event for the engine that follows."""
@@ -42,12 +44,13 @@ Chunk = tuple[int, int, int, tuple[int, ...]]
 class Section:
     """What happens in one layer of one phase, or between layers."""
 
-    __slots__ = ("_chunks", "_net_parts", "events", "place", "takes", "work")
+    __slots__ = ("_chunks", "_lasting", "_net_parts", "events", "number", "place", "takes", "work")
 
-    def __init__(self, place: Place | None) -> None:
-        self.place = place
+    def __init__(self, number: int, place: Place | None) -> None:
+        self.number, self.place = number, place
+        self._lasting: list[tuple[int, ...]] | None = None
         self.events: list[tuple[int, ...]] = []
-        """(TAKE, bytes, part), (GIVE, bytes, part, section, number), (MOVE, bytes, part, part),
+        """(TAKE, bytes, part, number), (GIVE, bytes, part, section, number), (MOVE, bytes, part, part),
         (USE, weight…), (USED, weight…) or (GRADIENT, bytes, part, section, number, weight); a storage is
         known by its section and its number among what was taken there."""
         self.takes = 0
@@ -78,6 +81,18 @@ class Section:
                 high = live = 0
         if high or live:
             yield high, live, 0, ()
+
+    @property
+    def lasting(self) -> list[tuple[int, ...]]:
+        """The events without storages that begin and end here."""
+        if self._lasting is None:
+            brief = {event[4] for event in self.events if event[0] == GIVE and event[3] == self.number}
+            self._lasting = [event for event in self.events if not self._is_brief(event, brief)]
+        return self._lasting
+
+    def _is_brief(self, event: tuple[int, ...], brief: set[int]) -> bool:
+        kind = event[0]
+        return (kind == TAKE and event[3] in brief) or (kind == GIVE and event[3] == self.number)
 
     def net_parts(self) -> list[int]:
         """How much the bytes of each part change."""
@@ -136,7 +151,7 @@ class Tape:
         """Open a section."""
         assert place is None or isinstance(place, tuple)
         self.place = place
-        self._section = Section(place)
+        self._section = Section(len(self.sections), place)
         self.work = self._section.work
         self.phases[self.phase].append(len(self.sections))
         self.sections.append(self._section)
@@ -156,7 +171,7 @@ class Tape:
         section = self._section
         self._homes.append((len(self.sections) - 1, section.takes))
         section.takes += 1
-        section.events.append((TAKE, count, part))
+        section.events.append((TAKE, count, part, section.takes - 1))
         return len(self._homes) - 1
 
     def drop(self, count: int, part: int, number: int) -> None:
@@ -274,15 +289,25 @@ class Recording:
                     engine.on_gradient(weights[index + shift], gradient)
                     del gradient
 
-    def play_to_record(self, phase: int, engine: Engine, numbers: Numbers) -> None:
-        """The same storage by storage, so that ``engine.meter`` records every request."""
-        meter, weights, uses = engine.meter, engine.weights, engine.hears_uses
+    def play_to_record(
+        self, phase: int, engine: Engine, numbers: Numbers, *, whole: bool = True, uses: bool = True
+    ) -> None:
+        """The same storage by storage, so that ``engine.meter`` records every request.
+
+        Unless it shall be ``whole``, layers in the middle of a long stack leave out what begins and ends in
+        them, and without ``uses`` also that their parameters are used.
+        """
+        meter, weights = engine.meter, engine.weights
         for here, layer, shift in self.reels[phase]:
-            taken = numbers[self._groups[here], layer] = []
-            for event in self.sections[here].events:
+            section = self.sections[here]
+            edge = self._is_edge(section, layer)
+            hears = engine.hears_uses and (uses or edge)
+            taken: dict[int, int] = {}
+            numbers[self._groups[here], layer] = taken
+            for event in section.events if whole or edge else section.lasting:
                 kind = event[0]
                 if kind == TAKE:
-                    taken.append(meter.add(event[1], event[2]))
+                    taken[event[3]] = meter.add(event[1], event[2])
                 elif kind == GIVE:
                     _, count, part, home, number = event
                     meter.drop(count, part, numbers[self._home_of(home, here, layer)][number])
@@ -294,9 +319,13 @@ class Recording:
                     gradient = Storage.adopted(meter, count, part, request)
                     engine.on_gradient(weights[index + shift], gradient)
                     del gradient
-                elif uses:
+                elif hears:
                     told = engine.before_use if kind == USE else engine.after_use
                     told(event[1:], shift)
+
+    def _is_edge(self, section: Section, layer: int) -> bool:
+        place = section.place
+        return place is None or not EDGE <= layer < self.stacks[place[0]] - EDGE
 
     def _home_of(self, home: int, here: int, layer: int) -> tuple[int, int]:
         """Group and layer meant by what was taken in section ``home``, seen from section ``here``.

@@ -6,7 +6,6 @@ the card; profiles are counted once for all candidates that share them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
@@ -14,8 +13,9 @@ from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.allocator import WORKSPACE_BYTES
 from trimtab.cost.memory import Profile, profile, settings_of
+from trimtab.cost.need import REPLAY_RATIOS, Need, outside_allocator
 from trimtab.cost.speed import Speed, step_speed
-from trimtab.estimate import PEAK_SIGMA, PROCESS_BYTES, REPLAY_SIGMA, outside_allocator
+from trimtab.estimate import PROCESS_BYTES
 from trimtab.model import Model
 
 FRAGMENTED = 1.35
@@ -87,18 +87,24 @@ class Arithmetic:
         nvme = counted.nvme_bytes * cluster.gpus_per_node
         if nvme and nvme > cluster.nvme_bytes:
             return Shortfall(where="NVMe a node", needed=nvme, there=cluster.nvme_bytes)
-        return self._short(counted, cluster) if counted.peak > self.room(cluster) else None
+        return self.certain_shortfall(counted.peak, cluster)
 
     def room(self, cluster: Cluster) -> int:
         """Bytes that PyTorch's allocator may need at most, for the probability of fitting that is asked."""
         outside = outside_allocator(cluster.world_size)
         return int((cluster.gpu.usable_bytes - outside) / (1 + margin(self.sure)))
 
-    def likely(self, config: Config, cluster: Cluster) -> bool:
-        """Whether ``config`` fits with what the allocator usually loses."""
-        if self.shortfall(config, cluster) is not None:
-            return False
-        return self.profile(config, cluster).peak * USUALLY_FRAGMENTED <= self.room(cluster)
+    def certain_shortfall(self, peak: float, cluster: Cluster) -> Shortfall | None:
+        """What is lacking where tensors take at least ``peak`` bytes."""
+        return self._short(peak, cluster) if peak > self.room(cluster) else None
+
+    def usual_shortfall(self, config: Config, cluster: Cluster) -> Shortfall | None:
+        """What ``config`` lacks with what the allocator usually loses, nothing replayed."""
+        short = self.shortfall(config, cluster)
+        peak = self.profile(config, cluster).peak
+        if short is not None or peak * USUALLY_FRAGMENTED <= self.room(cluster):
+            return short
+        return self._short(peak, cluster)
 
     def verdict(self, config: Config, cluster: Cluster) -> Shortfall | None:
         """What ``config`` lacks on ``cluster``, the caching allocator replayed where it is close."""
@@ -116,10 +122,10 @@ class Arithmetic:
                 config, self.model, world, allocator=True, workspace_bytes=WORKSPACE_BYTES[hopper]
             )
             self._verdicts[key] = replayed.fits(room)
-        return None if self._verdicts[key] else self._short(counted, cluster)
+        return None if self._verdicts[key] else self._short(counted.peak, cluster)
 
-    def _short(self, counted: Profile, cluster: Cluster) -> Shortfall:
-        needed = int(counted.peak * (1 + margin(self.sure))) + outside_allocator(cluster.world_size)
+    def _short(self, peak: float, cluster: Cluster) -> Shortfall:
+        needed = int(peak * (1 + margin(self.sure))) + outside_allocator(cluster.world_size)
         there = cluster.gpu.usable_bytes
         return Shortfall(where="GPU memory", needed=needed, there=there, fragmented=needed <= there)
 
@@ -131,21 +137,12 @@ class Arithmetic:
 
 
 def margin(sure: float) -> float:
-    """The share by which a capacity must pass the counted need, for a probability of ``sure``.
+    """The share by which a capacity must pass what a replay finds enough, for a probability of ``sure``.
 
-    The need is taken as a normal about the replay's answer, as `trimtab.estimate` does.
-
-    >>> round(margin(0.5), 6), round(margin(0.9) / math.hypot(PEAK_SIGMA, REPLAY_SIGMA), 3)
-    (0.0, 1.282)
+    >>> margin(0.5)
+    0.0
     """
-    low, high = -8.0, 8.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if 0.5 * math.erfc(-middle / math.sqrt(2)) < sure:
-            low = middle
-        else:
-            high = middle
-    return low * math.hypot(PEAK_SIGMA, REPLAY_SIGMA)
+    return Need(expected=1.0, ratios=REPLAY_RATIOS).at(sure) - 1
 
 
 def _hopper(cluster: Cluster) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trimtab.estimate import outside_allocator
+from trimtab.cost.need import outside_allocator
 from trimtab.plan.costs import Bill
 from trimtab.plan.planning import Plan
 from trimtab.plan.reasons import machines, summary

@@ -177,7 +177,11 @@ def _ways_out(wishes: Wishes, cluster: Cluster) -> Iterator[tuple[str, Wishes, C
 def _more(cluster: Cluster, other: Cluster) -> str:
     if other.nodes == cluster.nodes:
         return f"{other.gpus_per_node} GPUs instead of {cluster.gpus_per_node}"
-    return f"{other.nodes} nodes of {other.gpus_per_node} GPUs instead of {cluster.nodes}"
+    had = (
+        f"{cluster.nodes} of {cluster.gpus_per_node}" if cluster.nodes > 1 else f"{cluster.gpus_per_node} GPU"
+    )
+    plural = "s" * (cluster.nodes == 1 < cluster.gpus_per_node)
+    return f"{other.nodes} nodes of {other.gpus_per_node} GPUs instead of {had}{plural}"
 
 
 def with_objective(wishes: Wishes, objective: str) -> Wishes:

@@ -66,7 +66,7 @@ def why_slower(one: Contender, chosen: Contender) -> str:
     if abs(ratio) <= TIE:
         if one.family.complexity > chosen.family.complexity:
             return "as fast within 1 %, and less simple"
-        return "as fast within 1 %, and leaves less memory free"
+        return "as fast within 1 %"
     if ratio < 0:
         return f"{-ratio:.0%} faster by the arithmetic, refuted by the proof".replace("%", " %")
     grown = [
@@ -204,7 +204,7 @@ def _micro(one: Contender, field: Field) -> str:
     beyond = field.beyond(one)
     if beyond is not None and beyond.contender.micro <= 2 * one.micro:
         return f"{text}: {beyond.contender.micro} {why_not_fits(beyond)}"
-    return f"{text}: larger ones fit and are no faster within 1 %"
+    return f"{text}: larger ones fit and are slower"
 
 
 def _format(answer: Estimate, wishes: Wishes) -> str:

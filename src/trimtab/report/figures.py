@@ -9,7 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from trimtab.catalogue import Card, Claim, Figure, Hardware
+from trimtab.cards import Card, Claim, Figure
+from trimtab.catalogue import Hardware
 from trimtab.cluster import find_gpu
 from trimtab.units import GB, format_bytes, format_seconds
 

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from trimtab.findings import SEVERITIES, Finding, Severity
+from trimtab.report.paint import Paint
 from trimtab.source import Source
 
 if TYPE_CHECKING:
     from trimtab.check import Report
 
-COLOURS = {"error": "31", "warning": "33", "info": "36", "fix": "32", "frame": "34", "bold": "1"}
 WIDEST = 160  # characters of a source line that are shown
 
 
 def full(report: Report, *, colour: bool = False) -> str:
     """Each finding with its line of the file, a caret under the place, and its fix."""
-    paint = _Paint(colour)
+    paint = Paint(colour)
     blocks = [_block(finding, report.sources.get(finding.file), paint) for finding in report.findings]
     return "".join(f"{block}\n" for block in blocks) + summary(report, paint)
 
 
 def concise(report: Report, *, colour: bool = False) -> str:
     """One line a finding: ``file:line:column: severity CODE message``."""
-    paint = _Paint(colour)
+    paint = Paint(colour)
     lines = [
         f"{paint(finding.file, 'bold')}:{finding.line}:{finding.column}: "
         f"{paint(finding.severity, finding.severity)} {finding.code} {finding.message}"
@@ -36,22 +34,7 @@ def concise(report: Report, *, colour: bool = False) -> str:
     return "".join(f"{line}\n" for line in lines) + summary(report, paint)
 
 
-def wants_colour() -> bool:
-    """Whether stdout is a terminal that wants colour; ``NO_COLOR`` and ``FORCE_COLOR`` count."""
-    if os.environ.get("NO_COLOR"):
-        return False
-    return bool(os.environ.get("FORCE_COLOR")) or sys.stdout.isatty()
-
-
-class _Paint:
-    def __init__(self, on: bool) -> None:
-        self.on = on
-
-    def __call__(self, text: str, style: str) -> str:
-        return f"\x1b[{COLOURS[style]}m{text}\x1b[0m" if self.on and text else text
-
-
-def _block(finding: Finding, source: Source | None, paint: _Paint) -> str:
+def _block(finding: Finding, source: Source | None, paint: Paint) -> str:
     head = f"{finding.severity}[{finding.code}]"
     lines = [f"{paint(head, finding.severity)} {paint(finding.message, 'bold')}"]
     number = str(finding.line)
@@ -92,7 +75,7 @@ def _window(text: str, column: int) -> tuple[str, int]:
     return text[start : start + WIDEST], column - start
 
 
-def summary(report: Report, paint: _Paint) -> str:
+def summary(report: Report, paint: Paint) -> str:
     """The last line: how much was found, and how much of it can be fixed."""
     counts: Counter[Severity] = Counter(finding.severity for finding in report.findings)
     files = f"{len(report.files)} file{'s' * (len(report.files) != 1)}"

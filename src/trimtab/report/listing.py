@@ -11,7 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from trimtab.catalogue import Card, Hardware
+from trimtab.cards import Card
+from trimtab.catalogue import Hardware
 from trimtab.config import Config
 
 

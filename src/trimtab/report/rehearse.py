@@ -28,7 +28,7 @@ def rehearsal_text(answer: Answer, notes: Sequence[str] = (), *, modules: int = 
 
         assert answer.predicted is not None
         blocks += [Text(f"not rehearsed: {answer.why_not}", style="bold yellow"), Text()]
-        return Group(*blocks, estimate_text(answer.predicted, notes))
+        return Group(*blocks, Text(estimate_text(answer.predicted, notes)))
     blocks += [_verdict(answer, answer.seen), Text(), _comparison(answer, answer.seen), Text()]
     chart = course_text(to_json(answer))
     if chart is not None:

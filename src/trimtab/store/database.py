@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.corrections import Measurement, Traits
 from trimtab.errors import NotFound, TrimtabError, UnreadableFile
+from trimtab.folders import HISTORY_VARIABLE, history_file
 from trimtab.store.entry import Entry
 
 if TYPE_CHECKING:
     import sqlite3
 
-VARIABLE = "TRIMTAB_HISTORY"
 BUSY_SECONDS = 10.0
 """How long to wait for another process that writes."""
 NEWEST = 50
@@ -58,15 +57,6 @@ MIGRATIONS: Sequence[str] = (
 _COLUMNS = ("seconds_since_epoch", "how", "config", "model", "gpu", "gpus_per_node", "nodes", "outcome",
             "tool_version")  # fmt: skip
 _said: set[str] = set()
-
-
-def history_file() -> Path | None:
-    """Where the history lies; None if the user wants none."""
-    chosen = os.environ.get(VARIABLE)
-    if chosen is not None:
-        return Path(chosen).expanduser() if chosen.strip() else None
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "trimtab" / "history.sqlite"
 
 
 def keep(entry: Entry) -> int | None:
@@ -177,7 +167,7 @@ def _open(file: Path, *, create: bool = False) -> Iterator[sqlite3.Connection]:
 
 
 def _cure() -> str:
-    return f"Move it away to begin a new one, or set {VARIABLE} to another place (empty: none)"
+    return f"Move it away to begin a new one, or set {HISTORY_VARIABLE} to another place (empty: none)"
 
 
 def _migrate(connection: sqlite3.Connection, file: Path) -> None:
@@ -198,7 +188,7 @@ def _migrate(connection: sqlite3.Connection, file: Path) -> None:
         return
     raise UnreadableFile(
         f"{file}: a newer Trimtab wrote it (its form is {version}, {len(MIGRATIONS)} is known here). "
-        f"Upgrade trimtab, or point {VARIABLE} at another place"
+        f"Upgrade trimtab, or point {HISTORY_VARIABLE} at another place"
     )
 
 

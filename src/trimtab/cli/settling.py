@@ -1,0 +1,203 @@
+"""From what a command line says of a job to a configuration on machines, without the parsing library."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from trimtab import catalogue
+from trimtab.cluster import Cluster, find_gpu, find_link
+from trimtab.config import Config, fit_world
+from trimtab.errors import UnknownArchitecture, UsageError
+from trimtab.folders import history_file
+from trimtab.model import find_hf, find_model
+from trimtab.units import parse_bytes
+
+if TYPE_CHECKING:
+    from trimtab.estimate import Estimate
+
+
+def corrected_by_history(answer: Estimate) -> Estimate:
+    """``answer`` with what this machine's history knows of its job; without a history it costs nothing."""
+    file = history_file()
+    if file is None or not file.exists():
+        return answer
+    from trimtab.corrections import corrected, traits_of
+    from trimtab.store.database import measurements
+
+    return corrected(answer, measurements(traits_of(answer)))
+
+
+def settle(
+    name: str,
+    *,
+    model: str | None = None,
+    gpu: str | None = None,
+    gpus_per_node: int | None = None,
+    nodes: int | None = None,
+    sequence_length: int | None = None,
+    target_length: int | None = None,
+    micro_batch: int | None = None,
+    grad_accum: int | None = None,
+    task: str | None = None,
+    checkpoint_activations: bool | None = None,
+    attention: str | None = None,
+    kernels: str | None = None,
+    lora_r: int | None = None,
+    lora_targets: str | None = None,
+    link: str | None = None,
+    host_memory: str | None = None,
+) -> tuple[Config, Cluster, tuple[str, ...]]:
+    """The configuration with the flags over it, the machines, and notes on what the flags moved.
+
+    A catalogue configuration brings the hardware that it was made for; a file needs ``--gpu``.
+
+    Raises:
+        UsageError: no GPU is named, or the flags contradict each other.
+        RefusedConfig: DeepSpeed would refuse the batch on these machines.
+    """
+    config, notes = stated(
+        name,
+        model=model,
+        sequence_length=sequence_length,
+        target_length=target_length,
+        micro_batch=micro_batch,
+        grad_accum=grad_accum,
+        task=task,
+        checkpoint_activations=checkpoint_activations,
+        attention=attention,
+        kernels=kernels,
+        lora_r=lora_r,
+        lora_targets=lora_targets,
+    )
+    cluster = machines(name, config, gpu, gpus_per_node, nodes, link, host_memory)
+    config, moved = fit_world(config, cluster.world_size)
+    return config, cluster, notes + moved
+
+
+def stated(
+    name: str,
+    *,
+    model: str | None = None,
+    sequence_length: int | None = None,
+    target_length: int | None = None,
+    micro_batch: int | None = None,
+    grad_accum: int | None = None,
+    task: str | None = None,
+    checkpoint_activations: bool | None = None,
+    attention: str | None = None,
+    kernels: str | None = None,
+    lora_r: int | None = None,
+    lora_targets: str | None = None,
+) -> tuple[Config, tuple[str, ...]]:
+    """The configuration with the flags over it, whatever the machines, and notes on what was assumed."""
+    config = catalogue.load_config(name)
+    block: dict[str, Any] = {
+        "model": model,
+        "task": task,
+        "sequence_length": sequence_length,
+        "target_length": target_length,
+        "checkpoint_activations": checkpoint_activations,
+        "attention": attention,
+        "kernels": kernels,
+    }
+    changes = {f"trimtab.{key}": value for key, value in block.items() if value is not None}
+    if lora_r is not None or lora_targets is not None:
+        lora = {"r": lora_r or 8}
+        targets = {"target_modules": [one.strip() for one in lora_targets.split(",")]} if lora_targets else {}
+        changes["trimtab.lora"] = {**lora, **targets}
+    stated = config.raw.get("trimtab") or {}
+    notes: tuple[str, ...] = ()
+    if task is None and "task" not in stated:
+        usual = _usual_task(model or config.job.model)
+        if usual != config.job.task:
+            changes["trimtab.task"] = usual
+            notes = (f"no task is stated: {usual}, the usual one of this model",)
+    for section in ("bf16", "fp16"):
+        if _is_auto(config.raw.get(section)) and config.precision == "fp32":
+            changes[f"{section}.enabled"] = True
+            notes = (*notes, f'{section}.enabled is "auto": taken as true')
+            break
+    return _with_batch(config.with_values(changes), micro_batch, grad_accum), notes
+
+
+def _is_auto(section: Any) -> bool:
+    return isinstance(section, dict) and section.get("enabled") == "auto"
+
+
+def _usual_task(model: str | None) -> str:
+    """What a model of this kind is trained on when nobody says: its pre-training."""
+    try:
+        kind: str = find_model(model).kind if model else "causal"
+    except UnknownArchitecture:  # a rehearsal can still build it
+        both = find_hf(model or "").hf.get("is_encoder_decoder")
+        kind = "encoder-decoder" if both else "causal"
+    return {"causal": "causal-lm", "encoder": "masked-lm", "encoder-decoder": "seq2seq-lm"}[kind]
+
+
+def _with_batch(config: Config, micro: int | None, accumulation: int | None) -> Config:
+    """The batch keys that the flags state; what they make untrue is left for DeepSpeed's rules to solve."""
+    if micro is None and accumulation is None:
+        return config
+    changes: dict[str, Any] = {}
+    if micro is not None:
+        changes["train_micro_batch_size_per_gpu"] = micro
+    if accumulation is not None:
+        changes["gradient_accumulation_steps"] = accumulation
+    elif config.get("gradient_accumulation_steps") is None:
+        changes["gradient_accumulation_steps"] = 1
+    return config.with_values({**changes, "train_batch_size": None})
+
+
+def machines(
+    name: str,
+    config: Config,
+    gpu: str | None,
+    per_node: int | None,
+    nodes: int | None,
+    link: str | None = None,
+    host_memory: str | None = None,
+) -> Cluster:
+    """The machines that the flags name; what they leave open is what a ready configuration is made for."""
+    joint = find_link(link) if link is not None else None
+    inter = joint if joint is not None and joint.kind == "inter" else None
+    intra = joint if joint is not None and joint.kind == "intra" else None
+    memory = parse_bytes(host_memory) if host_memory is not None else None
+    hardware = catalogue.hardware(name) if name in catalogue.names() else None
+    if hardware is not None:
+        own = gpu is None or find_gpu(gpu).name == hardware.gpu
+        gpu, nodes = gpu or hardware.gpu, nodes or hardware.nodes
+        if own and inter is None and hardware.inter_node_link is not None:
+            inter = find_link(hardware.inter_node_link)
+        if own and per_node is None and memory is None:
+            memory = hardware.host_memory_bytes
+        per_node = per_node or hardware.gpus_per_node
+    if gpu is None:
+        raise UsageError(f"{name}: on which GPU? Give --gpu NAME, such as --gpu a100-80gb --gpus-per-node 8")
+    if per_node is None and nodes is None:
+        per_node = min(8, _stated_world(config))
+        nodes = max(1, _stated_world(config) // per_node)
+    return Cluster.of(
+        gpu, per_node or 1, nodes or 1, intra_link=intra, inter_link=inter, host_memory_bytes=memory
+    )
+
+
+def home(name: str) -> Cluster | None:
+    """The machines that a ready configuration is made for; None for a file."""
+    if name not in catalogue.names():
+        return None
+    hardware = catalogue.hardware(name)
+    return Cluster.of(
+        hardware.gpu,
+        hardware.gpus_per_node,
+        hardware.nodes,
+        inter_link=hardware.inter_node_link,
+        host_memory_bytes=hardware.host_memory_bytes,
+    )
+
+
+def _stated_world(config: Config) -> int:
+    """The ranks that a file's three batch keys state together; 1 if they do not."""
+    keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    train, micro, accumulation = (config.get(key) for key in keys)
+    whole = all(isinstance(value, int) and value > 0 for value in (train, micro, accumulation))
+    return max(1, train // (micro * accumulation)) if whole else 1

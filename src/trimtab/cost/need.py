@@ -1,0 +1,130 @@
+"""How much of a card a job needs: what PyTorch's allocator must be able to take, and how sure that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trimtab.cluster import Cluster
+from trimtab.config import Config
+from trimtab.cost.allocator import WORKSPACE_BYTES
+from trimtab.cost.memory import Profile, profile
+from trimtab.model import Model
+from trimtab.units import GIB
+
+# device memory outside PyTorch's allocator: CUDA context and kernels (0.6 GiB before the first step, 0.82
+# with DeepSpeed's kernels, one H200), and NCCL's buffers: 0.48 GiB more for one rank, 0.95 GiB for four
+CONTEXT_BYTES = int(0.82 * GIB)
+NCCL_ALONE_BYTES = int(0.48 * GIB)
+NCCL_BYTES = int(0.95 * GIB)
+DECIDED = 0.98
+"""How sure a quick replay must be, either way."""
+REPLAY_STEPS = 5
+"""Bisections of the smallest capacity: a thirty-second of the span between peak and reserved memory."""
+
+Ratios = tuple[tuple[float, float], ...]
+"""Probabilities, and the ratios of truth to expectation that are not passed with that probability."""
+# the smallest capacity of a whole replay over what one quick replay sees in use at once, of the 135 measured
+# and ready jobs and 337 of bench/sweep.py's first 400 (scripts/make_spread.py)
+QUICK_RATIOS: Ratios = (
+    (0.0, 0.88), (0.005, 0.906), (0.025, 0.942), (0.1, 0.969), (0.25, 0.998), (0.5, 1.002), (0.75, 1.012),
+    (0.9, 1.059), (0.975, 1.14), (0.995, 1.219), (1.0, 1.4),
+)  # fmt: skip
+# the smallest capacity of a GPU over that of a whole replay: by judgement, three measured jobs ran near a
+# limit
+REPLAY_RATIOS: Ratios = (
+    (0.0, 0.93), (0.025, 0.954), (0.16, 0.977), (0.5, 1.0), (0.84, 1.023), (0.975, 1.046), (1.0, 1.1),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """Bytes that PyTorch's allocator must be able to take, as a distribution."""
+
+    expected: float
+    ratios: Ratios
+
+    @property
+    def low(self) -> float:
+        """Passed with a probability of 97.5 %."""
+        return self.expected * _ratio(self.ratios, 0.025)
+
+    @property
+    def high(self) -> float:
+        """Enough with a probability of 97.5 %."""
+        return self.at(0.975)
+
+    def at(self, sure: float) -> float:
+        """Enough with a probability of ``sure``."""
+        return self.expected * _ratio(self.ratios, sure)
+
+    def probability_within(self, capacity_bytes: float) -> float:
+        """That ``capacity_bytes`` are enough.
+
+        >>> Need(expected=100.0, ratios=((0.0, 0.9), (0.5, 1.0), (1.0, 1.2))).probability_within(110)
+        0.75
+        """
+        ratio = capacity_bytes / self.expected
+        before = (0.0, float("-inf"))
+        for point in self.ratios:
+            if ratio < point[1]:
+                break
+            before = point
+        else:
+            return 1.0
+        if before[1] == float("-inf"):
+            return 0.0
+        share = (ratio - before[1]) / (point[1] - before[1])
+        return round(before[0] + share * (point[0] - before[0]), 4)
+
+
+def _ratio(ratios: Ratios, probability: float) -> float:
+    """The ratio that is not passed with ``probability``, straight lines between those known."""
+    before = ratios[0]
+    for point in ratios:
+        if point[0] >= probability:
+            break
+        before = point
+    if point[0] == before[0]:
+        return point[1]
+    return before[1] + (point[1] - before[1]) * (probability - before[0]) / (point[0] - before[0])
+
+
+def outside_allocator(world_size: int) -> int:
+    """Bytes of a GPU that PyTorch's allocator never sees: the CUDA context and NCCL."""
+    return CONTEXT_BYTES + (NCCL_BYTES if world_size > 1 else NCCL_ALONE_BYTES)
+
+
+def needed(config: Config, model: Model, cluster: Cluster) -> tuple[Profile, Need]:
+    """What the job allocates, and what PyTorch's allocator needs for it on the cards of ``cluster``.
+
+    The allocator is replayed quickly first; only where a card's memory is near what that finds is every
+    request replayed, as often as it takes to find the smallest capacity.
+
+    Raises:
+        RefusedConfig: the batch does not solve for this world.
+        UnknownArchitecture: the arithmetic does not know the model type.
+    """
+    gpu, world = cluster.gpu, cluster.world_size
+    hopper = gpu.vendor == "nvidia" and float(gpu.compute_capability) >= 9
+    workspace = WORKSPACE_BYTES[hopper]
+    counted = profile(config, model, world, allocator=True, whole=False, workspace_bytes=workspace)
+    used = max(reading.peak_used for reading in counted.readings.values())
+    quick = Need(expected=max(used, counted.allocated_peak), ratios=QUICK_RATIOS)
+    room = gpu.usable_bytes - outside_allocator(world)
+    if not 1 - DECIDED < quick.probability_within(room) < DECIDED:
+        return counted, quick
+    counted = profile(config, model, world, allocator=True, workspace_bytes=workspace)
+    return counted, Need(expected=smallest_capacity(counted), ratios=REPLAY_RATIOS)
+
+
+def smallest_capacity(counted: Profile) -> float:
+    """Bytes that PyTorch's allocator must be able to take for the job to run, by replays of its requests."""
+    low = max(reading.peak_allocated for reading in counted.readings.values())
+    high = max(reading.peak_reserved for reading in counted.readings.values())
+    for _ in range(REPLAY_STEPS):
+        middle = (low + high) // 2
+        if counted.fits(middle):
+            high = middle
+        else:
+            low = middle
+    return high
