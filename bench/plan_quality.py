@@ -2,10 +2,11 @@
 
     python bench/plan_quality.py bench/data/grid_x1.jsonl bench/data/grid_x4.jsonl [--json]
 
-Each row of a grid is one measured configuration: ``world``, ``config`` (the whole file), ``step_seconds``,
-and ``ok`` or ``oom``.  Rows of one model, world, global batch and sequence make a grid.  The plan is asked for
-that job without any run; what it chooses is looked up among the rows by stage, offload, recomputation and
-micro batch.  Exits 1 if a choice ran out of memory or is below the target share of the best.
+Each row of a grid is one measured configuration: ``world``, ``config`` (the whole file, or the parts that
+`bench/case_pool.py` writes), ``step_seconds``, ``oom`` or ``out_of_memory``.  Rows of one model, world,
+global batch and sequence make a grid.  The plan is asked for that job without any run; what it chooses is
+looked up among the rows by stage, offload, recomputation and micro batch.  Exits 1 if a choice ran out
+of memory or is below the target share of the best.
 """
 
 from __future__ import annotations
@@ -56,15 +57,30 @@ class Verdict:
 
 
 def read(files: Iterable[Path]) -> list[Row]:
-    """All rows of the files that say how they ended."""
+    """All rows of the files that ran or ran out of memory, each with its ``config`` as one file."""
     rows = [
         json.loads(line) for file in files for line in file.read_text("utf-8").splitlines() if line.strip()
     ]
-    return [row for row in rows if "config" in row and (row.get("step_seconds") or _out_of_memory(row))]
+    told = [row for row in rows if row.get("step_seconds") or _out_of_memory(row)]
+    return [{**row, "config": _config(row)} for row in told if "config" in row or row.get("deepspeed_config")]
+
+
+def _config(row: Row) -> dict[str, Any]:
+    """The file that a row was measured with, as `bench/case_pool.py` writes rows."""
+    if "config" in row:
+        return dict(row["config"])
+    block = {
+        "model": row["job"]["model"],
+        "task": "causal-lm",
+        "sequence_length": row["seq"],
+        "checkpoint_activations": bool(row["checkpointing"]),
+        "attention": row["attention"],
+    }
+    return {**row["deepspeed_config"], "trimtab": block}
 
 
 def _out_of_memory(row: Row) -> bool:
-    return bool(row.get("oom")) or "out of memory" in str(row.get("error") or "").lower()
+    return bool(row.get("oom") or row.get("out_of_memory"))
 
 
 def grids(rows: Iterable[Row]) -> dict[Grid, list[Row]]:
@@ -181,9 +197,8 @@ def main() -> int:
         for one in verdicts:
             share = "not measured" if one.share is None else f"{one.share:.1%} of the best"
             share = "OUT OF MEMORY" if one.choice_out_of_memory else share
-            print(
-                f"{one.model} on {one.world}: {share}  ({one.measured_rows} ran, {one.out_of_memory_rows} short)"
-            )
+            rows = f"{one.measured_rows} ran, {one.out_of_memory_rows} short"
+            print(f"{one.model} on {one.world}: {share}  ({rows})")
             took = "" if one.choice_seconds is None else f" {one.choice_seconds:.3f} s,"
             print(f"    plan  {one.choice}:{took} predicted {one.predicted_seconds:.3f} s")
             print(f"    best  {one.best}: {one.best_seconds:.3f} s")

@@ -176,22 +176,27 @@ def test_what_would_be_faster_is_named_and_fits() -> None:
         assert step.after.speed.step_seconds < step.before.speed.step_seconds
 
 
-def test_the_fastest_drops_offload_that_the_card_does_not_need() -> None:
-    config, cluster = catalogue.load_config("gpt_neox_20b_zero3"), Cluster.of("h200", 8)
-    answer = adapt(config, cluster, home=home("gpt_neox_20b_zero3"), fastest=True)
+def test_the_fastest_is_faster_than_any_single_change() -> None:
+    row = ROWS["GPT-NeoX: 8x A100 80GB"]
+    single = adapted(row).faster
+    answer = adapt(catalogue.load_config(row.config), row.cluster, home=home(row.config), fastest=True)
     assert answer.after is not None
-    assert answer.after.offload_optimizer == "none"
+    assert answer.answer is not None
     assert answer.after.offload_param == "none"
     assert answer.after.batch(8).train == 128
-    assert answer.answer is not None
     assert answer.answer.fits_probability >= 0.9
+    assert single[0].after is not None
+    assert answer.answer.speed.step_seconds < single[0].after.speed.step_seconds
+    assert all(step.move.effect == "same" for step in answer.steps)
     assert answer.faster == ()
 
 
 def test_a_slow_network_is_answered_with_fewer_gathers() -> None:
     answer = adapted(ROWS["LLaMA 70B: Ethernet"])
     assert answer.steps == ()
-    assert answer.faster[0].move.kind == "micro-batch"
+    kinds = {step.move.kind: step.move.effect for step in answer.faster}
+    assert kinds["micro-batch"] == "same"
+    assert kinds["quantized-weights"] == "rounding"
 
 
 def test_a_batch_that_does_not_split_says_what_would() -> None:
@@ -246,6 +251,27 @@ def test_a_file_of_ones_own_keeps_its_comments() -> None:
     assert after.index('"fp16"') < after.index('"zero_optimization"')
 
 
+def test_a_plain_yaml_file_gets_a_block_that_says_all() -> None:
+    text = """train_batch_size: 64
+train_micro_batch_size_per_gpu: 8  # ours
+bf16:
+  enabled: true
+zero_optimization:
+  stage: 2
+optimizer: {type: AdamW, params: {lr: 1.0e-4}}
+"""
+    source = read_text(text, written="yaml")
+    config = Config.from_mapping({**source.mapping, "trimtab": {"model": "llama-7b"}})
+    answer = adapt(config, Cluster.of("v100-32gb", 8), alternatives=False)
+    assert answer.after is not None
+    after = answer.written(source)
+    assert "train_micro_batch_size_per_gpu: 8  # ours\nfp16:\n  enabled: true\n  loss_scale: 0\n" in after
+    again = read_text(after, written="yaml").mapping
+    assert again["trimtab"] == {"model": "llama-7b", "checkpoint_activations": True}
+    assert again == answer.after.raw
+    assert any("gradient_checkpointing_enable" in note for note in answer.notes)
+
+
 def test_a_ready_configuration_is_written_as_it_was_but_for_the_moves() -> None:
     answer = adapted(ROWS["LLaMA 7B: 4x A100 80GB"])
     source = read_source(catalogue.path("llama_7b_single_node"))
@@ -253,6 +279,14 @@ def test_a_ready_configuration_is_written_as_it_was_but_for_the_moves() -> None:
     assert [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]] == [
         ('  "gradient_accumulation_steps": 4,', '  "gradient_accumulation_steps": 8,')
     ]
+
+
+def test_a_model_that_overflows_fp16_goes_to_fp32() -> None:
+    config, cluster = catalogue.load_config("t5_base_pretraining"), Cluster.of("v100-32gb", 8)
+    answer = adapt(config, cluster, home=home("t5_base_pretraining"), alternatives=False)
+    assert [step.move.name for step in answer.steps][:1] == ["precision-fp32"]
+    assert answer.after is not None
+    assert answer.after.precision == "fp32"
 
 
 def test_a_file_without_a_model_or_a_batch_says_so() -> None:

@@ -58,7 +58,7 @@ HOMES = {
     "rich": ("cli", "report", "train"),
     "yaml": ("source",),
     "tomli": ("settings",),
-    "matplotlib": ("report", "train"),
+    "matplotlib": ("report",),
     "psutil": ("launch", "train", "rehearse", "probe"),
     **dict.fromkeys(
         (
@@ -155,6 +155,8 @@ def test_every_module_says_what_it_is(file: Path) -> None:
         "from trimtab.cli.main import main; main(['list', '--json'])",
         "from trimtab.cli.main import main; main(['show', 'gpt2_baseline'])",
         "from trimtab.cli.main import main; main(['version'])",
+        "from trimtab.cli.main import main; main(['adapt', 'gpt2_baseline', '--gpu', 't4'])",
+        "from trimtab.cli.main import main; main(['ladder', 'gpt2_baseline', '--gpu', 't4'])",
     ],
 )
 def test_nothing_heavy_is_imported(program: str) -> None:

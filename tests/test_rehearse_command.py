@@ -499,6 +499,10 @@ def test_the_gpus_path_runs_on_the_cpu() -> None:
     seen = rehearse_on_gpu(gpu_request(4, "cpu"))
     assert list(seen.phases) == ["init", "first step", "forward", "backward", "step"]
     assert list(seen.live) == ["start", "forward", "backward", "step"]
+    # bf16 weights, a quarter of the fp32 copies and of Adam's two moments; blocks are of 512 bytes
+    assert seen.held["parameters"] == pytest.approx(2 * 95_040, rel=0.02)
+    assert seen.held["master_weights"] == pytest.approx(4 * 95_040 / 4, rel=0.02)
+    assert seen.held["optimizer_states"] == pytest.approx(8 * 95_040 / 4, rel=0.02)
     assert seen.parameters == seen.trainable == 95_040
     assert seen.loss == pytest.approx(4.6, abs=0.5)
     assert seen.host_peak_bytes >= seen.host_bytes > 100 * MIB

@@ -254,6 +254,10 @@ class Config:
 DEEPSPEED_OPTIMIZERS = frozenset(  # runtime/config.py:52-66
     ("adagrad", "adam", "adamw", "lamb", "lion", "muadam", "muadamw", "musgd", "muon")
 )
+# what ZeRO knows how to shard: runtime/zero/utils.py:45-48
+ZERO_OPTIMIZERS = frozenset(("adam", "adamw", "adagrad", "lion", "muon"))
+# what steps on the host by DeepSpeed's own code: runtime/engine.py:2381-2400, 2498-2510
+HOST_OPTIMIZERS = frozenset(("adam", "adamw", "adagrad", "lion", "muon"))
 
 
 def fit_world(config: Config, world: int) -> tuple[Config, tuple[str, ...]]:

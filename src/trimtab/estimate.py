@@ -90,8 +90,7 @@ class Estimate:
     @property
     def mfu(self) -> float:
         """Model FLOPs utilization: the model's own operations over what the card could do in that time."""
-        dtype = self.config.precision if self.config.precision in ("bf16", "fp16") else "tf32"
-        return self.speed.model_flops / self.speed.step_seconds / self.cluster.gpu.matrix_flops(dtype)
+        return mfu_of(self.speed, self.config, self.cluster)
 
     @property
     def usd_per_hour(self) -> float | None:
@@ -140,6 +139,7 @@ def estimate(
     nvme = counted.nvme_bytes * cluster.gpus_per_node
     if nvme and nvme > cluster.nvme_bytes:
         probability = 0.0
+    speed = step_speed(config, counted, cluster)
     answer = Estimate(
         config=config,
         model=model,
@@ -150,11 +150,11 @@ def estimate(
         capacity_bytes=capacity,
         host_bytes_per_node=host,
         nvme_bytes_per_node=nvme,
-        speed=step_speed(config, counted, cluster),
+        speed=speed,
         price=_price(cluster),
         fits=probability >= 0.5,
         fits_probability=probability,
-        assumptions=_assumptions(config, cluster, host),
+        assumptions=_assumptions(config, cluster, host, speed.source),
     )
     return answer if tokens is None else with_run(answer, tokens)
 
@@ -247,13 +247,13 @@ def _price(cluster: Cluster) -> Price | None:
         return None
 
 
-def _assumptions(config: Config, cluster: Cluster, host: Range) -> tuple[str, ...]:
+def _assumptions(config: Config, cluster: Cluster, host: Range, source: str) -> tuple[str, ...]:
     job = config.job
     said = [
         f"{job.kernels} kernels, {job.attention} attention, "
         + ("activations recomputed" if job.checkpoint_activations else "activations kept"),
         "batches without padding masks",
-        "memory counted tensor by tensor; step time by a closed form, coarse",
+        f"memory counted tensor by tensor; step time by a closed form, {source}",
     ]
     for key in ("zero_quantized_weights", "zero_quantized_gradients"):
         if config.stage == 3 and config.zero(key):
@@ -310,19 +310,7 @@ def to_json(answer: Estimate) -> Mapping[str, object]:
             "parts_per_rank": [{"name": name, "bytes": size} for name, size in counted.host_parts.items()],
         },
         "nvme": {"bytes_per_node": answer.nvme_bytes_per_node},
-        "speed": {
-            "step_seconds": {
-                "low": speed.low_seconds,
-                "expected": speed.step_seconds,
-                "high": speed.high_seconds,
-            },
-            "compute_seconds": speed.compute_seconds,
-            "communication_seconds": speed.communication_seconds,
-            "offload_seconds": speed.offload_seconds,
-            "tokens_per_second_per_gpu": answer.tokens_per_second_per_gpu,
-            "samples_per_second_per_gpu": answer.samples_per_second_per_gpu,
-            "mfu": answer.mfu,
-        },
+        "speed": speed_to_json(speed, answer.config, answer.cluster),
         "cost": {
             "usd_per_hour": answer.usd_per_hour,
             "usd_per_billion_tokens": answer.usd_per_billion_tokens,
@@ -331,6 +319,28 @@ def to_json(answer: Estimate) -> Mapping[str, object]:
         },
         "run": None if answer.run is None else _run(answer.run),
     }
+
+
+def speed_to_json(speed: Speed, config: Config, cluster: Cluster) -> dict[str, object]:
+    """A step's time and its parts, and what follows from it, in base units."""
+    seconds = speed.step_seconds
+    return {
+        "step_seconds": {"low": speed.low_seconds, "expected": seconds, "high": speed.high_seconds},
+        "compute_seconds": speed.compute_seconds,
+        "communication_seconds": speed.communication_seconds,
+        "offload_seconds": speed.offload_seconds,
+        "host_seconds": speed.host_seconds,
+        "parts": [{"name": name, "seconds": part} for name, part in speed.parts],
+        "tokens_per_second_per_gpu": speed.tokens_per_step / seconds,
+        "samples_per_second_per_gpu": speed.samples_per_step / seconds,
+        "mfu": mfu_of(speed, config, cluster),
+    }
+
+
+def mfu_of(speed: Speed, config: Config, cluster: Cluster) -> float:
+    """Model FLOPs utilization: the model's own operations over what the card could do in that time."""
+    dtype = config.precision if config.precision in ("bf16", "fp16") else "tf32"
+    return speed.model_flops / speed.step_seconds / cluster.gpu.matrix_flops(dtype)
 
 
 def _run(run: WholeRun) -> dict[str, object]:

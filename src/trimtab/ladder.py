@@ -11,6 +11,7 @@ from trimtab.config import Config
 from trimtab.estimate import Estimate
 from trimtab.model import Model
 from trimtab.moves import (
+    ALREADY,
     Move,
     micro_batch,
     offload_optimizer,
@@ -93,17 +94,16 @@ def ladder(config: Config, cluster: Cluster, *, model: Model | None = None, sure
     known = Estimates(model=model, cluster=cluster, sure=sure)
 
     def rung(title: str, moves: Sequence[Move], before: Config, *, cumulative: bool) -> Rung:
-        after, made, reasons = before, [], []
+        after, skipped = before, None
         for move in moves:
-            reason = move.applies(after, model, cluster)
+            reason, changed = move.applies(after, model, cluster), move.apply(after, cluster)
             if reason is None:
-                after = move.apply(after, cluster)
-                made.append(move)
-            elif move.apply(after, cluster).raw != after.raw:
-                reasons.append(reason)
-        if reasons:
-            after = before
-        skipped = reasons[0] if reasons else None if made or not moves else "the configuration has it already"
+                after = changed
+            elif changed.raw != after.raw:
+                after, skipped = before, reason
+                break
+        if cumulative and moves and after is before:
+            skipped = skipped or ALREADY
         return Rung(
             title=title, moves=tuple(moves), config=after, answer=known.answer(after), skipped=skipped
         )

@@ -126,7 +126,7 @@ def test_the_schema_is_one_of_json() -> None:
 
 def test_the_rules_document_is_fresh() -> None:
     assert (ROOT / "docs" / "rules.md").read_text(encoding="utf-8") == markdown(), (
-        "docs/rules.md is stale: python scripts/make_rule_docs.py"
+        "docs/rules.md is stale: python scripts/make_reference.py"
     )
 
 

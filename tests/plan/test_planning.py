@@ -60,7 +60,8 @@ def test_a_plan_fits_and_its_file_has_no_findings(
         answer.chosen.config, raw=file, name="configuration"
     )
     assert model.split("-")[0] in answer.chosen.launch or objective == "pretrain"
-    assert answer.why and answer.considered[0].why_not is None
+    assert answer.why
+    assert answer.considered[0].why_not is None
     assert all(row.why_not for row in answer.considered[1:])
 
 
@@ -106,7 +107,9 @@ def test_objectives_of_the_search() -> None:
     cheapest = plan(**SMALL, **machines, optimize="cheapest")
     fewest = plan(**SMALL, **machines, optimize="fewest-gpus")
     assert chosen_of(fastest)[2] <= chosen_of(cheapest)[2]
-    assert fastest.chosen and cheapest.chosen and fewest.chosen
+    assert fastest.chosen
+    assert cheapest.chosen
+    assert fewest.chosen
     assert (cheapest.chosen.bill.usd_per_token or 0) <= (fastest.chosen.bill.usd_per_token or 0)
     assert fewest.chosen.cluster.world_size == 1
 
@@ -124,7 +127,8 @@ def test_a_budget_that_no_plan_meets_names_the_nearest() -> None:
     answer = plan(**SMALL, gpu="a100-40gb", gpus_per_node=2, tokens=10**11, budget_usd=1.0)
     assert answer.chosen is None
     assert answer.broken[0].startswith("budget: 100B tokens cost $")
-    assert answer.nearest is not None and answer.nearest.change == "more money"
+    assert answer.nearest is not None
+    assert answer.nearest.change == "more money"
     assert answer.nearest.choice.estimate.fits
 
 
@@ -132,7 +136,8 @@ def test_a_deadline_too_near_names_the_nearest() -> None:
     answer = plan(**SMALL, gpu="a100-40gb", gpus_per_node=2, tokens=10**11, deadline_seconds=60.0)
     assert answer.chosen is None
     assert answer.broken[0].startswith("deadline: ")
-    assert answer.nearest is not None and answer.nearest.change == "more time"
+    assert answer.nearest is not None
+    assert answer.nearest.change == "more time"
 
 
 def test_a_batch_that_the_world_cannot_divide_names_the_nearest() -> None:
@@ -184,7 +189,8 @@ def refusing(*worlds: int) -> object:
 def test_a_proof_that_refuses_brings_the_next_candidate() -> None:
     plain = plan(**SMALL, gpu="a100-40gb", gpus_per_node=2)
     proven = plan(**SMALL, gpu="a100-40gb", gpus_per_node=2, prove=2, prover=refusing(1))  # type: ignore[arg-type]
-    assert plain.chosen and proven.chosen
+    assert plain.chosen
+    assert proven.chosen
     assert proven.chosen.config != plain.chosen.config
     assert [one.proof.fits for one in proven.proven] == [False, True]
     assert proven.proven[1].contender.config == proven.chosen.config

@@ -26,10 +26,10 @@ def field(wishes: Wishes, cluster: Cluster) -> Field:
 
 
 @pytest.mark.parametrize(
-    ("model", "gib", "gpus"), [("pythia-70m", 5, 2), ("pythia-70m", 3, 1), ("gpt2", 8, 4), ("t5-small", 6, 2)]
+    ("model", "gib", "gpus"), [("pythia-70m", 4, 2), ("pythia-70m", 2.6, 1), ("gpt2", 6, 4)]
 )
 def test_the_best_is_the_best_of_all(model: str, gib: float, gpus: int) -> None:
-    wishes = make_wishes(model, global_batch=16, sequence_length=512)
+    wishes = make_wishes(model, global_batch=4 * gpus, sequence_length=512)
     cluster = Cluster.of(card(gib), gpus)
     best = field(wishes, cluster).best()
     assert best is not None

@@ -9,7 +9,7 @@ from trimtab.adapt.answer import Adaptation, Nearest, Step, missing
 from trimtab.adapt.demands import demanded, solves
 from trimtab.adapt.search import SURE, Path, Search
 from trimtab.cluster import Cluster, gpus
-from trimtab.config import BLOCK, Config
+from trimtab.config import Config
 from trimtab.errors import UsageError
 from trimtab.model import Model, find_model
 from trimtab.moves import differences
@@ -66,7 +66,7 @@ def adapt(
     if quickest:
         steps += _steps(found, current, quickest)
         current = quickest[-1][1]
-    notes += _reminders(config, steps)
+    notes += _reminders(steps)
     faster = tuple(found.faster(current)) if alternatives and not fastest else ()
     return Adaptation(
         before=config,
@@ -82,13 +82,13 @@ def adapt(
     )
 
 
-def _reminders(config: Config, steps: Iterable[Step]) -> Iterator[str]:
+def _reminders(steps: Iterable[Step]) -> Iterator[str]:
     """What the user has to do beside the file."""
     names = {step.move.name for step in steps}
     if names & {"offload-optimizer-nvme", "offload-param-nvme"}:
         yield "nvme_path must be a folder on a local drive of every node; DeepSpeed's async_io needs libaio"
-    if "recomputation-on" in names and BLOCK not in config.raw:
-        yield "a script of your own must call model.gradient_checkpointing_enable(): no key of DeepSpeed does"
+    if "recomputation-on" in names:
+        yield "`trimtab train` recomputes; your own script must call model.gradient_checkpointing_enable()"
 
 
 def named_model(config: Config) -> Model:
@@ -139,6 +139,8 @@ def _no_batch(
 def _nothing_fits(
     found: Search, config: Config, current: Config, home: Cluster | None, steps: list[Step], notes: list[str]
 ) -> Adaptation:
+    if config.optimizer_type is None:
+        notes.append("the file names no optimizer, so offload of the optimizer was not tried")
     hardest = found.strongest(current)
     answer = found.answer(hardest)
     return Adaptation(

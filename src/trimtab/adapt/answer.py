@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.cluster import Cluster
-from trimtab.config import Config
+from trimtab.config import BLOCK, Config
 from trimtab.estimate import Estimate
 from trimtab.moves import Move, edits
 from trimtab.source import Source, apply_edits
@@ -70,12 +70,17 @@ class Adaptation:
     def written(self, source: Source) -> str:
         """The text of ``source``, which ``before`` was read from, after the moves; all else stays as it is.
 
+        Where moves begin a "trimtab" block, it says of the job all that is known.
+
         Raises:
             UsageError: a place that cannot be changed alone; names the key.
         """
         if self.after is None or self.after is self.before:
             return source.text
-        return apply_edits(source, edits(self.before.raw, self.after.raw))
+        stated = dict(self.before.raw)
+        if BLOCK not in source.mapping and stated.get(BLOCK) != self.after.raw.get(BLOCK):
+            stated.pop(BLOCK, None)
+        return apply_edits(source, edits(stated, self.after.raw))
 
 
 def missing(answer: Estimate, sure: float) -> str | None:

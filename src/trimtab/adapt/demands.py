@@ -12,6 +12,7 @@ from trimtab.model import Model
 from trimtab.moves import Move, attention, micro_batch, precision, secondary_partition
 from trimtab.moves.batch import stated_micro_batch
 from trimtab.moves.writing import data_parallel, global_batch, with_micro_batch
+from trimtab.plan.candidates import NEEDS_BF16
 
 
 def demanded(
@@ -20,10 +21,15 @@ def demanded(
     """The moves that the machines ask for, whatever the memory."""
     gpu = cluster.gpu
     if config.precision == "bf16" and not gpu.bf16:
-        move = precision("fp16")
         reason = f"{gpu.name} has no bf16 units"
-        if model.model_type in BF16_FAMILIES:
-            reason += f"; {model.name} was trained in bf16, so watch the loss scale: fp16 ends at 65,504"
+        if model.model_type in NEEDS_BF16:
+            form = "fp32"
+            reason += f"; {model.name}'s activations pass fp16's largest number, 65,504"
+        else:
+            form = "fp16"
+            if model.model_type in BF16_FAMILIES:
+                reason += f"; {model.name} was trained in bf16, so watch the loss scale: fp16 ends at 65,504"
+        move = precision(form)
         config = move.apply(config, cluster)
         yield move, config, reason
     move = attention("sdpa")

@@ -20,6 +20,8 @@ from trimtab.moves import (
     offload_optimizer,
     offload_param,
     overlap_comm,
+    quantized_gradients,
+    quantized_weights,
     recomputation,
     reduce_bucket,
     secondary_partition,
@@ -149,12 +151,15 @@ class Search(Estimates):
         return best
 
     def faster(self, config: Config) -> list[Step]:
-        """Single moves that save time and still fit, the best first, one of each kind."""
+        """Single moves that save time and still fit, the best first, one of each kind.
+
+        ZeRO++'s quantized collectives are among them, though they round: for a slow network they are the way.
+        """
         now = self.answer(config)
         assert now is not None
         made = {
             move: move.apply(config, self.cluster)
-            for move in self._quicker(config)
+            for move in (*self._quicker(config), quantized_weights(True), quantized_gradients(True))
             if move.applies(config, self.model, self.cluster) is None
         }
         seconds = {move: self.seconds(after) for move, after in made.items()}

@@ -12,16 +12,14 @@ from trimtab.errors import NotFound
 def explain(
     name: Annotated[
         str | None,
-        typer.Argument(
-            metavar="CODE|KEY", help="A rule's code or name, a key's path, or an optimizer's name."
-        ),
+        typer.Argument(metavar="NAME", help="A rule's code or name, a key's path, an optimizer or a move."),
     ] = None,
     deepspeed: Annotated[
         str | None, typer.Option(metavar="X.Y.Z", help="Release to speak of. Default: the newest known.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Explain a rule, a configuration key, an optimizer or a scheduler.
+    """Explain a rule, a configuration key, an optimizer or a move.
 
     Without an argument it lists all rules.
 
@@ -30,9 +28,11 @@ def explain(
       trimtab explain ZR015
       trimtab explain zero_optimization.reduce_bucket_size
       trimtab explain OneBitAdam
+      trimtab explain offload-optimizer
     """
     from trimtab import schema
-    from trimtab.report import rule_pages
+    from trimtab.moves import MOVES
+    from trimtab.report import move_pages, rule_pages
     from trimtab.report.document import to_json
     from trimtab.rules.registry import FAMILIES, find_rule, rules
 
@@ -56,8 +56,13 @@ def explain(
     try:
         page = keys.page(name)
     except NotFound as error:
+        moves = move_pages.named(name)
+        if moves:
+            answer = {"moves": [move_pages.document(move) for move in moves]}
+            typer.echo(to_json(answer) if as_json else "\n".join(map(move_pages.text, moves)), nl=as_json)
+            return
         raise NotFound(
-            "rule or key", name, [*rules(), *keys.paths()], cure=str(error).partition(". ")[2]
+            "rule, key or move", name, [*rules(), *keys.paths(), *MOVES], cure=str(error).partition(". ")[2]
         ) from None
     key = keys.key(name)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from trimtab.cli import job_flags as job
-from trimtab.errors import UnreadableFile, UsageError
+from trimtab.errors import UnreadableFile, Unsupported, UsageError
 from trimtab.job import Lora
 from trimtab.plan import OBJECTIVES, OPTIMIZE
 from trimtab.plan import plan as plan_of
@@ -17,8 +18,9 @@ from trimtab.plan.document import file_of
 from trimtab.plan.document import to_json as document
 from trimtab.plan.planning import Plan, Prover
 from trimtab.plan.wishes import SURE
+from trimtab.rehearse.on_gpu import gpu_is_here
 from trimtab.report.document import to_json
-from trimtab.units import parse_count
+from trimtab.units import parse_bytes, parse_count
 
 MOST_PROBES = 3
 SECONDS_A_DAY = 86_400
@@ -34,6 +36,8 @@ def plan(
     ] = "any",
     gpus_per_node: job.GpusOption = None,
     nodes: job.NodesOption = None,
+    link: job.LinkOption = None,
+    host_memory: job.HostMemoryOption = None,
     max_gpus: Annotated[
         int | None, typer.Option("--max-gpus", metavar="N", min=1, help="Leave the counts open up to N GPUs.")
     ] = None,
@@ -107,12 +111,16 @@ def plan(
         lora = Lora(r=lora_r or 8, lora_alpha=2 * (lora_r or 8), target_modules=targets)
     if prove and probe:
         raise UsageError("--prove and --probe are two ways of proof; give one of them")
+    # a search makes millions of short-lived values and no cycles worth collecting: twice as fast without
+    gc.disable()
     answer = plan_of(
         model,
         gpu=gpu,
         gpus_per_node=gpus_per_node,
         nodes=nodes,
         max_gpus=max_gpus,
+        link=link,
+        host_memory_bytes=None if host_memory is None else parse_bytes(host_memory),
         file=str(output) if output else "plan.json",
         prove=MOST_PROBES if probe else prove,
         prover=_prover(prove, probe),
@@ -151,9 +159,13 @@ def _refuse_overwriting(file: Path | None, force: bool) -> None:
 def _prover(prove: int, probe: bool) -> Prover | None:
     if not prove and not probe:
         return None
-    from trimtab.rehearse.proving import on_this_gpu, under_fake_tensors
+    from trimtab.rehearse import proving
 
-    return on_this_gpu if probe else under_fake_tensors
+    if not probe:
+        return proving.under_fake_tensors
+    if not gpu_is_here():
+        raise Unsupported("this machine shows no GPU to probe; --prove N runs the real engine without one")
+    return proving.on_this_gpu
 
 
 def _write(answer: Plan, output: Path | None, html: Path | None) -> None:

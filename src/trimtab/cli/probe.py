@@ -38,7 +38,8 @@ def probe(
 
     Takes a minute or two, with every GPU that it sees.  The sheet is kept in the cache folder, and
     estimates for this GPU then stand on it instead of the figures that come with Trimtab.  Without a GPU it
-    measures the processor, in small, to show the path.  Under torchrun it measures across nodes.
+    measures the processor, in small, to show the path.  Under torchrun it measures across nodes.  What
+    fails is named, the rest is kept, and the exit code is 1.
 
     \b
     Examples:
@@ -61,4 +62,4 @@ def probe(
         from trimtab.report.probe import probe_text
 
         console.show(probe_text(sheet, files))
-    return 0
+    return 1 if sheet["failures"] else 0

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from trimtab.cli import job_flags as job
-from trimtab.errors import Unsupported
+from trimtab.errors import Unsupported, UsageError
 from trimtab.rehearse.answer import rehearse as answer_for
 from trimtab.rehearse.document import to_json as document
 from trimtab.rehearse.on_gpu import gpu_is_here
+from trimtab.rehearse.simulator import write_timeline
 from trimtab.report.document import to_json
 from trimtab.store.database import keep
 from trimtab.store.rehearsed import entry_of
@@ -43,6 +45,10 @@ def rehearse(
     modules: Annotated[
         int, typer.Option("--modules", min=0, help="Show the N modules that keep most activations.")
     ] = 0,
+    timeline: Annotated[
+        Path | None,
+        typer.Option("--timeline", help="Write the simulated step for Perfetto or chrome://tracing."),
+    ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Run again what was run before.")] = False,
     picture: job.PictureOption = None,
     as_json: job.JsonOption = False,
@@ -86,6 +92,10 @@ def rehearse(
     if phantom is None:
         phantom = not gpu_is_here()
     answer = answer_for(settled, cluster, phantom=phantom, rank=rank, use_cache=not no_cache)
+    if timeline is not None:
+        if answer.seen is None or answer.seen.simulated is None:
+            raise UsageError("--timeline: only a phantom rehearsal records a step's order; add --phantom")
+        write_timeline(answer.seen.simulated, timeline)
     entry = entry_of(answer)
     if entry is not None:
         keep(entry)

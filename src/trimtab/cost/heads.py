@@ -99,6 +99,7 @@ def _fused_linear_cross_entropy(net: Net, hidden: Tensor) -> Tensor:
         weight_gradient = m.tensor(weight.numel) if weight.trainable else None
         m.tensor(chunk * model.vocab_size)
         kept = (gradient.storage,) + ((weight_gradient.storage,) if weight_gradient else ())
+        m.adds(2 * rows * model.vocab_size * hidden.item)  # the loss and its gradient, in place of the logits
         return m.op(
             1,
             (hidden, weight),
@@ -106,6 +107,8 @@ def _fused_linear_cross_entropy(net: Net, hidden: Tensor) -> Tensor:
             item=ops.FLOAT,
             keep=kept,
             flops=6 * rows * weight.numel,
+            kernel="product",  # three of them: the logits and both gradients
+            shape=(1, 3 * rows, model.hidden_size, model.vocab_size, hidden.item),
             gathered=m.sharded,
         )
 

@@ -150,7 +150,10 @@ def backward_kernels(node: Node) -> Iterator[Kernel]:
         if any(node.inputs[2:]):  # the bias: a sum over the rows
             yield Kernel("backward", "moving", outcome)
     else:
-        yield Kernel("backward", "moving", node.moved + sum(sizes) + 2 * node.scratch + node.tail, node.flops)
+        moved = node.moved + sum(sizes) + 2 * node.scratch + node.tail
+        count = len(sizes) + (node.scratch > 0) + (node.tail > 0)  # one a gradient, and those between
+        for _ in range(count):
+            yield Kernel("backward", "moving", moved // count, node.flops // count)
 
 
 class Machine:

@@ -57,6 +57,8 @@ class Profile:
     nvme_bytes: int
     work: Work
     """Operators of the last micro step by (phase, flops, bytes moved)."""
+    uses: int
+    """How often the engine's hooks see a module in a micro step; 0 where it has none."""
     readings: dict[str, Reading] = field(default_factory=dict)
     """The caching allocator's statistics after each of `PHASES`, if asked for."""
     record: Sequence[int] = field(default=(), repr=False, compare=False)
@@ -178,6 +180,7 @@ def profile(
         host_parts=dict(engine.host.parts),
         nvme_bytes=engine.nvme_bytes,
         work=recording.work,
+        uses=len(recording.order.reach) - 1 if settings.stage == 3 else 0,
         readings={"init": readings[0], **dict(zip(PHASES[1:], readings[-3:], strict=True))} if record else {},
         record=record,
         unseen=max(0, peak - max(replayed.peaks.values())),

@@ -91,7 +91,7 @@ def _ratio(ratios: Ratios, probability: float) -> float:
     return before[1] + (point[1] - before[1]) * (probability - before[0]) / (point[0] - before[0])
 
 
-def outside_allocator(world_size: int, stage: int) -> int:
+def outside_allocator(world_size: int, stage: int = 0) -> int:
     """Bytes of a GPU that PyTorch's allocator never sees: the CUDA context and NCCL."""
     if world_size == 1:
         return CONTEXT_BYTES + NCCL_ALONE_BYTES

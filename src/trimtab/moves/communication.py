@@ -174,7 +174,6 @@ def quantized_weights(on: bool) -> Move:
         needs="ZeRO stage 3, CUDA",
         source=f"{_ZERO_PLUS_PLUS} 3.1; runtime/zero/config.py:328",
         effect="rounding",
-        counted=False,
         refuses=refuses,
         apply=lambda config, cluster: _flag(config, "zero_quantized_weights", on),
     )
@@ -203,7 +202,6 @@ def quantized_gradients(on: bool) -> Move:
         needs="ZeRO stage 3, several nodes, CUDA",
         source=f"{_ZERO_PLUS_PLUS} 3.3; runtime/zero/config.py:340; utils/groups.py:738-764",
         effect="rounding",
-        counted=False,
         refuses=refuses,
         apply=lambda config, cluster: _flag(config, "zero_quantized_gradients", on),
     )

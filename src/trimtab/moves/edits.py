@@ -9,7 +9,7 @@ from trimtab.source.edit import Edit, RemoveKey, RenameKey, SetValue
 from trimtab.source.tree import KeyPath
 
 Changes = Mapping[tuple[str, ...], Any]
-_FORMATS = (("bf16",), ("bfloat16",), ("fp16",))
+_FORMATS = ("bf16", "bfloat16", "fp16")
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
@@ -32,18 +32,17 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[tup
 
 def edits(before: Mapping[str, Any], after: Mapping[str, Any], base: KeyPath = ()) -> tuple[Edit, ...]:
     """The edits that make ``before`` into ``after``; ``base`` leads to the configuration within its file."""
-    changes = differences(before, after)
-    return tuple(_edits(changes, base))
+    gone = next((name for name in _FORMATS if name in before and name not in after), None)
+    come = next((name for name in _FORMATS if name in after and name not in before), None)
+    if gone is None or come is None or not isinstance(before[gone], Mapping):
+        return tuple(_edits(differences(before, after), base))
+    # one number format takes the place of the other
+    renamed = {(come if key == gone else key): value for key, value in before.items()}
+    first = RenameKey(key_path=(*base, gone), name=come)
+    return (first, *_edits(differences(renamed, after), base))
 
 
 def _edits(changes: Changes, base: KeyPath) -> Iterator[Edit]:
-    old = next((path for path in _FORMATS if path in changes and changes[path] is None), None)
-    new = next((path for path in _FORMATS if changes.get(path) is not None), None)
-    moved = old is not None and new is not None
-    if old is not None and new is not None:  # one number format in the place of the other
-        yield RenameKey(key_path=(*base, *old), name=new[0])
     for path, value in changes.items():
-        if value is not None:
-            yield SetValue(key_path=(*base, *path), value=value)
-        elif not (moved and path == old):
-            yield RemoveKey(key_path=(*base, *path))
+        place = (*base, *path)
+        yield RemoveKey(key_path=place) if value is None else SetValue(key_path=place, value=value)

@@ -15,6 +15,7 @@ from trimtab.moves.writing import (
     global_batch,
     optimizer_runs_on_host,
     with_zero,
+    without_unread,
     zero_block,
 )
 from trimtab.parameters import parameters
@@ -33,6 +34,9 @@ def offload_optimizer(device: str) -> Move:
         if device == "none":
             if "zenflow" in zero_block(config):
                 return "zenflow needs the optimizer on the host"
+            wide = config.precision == "bf16" and config.gradient_bytes != config.parameter_bytes
+            if config.stage == 1 and wide:
+                return "at stage 1 gradients summed in fp32 would stay whole on every GPU"
             if config.get("fp16.fp16_master_weights_and_grads"):
                 return "fp16 master weights need the optimizer on the host (runtime/base_optimizer.py:520)"
             halves = config.get("bf16.bf16_master_weights_and_grads")
@@ -54,6 +58,9 @@ def offload_optimizer(device: str) -> Move:
             return "bf16_optimizer_states needs bf16_master_weights_and_grads"
         if config.get("compile.deepcompile") and config.get("compile.offload_opt_states"):
             return "DeepCompile offloads the optimizer already (compile/init_z3.py:93)"
+        halves = ("bf16.bf16_master_weights_and_grads", "fp16.fp16_master_weights_and_grads")
+        if any(config.get(key) for key in halves) and config.optimizer_type not in ("adam", "adamw"):
+            return "half-precision master weights on the host need Adam (runtime/base_optimizer.py:510)"
         return optimizer_runs_on_host(config)
 
     def apply(config: Config, cluster: Cluster) -> Config:
@@ -231,7 +238,7 @@ def zenflow() -> Move:
         effect="training",
         counted=False,
         refuses=refuses,
-        apply=lambda config, cluster: with_zero(config, {"zenflow": {"topk_ratio": 0.1}}),
+        apply=lambda config, cluster: with_zero(without_unread(config), {"zenflow": {"topk_ratio": 0.1}}),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trimtab.cluster import Cluster
-from trimtab.config import ZERO_DEFAULTS, Config
+from trimtab.config import ZERO_DEFAULTS, ZERO_OPTIMIZERS, Config
 from trimtab.model import Model
 from trimtab.moves.move import Kind, Move, Value, moved
 from trimtab.moves.writing import with_zero, without_unread
@@ -31,7 +31,7 @@ def zero_stage(stage: int) -> Move:
         if stage > 1 and config.job.pipeline_stages > 1:
             return "pipelines take ZeRO stage 0 or 1 (runtime/pipe/engine.py:76)"
         if stage != config.stage:
-            return _conflict(config, stage)
+            return _conflict(apply(config, cluster), config.stage)
         return None
 
     def apply(config: Config, cluster: Cluster) -> Config:
@@ -42,7 +42,8 @@ def zero_stage(stage: int) -> Move:
             changes["stage3_gather_16bit_weights_on_model_save"] = True
             if config.optimizer_type == "muon":
                 changes["reduce_scatter"] = False  # runtime/zero/stage3.py:360-363
-        return without_unread(with_zero(config, changes))
+        # what the old stage did not read is not to wake up at the new one
+        return without_unread(with_zero(without_unread(config), changes))
 
     return moved(
         "zero-stage",
@@ -57,35 +58,26 @@ def zero_stage(stage: int) -> Move:
     )
 
 
-def _conflict(config: Config, stage: int) -> str | None:
-    """Why another key of the file keeps ``stage`` out."""
-    narrow = config.get("data_types.grad_accum_dtype")
-    own = {"bf16": ("bf16", "bfloat16"), "fp16": ("fp16", "float16"), "fp32": ("fp32", "float32")}
-    mixed = narrow is not None and narrow not in own[config.precision]
+def _conflict(after: Config, before: int) -> str | None:
+    """Why DeepSpeed would refuse the file after a move from stage ``before``."""
+    stage, mixed = after.stage, after.gradient_bytes != after.parameter_bytes
     if stage == 0:
         if mixed:
             return "gradients are summed in another type than the model's, which stage 0 cannot"
-        if config.get("bf16.bf16_master_weights_and_grads") or config.get(
-            "fp16.fp16_master_weights_and_grads"
-        ):
+        halves = ("bf16.bf16_master_weights_and_grads", "fp16.fp16_master_weights_and_grads")
+        if any(after.get(key) for key in halves):
             return "half-precision master weights need ZeRO (runtime/config.py:702)"
-    if stage == 1 and mixed and config.precision == "bf16" and config.offload_optimizer != "cpu":
+    if stage == 1 and mixed and after.precision == "bf16" and after.offload_optimizer != "cpu":
         return "gradients summed in fp32 stay whole on every GPU at stage 1; stage 2 shards them"
-    name = config.optimizer_type
-    safe = name in ("adam", "adamw", "adagrad", "lion", "muon", None)
-    if stage and not config.stage and not safe and not config.get("zero_allow_untested_optimizer"):
+    name = after.optimizer_type
+    if not before and name not in (*ZERO_OPTIMIZERS, None) and not after.get("zero_allow_untested_optimizer"):
         return f"{name} is untested with ZeRO (runtime/engine.py:2298): its layers are cut into flat slices"
-    if stage == 3 and config.get("gradient_allreduce_op") == "sum":
+    if stage == 3 and after.get("gradient_allreduce_op") == "sum":
         return 'gradient_allreduce_op "sum" is refused at stage 3 (runtime/config.py:694)'
-    if stage >= 2 and config.zero("reduce_scatter"):
-        factor = config.get("gradient_predivide_factor", 1.0)
-        if config.get("prescale_gradients") or factor != 1.0:
-            return f"prescaled gradients are refused at stage {stage} (runtime/zero/stage_1_and_2.py:346)"
-    if (
-        stage in (0, 1)
-        and config.get("managed_gradient_accumulation") is False
-        and config.zero("overlap_comm")
-    ):
+    scaled = after.get("prescale_gradients") or after.get("gradient_predivide_factor", 1.0) != 1.0
+    if stage >= 2 and after.zero("reduce_scatter") and scaled:
+        return f"prescaled gradients are refused at stage {stage} (runtime/zero/stage_1_and_2.py:346)"
+    if stage < 2 and after.get("managed_gradient_accumulation") is False and after.zero("overlap_comm"):
         return "unmanaged accumulation is refused with overlap_comm below stage 2 (runtime/engine.py:2030)"
     return None
 
@@ -100,10 +92,11 @@ def sub_group(elements: int) -> Move:
         "sub-group",
         elements,
         title=f"Optimizer steps over {elements:,} elements at a time",
-        saves="fp32 copies of gradients in the step: 6 bytes an element of the largest sub-group",
+        saves="the step's fp32 copies of gradients, 6 bytes an element of the largest sub-group; on the host "
+        "its buffers of that size where the optimizer is on NVMe",
         costs="more, smaller optimizer steps",
         needs="ZeRO stage 3",
-        source="runtime/zero/config.py:182; runtime/zero/stage3.py:2683-2699",
+        source="runtime/zero/config.py:182; runtime/zero/stage3.py:2683-2699, 840-860",
         refuses=refuses,
         apply=lambda config, cluster: with_zero(config, {"sub_group_size": elements}),
     )

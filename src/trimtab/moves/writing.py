@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trimtab.cluster import Cluster
-from trimtab.config import STAGE_3_ONLY, Config
+from trimtab.config import HOST_OPTIMIZERS, STAGE_3_ONLY, Config
 from trimtab.errors import RefusedConfig
 
 ZERO = "zero_optimization"
@@ -51,6 +51,8 @@ def without_unread(config: Config) -> Config:
         gone = gone | _NOT_STAGE_0
     if stage in (0, 3):
         gone = gone | {"compute_grad_norm"}
+    if config.offload_optimizer != "cpu" or stage == 0:
+        gone = gone | {"zenflow"}
     kept = {key: value for key, value in block.items() if key not in gone}
     device = kept.get("offload_optimizer")
     if stage < 3 and isinstance(device, Mapping):
@@ -102,6 +104,6 @@ def optimizer_runs_on_host(config: Config) -> str | None:
         return "the file names no optimizer, so DeepSpeed cannot choose its CPU version"
     if config.optimizer_params.get("torch_adam"):
         return "torch_adam keeps DeepSpeed's CPU Adam out, which offload needs to be fast"
-    if name not in ("adam", "adamw", "adagrad", "lion", "muon"):
+    if name not in HOST_OPTIMIZERS:
         return f"{config.get('optimizer.type')} has no CPU version in DeepSpeed"
     return None

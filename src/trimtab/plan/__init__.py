@@ -3,7 +3,7 @@
 >>> from trimtab.plan import plan
 >>> answer = plan("gpt2", gpu="h100", objective="pretrain", global_batch=64, alternatives=False)
 >>> answer.chosen.config.stage, answer.chosen.estimate.fits
-(0, True)
+(1, True)
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def plan(
     gpus_per_node: int | None = None,
     nodes: int | None = None,
     max_gpus: int | None = None,
-    inter_link: str | None = None,
+    link: str | None = None,
     host_memory_bytes: int | None = None,
     prove: int = 0,
     prover: Prover | None = None,
@@ -59,7 +59,7 @@ def plan(
         UsageError: wishes that no training can have.
         UnknownArchitecture: a model that the arithmetic does not know.
     """
-    machines = clusters(gpu, gpus_per_node, nodes, max_gpus, inter_link, host_memory_bytes)
+    machines = clusters(gpu, gpus_per_node, nodes, max_gpus, link, host_memory_bytes)
     try:
         asked = make_wishes(model, **wishes)
     except NothingToAdapt as error:

@@ -53,7 +53,7 @@ def _weighed(
 ) -> Counterfactual | None:
     from trimtab.plan.planning import Counterfactual
 
-    found = search(wishes, cluster, arithmetic).best()
+    found = search(wishes, cluster, arithmetic, exact=False).best()
     if found is None:
         return None
     other = bill(found, wishes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-from trimtab.cluster import Cluster, Gpu, Link, find_gpu, gpus
+from trimtab.cluster import Cluster, Gpu, find_gpu, find_link, gpus
 from trimtab.errors import NotFound, UsageError
 from trimtab.plan.wishes import Wishes
 from trimtab.prices import Price, price
@@ -22,12 +22,13 @@ def clusters(
     gpus_per_node: int | None = None,
     nodes: int | None = None,
     max_gpus: int | None = None,
-    inter_link: str | Link | None = None,
+    link: str | None = None,
     host_memory_bytes: int | None = None,
 ) -> tuple[Cluster, ...]:
     """The clusters that the flags leave open, smallest first; ``gpu`` may be ``"any"`` or several names.
 
-    Without counts: one GPU and doubling within a node, then whole nodes, up to ``max_gpus``.
+    Without counts: one GPU and doubling within a node, then whole nodes, up to ``max_gpus``.  ``link`` joins
+    the nodes where there are several, else the GPUs of the one.
 
     Raises:
         NotFound: an unknown GPU; carries the nearest names.
@@ -35,6 +36,8 @@ def clusters(
     """
     if max_gpus is not None and max_gpus < 1:
         raise UsageError(f"at most {max_gpus} GPUs leave none to train on")
+    if link is not None:
+        find_link(link)
     stated = (gpus_per_node or 1) * (nodes or 1)
     if max_gpus is not None and stated > max_gpus:
         raise UsageError(f"{stated} GPUs are asked for, and at most {max_gpus}; leave one of the two out")
@@ -43,7 +46,12 @@ def clusters(
         for per_node, machines in _counts(card, gpus_per_node, nodes, max_gpus):
             made.append(
                 Cluster.of(
-                    card, per_node, machines, inter_link=inter_link, host_memory_bytes=host_memory_bytes
+                    card,
+                    per_node,
+                    machines,
+                    intra_link=link if machines == 1 < per_node else None,
+                    inter_link=link if machines > 1 else None,
+                    host_memory_bytes=host_memory_bytes,
                 )
             )
     if not made:
@@ -102,7 +110,14 @@ def resized(cluster: Cluster, per_node: int, nodes: int, gpu: Gpu | None = None)
     """A cluster like ``cluster`` with other counts, or another card at the card's own reference system."""
     if gpu is not None:
         return Cluster.of(gpu, per_node, nodes)
-    return Cluster.of(cluster.gpu, per_node, nodes, inter_link=cluster.inter_link)
+    return Cluster.of(
+        cluster.gpu,
+        per_node,
+        nodes,
+        intra_link=cluster.intra_link,
+        inter_link=cluster.inter_link,
+        host_memory_bytes=cluster.host_memory_bytes if per_node == cluster.gpus_per_node else None,
+    )
 
 
 def bigger_cards(cluster: Cluster) -> tuple[Gpu, ...]:

@@ -177,7 +177,11 @@ def _ways_out(wishes: Wishes, cluster: Cluster) -> Iterator[tuple[str, Wishes, C
 def _more(cluster: Cluster, other: Cluster) -> str:
     if other.nodes == cluster.nodes:
         return f"{other.gpus_per_node} GPUs instead of {cluster.gpus_per_node}"
-    return f"{other.nodes} nodes of {other.gpus_per_node} GPUs instead of {cluster.nodes}"
+    had = (
+        f"{cluster.nodes} of {cluster.gpus_per_node}" if cluster.nodes > 1 else f"{cluster.gpus_per_node} GPU"
+    )
+    plural = "s" * (cluster.nodes == 1 < cluster.gpus_per_node)
+    return f"{other.nodes} nodes of {other.gpus_per_node} GPUs instead of {had}{plural}"
 
 
 def with_objective(wishes: Wishes, objective: str) -> Wishes:
@@ -208,7 +212,7 @@ def _best(wishes: Wishes, cluster: Cluster, arithmetic: Arithmetic) -> Bill | No
         return None
     found = search(wishes, cluster, arithmetic)
     while (one := found.best()) is not None:
-        if estimate(one.config, cluster, model=wishes.model).fits_probability >= wishes.sure:
+        if arithmetic.estimate(one.config, cluster).fits_probability >= wishes.sure:
             return bill(one, wishes)
         found.refute(one)
     return None

@@ -15,6 +15,7 @@ _PARTS = (
     ("compute_seconds", "compute"),
     ("communication_seconds", "communication"),
     ("offload_seconds", "copies to the host and its optimizer"),
+    ("host_seconds", "the GPU waiting for the host"),
 )
 
 
@@ -50,11 +51,8 @@ def why_not_fits(loser: Loser) -> str:
     """What a configuration lacks."""
     short = loser.shortfall
     at = f"at micro batch {loser.contender.micro}"
-    if short.fragmented:
-        return (
-            f"does not fit safely: {format_bytes(short.needed)} of {format_bytes(short.there)} {short.where} "
-            f"{at}, before fragmentation"
-        )
+    if short.close:
+        return f"does not fit safely in {format_bytes(short.there)} of {short.where} {at}"
     return (
         f"does not fit: needs {format_bytes(short.needed)} of {format_bytes(short.there)} {short.where} {at}"
     )
@@ -65,8 +63,8 @@ def why_slower(one: Contender, chosen: Contender) -> str:
     ratio = one.step_seconds / chosen.step_seconds - 1
     if abs(ratio) <= TIE:
         if one.family.complexity > chosen.family.complexity:
-            return "as fast within 1 %, and less simple"
-        return "as fast within 1 %, and leaves less memory free"
+            return f"as fast within {TIE:.0%}, and less simple".replace("%", " %")
+        return f"as fast within {TIE:.0%}".replace("%", " %")
     if ratio < 0:
         return f"{-ratio:.0%} faster by the arithmetic, refuted by the proof".replace("%", " %")
     grown = [
@@ -204,7 +202,7 @@ def _micro(one: Contender, field: Field) -> str:
     beyond = field.beyond(one)
     if beyond is not None and beyond.contender.micro <= 2 * one.micro:
         return f"{text}: {beyond.contender.micro} {why_not_fits(beyond)}"
-    return f"{text}: larger ones fit and are no faster within 1 %"
+    return f"{text}: larger ones fit and are slower"
 
 
 def _format(answer: Estimate, wishes: Wishes) -> str:

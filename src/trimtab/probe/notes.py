@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -26,8 +27,8 @@ class Notes:
     device: str
     """``cuda`` or ``cpu``; the CPU runs small sizes only, to try the path."""
     rows: list[Row] = field(default_factory=list)
-    _pool: Any = None
-    """Memory that all captured graphs share: none runs beside another."""
+    _first: Any = None
+    """The first captured graph: its memory serves all others, since none runs beside another."""
 
     @property
     def on_gpu(self) -> bool:
@@ -77,7 +78,6 @@ class Notes:
             body()
         if not self.on_gpu:
             return [self._seconds(bodies[0]) for _ in range(SAMPLES)]
-        import torch
 
         bodies[0]()
         once = self._seconds(bodies[0])
@@ -85,18 +85,37 @@ class Notes:
         calls = [bodies[number % len(bodies)] for number in range(max(repeats, len(bodies)))]
         if once > SAMPLE_SECONDS:
             return [self._seconds(*calls) / len(calls) for _ in range(SAMPLES)]
-        try:
-            graph = torch.cuda.CUDAGraph()  # a replay leaves the host's launches out
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-            # NCCL's watchdog asks for events from a thread of its own meanwhile
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                for call in calls:
-                    call()
-        except RuntimeError:  # a kernel that cannot be captured
-            torch.cuda.synchronize()
+        graph = self._captured(calls)
+        if graph is None:
             return [self._seconds(*calls) / len(calls) for _ in range(SAMPLES)]
         graph.replay()
         return [self._seconds(graph.replay) / len(calls) for _ in range(SAMPLES)]
+
+    def _captured(self, calls: Sequence[Callable[[], Any]]) -> Any:
+        """The calls as one graph, whose replay leaves the host's launches out; None if they refuse."""
+        import torch
+
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            pool = () if self._first is None else (self._first.pool(),)
+            try:
+                # NCCL's watchdog asks for events from a thread of its own meanwhile
+                graph.capture_begin(*pool, capture_error_mode="thread_local")
+            except RuntimeError:
+                return None
+            try:
+                for call in calls:
+                    call()
+            except RuntimeError:
+                with contextlib.suppress(RuntimeError):
+                    graph.capture_end()
+                torch.cuda.synchronize()
+                return None
+            graph.capture_end()
+        torch.cuda.synchronize()
+        self._first = self._first or graph
+        return graph
 
     def _seconds(self, *calls: Callable[[], Any]) -> float:
         if not self.on_gpu:

@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -23,7 +24,8 @@ from trimtab.errors import TrimtabError
 from trimtab.probe import attention, collectives, elementwise, engine, host, host_adam, products, storage
 from trimtab.probe.notes import Notes
 
-WAIT = timedelta(minutes=10)
+WAIT = timedelta(minutes=3)
+"""How long a rank waits for the others: longer than any part takes."""
 
 
 def run(wishes: dict[str, Any]) -> dict[str, Any] | None:
@@ -48,17 +50,34 @@ def run(wishes: dict[str, Any]) -> dict[str, Any] | None:
         **({"device_id": torch.device("cuda", local)} if device == "cuda" else {}),
     )
     notes = Notes(device)
-    seconds: dict[str, float] = {}
+    sheet: dict[str, Any] = {
+        "schema_version": 1,
+        "made": datetime.now(timezone.utc).replace(microsecond=0).isoformat(),
+        "machine": _machine(device, world, locals_),
+        "seconds": 0.0,
+        "seconds_by_part": {},
+        "failures": [],
+        "measurements": notes.rows,
+    }
 
     def together(name: str, work: Callable[[], None], *, alone: bool = False) -> None:
+        """One part; what fails in it is noted, and the other parts go on."""
         started = time.perf_counter()
-        if not alone or rank == 0:
-            work()
-        notes.wait()
+        try:
+            if not alone or rank == 0:
+                work()
+            notes.wait()
+        except Exception as error:  # noqa: BLE001  a part that fails must not take the others with it
+            traceback.print_exc()
+            text = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+            sheet["failures"].append({"part": name, "rank": rank, "error": text[:500]})
+        sheet["seconds_by_part"][name] = round(time.perf_counter() - started, 3)
+        sheet["seconds"] = round(time.perf_counter() - began, 1)
+        if rank == 0 and "answer" in wishes:
+            write_answer({"sheet": sheet}, wishes)
         dist.barrier()
         if device == "cuda":
             torch.cuda.empty_cache()
-        seconds[name] = round(time.perf_counter() - started, 3)
 
     if wishes["build"] and local == 0:
         host_adam.build(device)
@@ -82,18 +101,20 @@ def run(wishes: dict[str, Any]) -> dict[str, Any] | None:
     if wishes["disk"]:
         disk = Path(wishes["disk"])
         together("disk", lambda: storage.measure_disk(notes, disk, ranks=locals_, rank=rank))
-    machine = _machine(device, world, locals_)
+    everyone: list[Any] = [None] * world
+    dist.all_gather_object(everyone, sheet["failures"])
+    sheet["failures"] = [failure for failures in everyone for failure in failures]
+    sheet["seconds"] = round(time.perf_counter() - began, 1)
     dist.destroy_process_group()
-    if rank:
-        return None
-    return {
-        "schema_version": 1,
-        "made": datetime.now(timezone.utc).replace(microsecond=0).isoformat(),
-        "machine": machine,
-        "seconds": round(time.perf_counter() - began, 1),
-        "seconds_by_part": seconds,
-        "measurements": notes.rows,
-    }
+    return sheet if rank == 0 else None
+
+
+def write_answer(answer: dict[str, Any], wishes: dict[str, Any]) -> None:
+    """Put ``answer`` where the parent looks for it, whole or not at all."""
+    file = Path(wishes["answer"])
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(answer), encoding="utf-8")
+    part.replace(file)
 
 
 def _machine(device: str, world: int, locals_: int) -> dict[str, Any]:
@@ -148,7 +169,7 @@ def main(wishes_file: str) -> int:
     except TrimtabError as error:
         answer = {"error": {"kind": type(error).__name__, "message": str(error)}}
     if answer is not None:
-        Path(wishes["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+        write_answer(answer, wishes)
     return 0
 
 

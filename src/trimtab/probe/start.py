@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,6 @@ from trimtab import errors
 from trimtab.errors import MissingExtra, RunFailed, TrimtabError, Unsupported, UsageError
 
 TIMEOUT_SECONDS = 900
-TAIL_LINES = 12
 
 
 def gpus_here() -> int:
@@ -65,18 +65,35 @@ def _launch(wishes: dict[str, Any], ranks: int) -> dict[str, Any]:
         )
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(ranks), "-m", "trimtab.probe.rank", str(wishes_file)]
+        logs = Path(folder) / "logs"
+        command[4:4] = ["--log-dir", str(logs), "--redirects", "3"]
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=environment, check=False
+            subprocess.run(
+                command, capture_output=True, timeout=TIMEOUT_SECONDS, env=environment, check=False
             )
         except subprocess.TimeoutExpired:
-            raise Unsupported(f"the probe did not end within {TIMEOUT_SECONDS} s") from None
+            if not answer_file.exists():
+                raise Unsupported(f"the probe did not end within {TIMEOUT_SECONDS} s") from None
+        said = _last_words(logs)
         if not answer_file.exists():
-            tail = " | ".join(line.strip() for line in done.stderr.strip().splitlines()[-TAIL_LINES:])
-            raise RunFailed(f"a rank of the probe failed: {tail}")
+            raise RunFailed(f"a rank of the probe failed: {said or 'it left no message'}")
         answer: dict[str, Any] = json.loads(answer_file.read_text(encoding="utf-8"))
     if "error" in answer:
         kind = getattr(errors, answer["error"]["kind"], TrimtabError)
         raise kind(answer["error"]["message"])
     sheet: dict[str, Any] = answer["sheet"]
+    if not sheet["seconds_by_part"].keys() >= {"engine"}:
+        sheet["failures"].append(
+            {"part": "the rest", "rank": None, "error": f"the ranks ended early: {said}"}
+        )
     return sheet
+
+
+def _last_words(logs: Path) -> str:
+    """The last lines of the first rank's standard error that ends in an exception."""
+    for file in sorted(logs.rglob("stderr.log")):
+        lines = [line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
+        wrong = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
+        if wrong:
+            return f"{file.parent.name}: {wrong[-1][:500]}"
+    return ""

@@ -10,6 +10,7 @@ from trimtab.cluster import Cluster, find_gpu
 from trimtab.config import Config
 from trimtab.corrections import RAN
 from trimtab.cost.need import outside_allocator
+from trimtab.cost.rates import rates_of
 from trimtab.errors import EngineMoved, NotFound, UnknownArchitecture, Unsupported, UsageError
 from trimtab.estimate import PROCESS_SPREAD_BYTES, Estimate, Range, estimate
 from trimtab.model import HfConfig, find_hf
@@ -17,6 +18,7 @@ from trimtab.rehearse.on_gpu import GpuRequest, rehearse_on_gpu
 from trimtab.rehearse.phantom import rehearse_phantom
 from trimtab.rehearse.request import PhantomRequest
 from trimtab.rehearse.seen import Seen, seen_by_phantom, seen_on_gpu
+from trimtab.rehearse.simulator import simulate, speed_of
 from trimtab.rehearse.way_out import WayOut, way_out
 
 # memory of the third and later micro steps of a step is that of the second
@@ -113,9 +115,11 @@ class Answer:
                 return "step time is measured"
             alone = "the host's cores and links were one rank's alone, " * self._uses_host
             return f"step time is measured, {alone}its communication is the arithmetic's"
+        if self.seen is not None and self.seen.speed is not None:
+            return f"step time is simulated from the recorded step, {self.seen.speed.source}"
         if self.predicted is None:
             return "no arithmetic for this architecture: no step time"
-        return "step time is the arithmetic's closed form, coarse"
+        return "step time is the arithmetic's closed form"
 
     @property
     def _uses_host(self) -> bool:
@@ -253,9 +257,16 @@ def _phantom(
         )
     if not known:
         said += (f"{cluster.gpu.name} ({cluster.gpu.compute_capability}) behaves as an NVIDIA card",)
-    request = dataclasses.replace(request, find_capacity=True)
-    return seen_by_phantom(
-        rehearse_phantom(request, timeout_seconds=timeout_seconds, use_cache=use_cache), said
+    request = dataclasses.replace(request, find_capacity=True, record="ordered")
+    record = rehearse_phantom(request, timeout_seconds=timeout_seconds, use_cache=use_cache)
+    if config.job.kernels == "fused":  # Triton's kernels leave no record
+        return seen_by_phantom(record, said)
+    rates = rates_of(cluster)
+    simulated = simulate(
+        record, rates, accumulation=batch.accumulation, stage=config.stage, nodes=cluster.nodes
+    )
+    return dataclasses.replace(
+        seen_by_phantom(record, said), simulated=simulated, speed=speed_of(simulated, record, config, rates)
     )
 
 

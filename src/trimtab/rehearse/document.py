@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trimtab.errors import NotFound
-from trimtab.estimate import Range
+from trimtab.estimate import Range, speed_to_json
 from trimtab.estimate import to_json as estimate_to_json
 from trimtab.moves import differences
 from trimtab.prices import price
@@ -79,8 +79,10 @@ _SPEED_KEYS = (
 
 
 def _speed(answer: Answer, predicted: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Measured where it was timed on the very card, else the arithmetic's, else null."""
+    """Measured where it was timed on the very card, else simulated, else the arithmetic's, else null."""
     time, arithmetic = answer.step_seconds, answer.predicted
+    if time is None and answer.seen is not None and answer.seen.speed is not None:
+        return speed_to_json(answer.seen.speed, answer.config, answer.cluster)
     if time is None:
         return {
             "step_seconds": None,
@@ -140,6 +142,9 @@ def _cost(answer: Answer, predicted: Mapping[str, Any] | None) -> dict[str, Any]
     """Money for the step time that the answer holds; without one, what is known of the price."""
     if predicted is not None:
         cost, time = dict(predicted["cost"]), answer.step_seconds
+        if time is None and answer.seen is not None and answer.seen.speed is not None:
+            seconds = answer.seen.speed.step_seconds
+            time = Range(low=seconds, expected=seconds, high=seconds)
         if time is not None and answer.predicted is not None and cost["usd_per_billion_tokens"] is not None:
             cost["usd_per_billion_tokens"] *= time.expected / answer.predicted.speed.step_seconds
         return cost

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from trimtab.cost.rates import Rates
+from trimtab.cost.rates import FLASH_BACKWARD, Rates
 from trimtab.rehearse.request import Operator
 
 ITEMS = {
@@ -13,6 +13,7 @@ ITEMS = {
     "int8": 1, "uint8": 1, "bool": 1,
 }  # fmt: skip
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 NO_KERNEL = frozenset(
     (
         "_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach",
@@ -34,7 +35,6 @@ NAMED = {
 """Recorded operators that a probe measures, and what it calls them."""
 SILU_BACKWARD = ("sigmoid", "empty_like", "fill_", "sub_", "mul", "add", "mul", "mul")
 """What the made-up device takes ``silu_backward`` apart into; CUDA has one kernel for it."""
-HOST_BYTES_PER_SECOND = 20e9  # assumed: one process's share of a server's memory bandwidth
 
 
 def plain_name(name: str) -> str:
@@ -52,7 +52,7 @@ def device_seconds(operator: Operator, rates: Rates) -> float:
     name = plain_name(operator.name)
     if operator.name.startswith("attention."):
         return _attention(operator, rates)
-    if name in ("mm", "addmm", "bmm", "baddbmm"):
+    if name in PRODUCTS:
         (dtype, left), (_, right) = operator.inputs[-2:]
         batch = left[0] if len(left) == 3 else 1
         rows, inner, columns = left[-2], left[-1], right[-1]
@@ -60,6 +60,19 @@ def device_seconds(operator: Operator, rates: Rates) -> float:
             return 0.0
         return rates.product(PRECISIONS.get(dtype, "fp32"), rows, inner, columns, batch)
     return rates.moving(moved_bytes(operator), NAMED.get(name))
+
+
+def flops_of(operator: Operator) -> float:
+    """Floating-point operations of a product or of attention; 0 for all others."""
+    if operator.name.startswith("attention."):
+        (_, query), (_, key), *_ = operator.inputs
+        words = operator.name.split(".")
+        flops = 4.0 * math.prod(query) * key[2] / (2 if "causal" in words and query[2] == key[2] else 1)
+        return flops * (FLASH_BACKWARD if words[-1] == "backward" else 1)
+    if plain_name(operator.name) not in PRODUCTS:
+        return 0.0
+    (_, left), (_, right) = operator.inputs[-2:]
+    return 2.0 * math.prod(left) * right[-1]
 
 
 def _attention(operator: Operator, rates: Rates) -> float:
@@ -81,7 +94,10 @@ def _attention(operator: Operator, rates: Rates) -> float:
 def moved_bytes(operator: Operator) -> int:
     """Bytes that an operator reads and writes."""
     name = plain_name(operator.name)
-    if name == "multi_tensor_adam":  # gradient, parameter and two moments read, the last three written
+    if name in (
+        "multi_tensor_adam",
+        "adam_update",
+    ):  # gradient, parameter and two moments read, the last three written
         return int(size_of(operator.inputs) * 7 / 4)
     if name in ("embedding", "index_select"):
         return 2 * size_of(operator.outputs)
@@ -94,19 +110,13 @@ def moved_bytes(operator: Operator) -> int:
     return size_of(operator.inputs) + size_of(operator.outputs)
 
 
-def host_seconds(operator: Operator, rates: Rates) -> float:
-    """Seconds of an operator that runs on the host's memory."""
+def host_seconds(operator: Operator, rates: Rates, ranks: int = 1) -> float:
+    """Seconds of an operator that runs on the host's memory, as one of ``ranks`` of its node."""
     if operator.view or plain_name(operator.name) in NO_KERNEL:
         return 0.0
-    if plain_name(operator.name) == "adam_update":
-        return rates.host_adam(_elements(operator.inputs[:1]))
-    return moved_bytes(operator) / HOST_BYTES_PER_SECOND
+    return rates.host_moving(moved_bytes(operator), ranks)
 
 
 def size_of(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> int:
     """Bytes of tensors of these types and shapes."""
     return sum(ITEMS.get(dtype, 4) * math.prod(shape) for dtype, shape in shapes)
-
-
-def _elements(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> int:
-    return sum(math.prod(shape) for _, shape in shapes)

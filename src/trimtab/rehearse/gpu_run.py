@@ -6,6 +6,7 @@ with the fields of `GpuRehearsal`, or ``{"error": {"kind", "message"}}``, to the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -75,11 +76,12 @@ class Memory:
 
 
 class Held:
-    """What the model and the engine hold on the GPU at this moment, by part."""
+    """What the model and the engine hold on ``device`` at this moment, by part."""
 
-    def __init__(self, engine: Any, model: Any) -> None:
+    def __init__(self, engine: Any, model: Any, device: str) -> None:
         from trimtab.rehearse import parts
 
+        self.device = device
         self.bytes: Counter[str] = Counter()
         self._seen: set[int] = set()
         parts.label_model(self, model)
@@ -89,7 +91,7 @@ class Held:
         """Count ``tensor``'s storage for ``part``, unless it was counted before."""
         import torch
 
-        if not isinstance(tensor, torch.Tensor) or tensor.device.type != "cuda":
+        if not isinstance(tensor, torch.Tensor) or tensor.device.type != self.device:
             return
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._seen:
@@ -155,8 +157,10 @@ class Run:
             which = memory_that_ran_out(error)
             if which is None:
                 raise
-            allocated = memory.allocated()
-            memory.close("first step" if self.step == 1 else self._phase_of_peaks)
+            allocated = 0
+            with contextlib.suppress(RuntimeError):  # a context that broke cannot be asked
+                allocated = memory.allocated()
+                memory.close("first step" if self.step == 1 else self._phase_of_peaks)
             short = shortage(
                 error,
                 memory=which,
@@ -172,7 +176,7 @@ class Run:
             parameters=self.parameters,
             trainable=self.trainable,
             phases=memory.peaks,
-            peak_bytes=max(stepping or memory.peaks.values()),
+            peak_bytes=max(stepping or memory.peaks.values(), default=0),
             live=memory.live,
             held=self._held_at_the_peak(),
             reserved_bytes=memory.reserved,
@@ -261,7 +265,7 @@ class Run:
             self.memory.close(border)
         if last:
             self.memory.live[border] = self.memory.allocated()
-            self.held[border] = Held(self.engine, self.model).bytes
+            self.held[border] = Held(self.engine, self.model, self.request.device).bytes
 
     def _timed_step(self, batch: Callable[[], dict[str, Any]]) -> None:
         """A step that nothing disturbs."""

@@ -6,7 +6,7 @@ from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.errors import RefusedConfig
 from trimtab.plan import Proof
-from trimtab.rehearse.answer import rehearse
+from trimtab.rehearse.answer import Answer, rehearse
 
 
 def under_fake_tensors(config: Config, cluster: Cluster) -> Proof:
@@ -35,17 +35,19 @@ def _proof(config: Config, cluster: Cluster, *, phantom: bool) -> Proof:
         answer = rehearse(config, cluster, phantom=phantom)
     except RefusedConfig as error:
         return Proof(how=how, fits=False, fits_probability=0.0, needed_bytes=None, said=str(error))
-    seen = answer.seen
-    time = answer.step_seconds if seen is not None and seen.out_of_memory is None else None
     return Proof(
-        how=how if seen is not None else "arithmetic",
+        how=how if answer.seen is not None else "arithmetic",
         fits=answer.fits,
         fits_probability=answer.fits_probability,
         needed_bytes=round(answer.needed.expected),
-        step_seconds=None if time is None else time.expected,
-        said=(answer.why_not or "")
-        if seen is None
-        else seen.out_of_memory.message
-        if seen.out_of_memory
-        else "",
+        step_seconds=None if answer.step_seconds is None else answer.step_seconds.expected,
+        said=_said(answer),
     )
+
+
+def _said(answer: Answer) -> str:
+    """The allocator's words where memory ran out, or why nothing could be rehearsed."""
+    if answer.seen is None:
+        return answer.why_not or ""
+    shortage = answer.seen.out_of_memory
+    return "" if shortage is None else f"{shortage.message} ({shortage.phase})"

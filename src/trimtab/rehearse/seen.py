@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from trimtab.cost.speed import Speed
 from trimtab.estimate import PROCESS_BYTES, Range
 from trimtab.rehearse.on_gpu import PHASES, GpuRehearsal, Shortage
 from trimtab.rehearse.request import Course, Module, Rehearsal
+from trimtab.rehearse.simulator import Simulated
 
 # a GPU's peak of tensors names no smallest capacity: that of nine measured jobs, their allocator replayed,
 # was 1.5 to 28 % above it, 11 % at the median
@@ -88,6 +90,10 @@ class Seen:
     """Memory over the step, where every allocation was seen."""
     on_gpu: OnGpu | None = None
     """What only a real GPU tells."""
+    simulated: Simulated | None = None
+    """The step replayed with measured rates, of a phantom."""
+    speed: Speed | None = None
+    """The same in the estimate's terms."""
 
     @property
     def out_of_memory(self) -> Shortage | None:
@@ -209,7 +215,7 @@ def seen_on_gpu(
 
 def _reserved(answer: GpuRehearsal, allocator_bytes: int) -> Range:
     """What the allocator must be able to reserve: no more than the limit that it ran within."""
-    most, short = max(*answer.phases.values(), answer.peak_bytes), answer.out_of_memory
+    most, short = max((*answer.phases.values(), answer.peak_bytes)), answer.out_of_memory
     if short is not None:
         least = max(most, short.allocated_bytes + (short.asked_bytes or 0))
         return Range(low=least, expected=least, high=least)

@@ -6,21 +6,27 @@ The record is that of a phantom rehearsal (`trimtab.rehearse.timeline`), the sec
 
 from __future__ import annotations
 
-from collections import Counter
+import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from trimtab.cost.rates import Rates
+from trimtab.config import Config
+from trimtab.cost.rates import HOST, Rates
+from trimtab.cost.speed import Speed
+from trimtab.errors import UnreadableFile
 from trimtab.rehearse.durations import (
     SILU_BACKWARD,
     device_seconds,
+    flops_of,
     has_kernel,
     host_seconds,
     plain_name,
     size_of,
 )
-from trimtab.rehearse.request import PHASES, Collective, Rehearsal
+from trimtab.rehearse.request import PHASES, Collective, Operator, Rehearsal
 from trimtab.rehearse.timeline import STREAMS
 
 COLLECTIVES = {
@@ -29,6 +35,8 @@ COLLECTIVES = {
     "reduce": "all_reduce", "broadcast": "broadcast", "alltoall": "all_to_all", "alltoall_base": "all_to_all",
 }  # fmt: skip
 """c10d's names and NCCL's."""
+SIMULATED_SPREAD = (0.85, 1.2)
+"""Bounds about the expected value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,17 +86,21 @@ class _Replay:
     def __init__(self, record: Rehearsal, rates: Rates, stage: int, nodes: int) -> None:
         self.record, self.rates, self.stage, self.nodes = record, rates, stage, nodes
         self.host = 0.0
-        self.cause = "host"
+        self.offloaded = 0.0
+        """Seconds of the host's own arithmetic that the computing stream has not waited for."""
+        self.phase = ""
         self.stream = 0
         self.clocks = [0.0] * max(1, len(record.streams))
         self.lanes: dict[int, float] = {}
+        self.debts: list[tuple[float, float]] = []
+        """Collectives on their way whose time the computing stream has neither waited for nor lost."""
         self.works: list[float] = []
         self.events: dict[int, float] = {}
-        self.idle: Counter[str] = Counter()
+        self.idle: defaultdict[str, float] = defaultdict(float)
         self.busy = 0.0
         self.kernels = 0
         self.spans: list[Span] = []
-        self.marks: list[tuple[int, float, Counter[str], float]] = []
+        self.marks: list[tuple[int, float, defaultdict[str, float], float]] = []
         self.kernel_seconds = [
             device_seconds(one, rates) if has_kernel(one) else 0.0 for one in record.operators
         ]
@@ -101,7 +113,9 @@ class _Replay:
         free = self.clocks[self.stream]
         start = max(free, self.host)
         if self.stream == 0 and start > free:
-            self.idle[self.cause] += start - free
+            self._blame(start - free)
+        if self.stream == 0:
+            start = self._pay(start, seconds)
         self.clocks[self.stream] = start + seconds
         if cause is None and self.stream == 0:
             self.busy += seconds
@@ -111,16 +125,35 @@ class _Replay:
             Span(name=name, lane=self.record.streams[self.stream], start=start, seconds=seconds)
         )
 
+    def _pay(self, start: float, seconds: float) -> float:
+        """When a kernel really starts that runs beside collectives: it loses their time (`Rates.beside`)."""
+        while self.debts and self.debts[0][0] < start + seconds:
+            lost = self.debts.pop(0)[1]
+            self.idle["communication"] += lost
+            start += lost
+        return start
+
     def _wait(self, stream: int, until: float, cause: str) -> None:
         if until > self.clocks[stream]:
             if stream == 0:
-                self.idle[cause] += until - self.clocks[stream]
+                waited = until - self.clocks[stream]
+                self.idle[cause] += waited
+                while self.debts and waited > 0:  # what was waited for needs not be lost again
+                    at, owed = self.debts.pop(0)
+                    if owed > waited:
+                        self.debts.insert(0, (at, owed - waited))
+                    waited -= owed
             self.clocks[stream] = until
 
+    def _blame(self, gap: float) -> None:
+        """Say what the computing stream was idle for: the host's arithmetic, or its issuing."""
+        offloaded = min(gap, self.offloaded)
+        self.idle["offload"] += offloaded
+        self.idle["host"] += gap - offloaded
+        self.offloaded = 0.0
+
     def _issue(self, seconds: float) -> None:
-        if seconds:
-            self.host += seconds
-            self.cause = "host"
+        self.host += seconds
 
     def _host_waits(self, until: float) -> None:
         self.host = max(self.host, until)
@@ -161,6 +194,7 @@ class _Replay:
         while pending:
             steps["operator"](pending.pop(0))
         self._host_waits(max(*self.clocks, *self.lanes.values(), 0.0))
+        self._blame(max(0.0, self.host - self.clocks[0]))
         self._phase(len(PHASES))
 
     def _is_silu_backward(self, pending: Sequence[int]) -> bool:
@@ -173,34 +207,35 @@ class _Replay:
         product = self.record.operators[last]
         moved = 3 * size_of(product.outputs)
         self.kernels += 1
-        self._issue(self.rates.issue_seconds("operator"))
+        self._issue(HOST.backward)
         self._launch("silu_backward", self.rates.moving(moved, "silu_backward"))
 
     def _operator(self, index: int) -> None:
         one = self.record.operators[index]
         if one.host:
-            self._issue(self.rates.issue_seconds("host operator"))
-            seconds = host_seconds(one, self.rates)
+            self._issue(self._dispatch(one))
+            seconds = host_seconds(one, self.rates, self._neighbours)
             if seconds > 1e-5:
                 self.spans.append(Span(name=self.names[index], lane="host", start=self.host, seconds=seconds))
                 self.host += seconds
-                self.cause = "offload"
+                self.offloaded += seconds
             return
         if not has_kernel(one):
-            self._issue(self.rates.issue_seconds("view"))
+            self._issue(self._dispatch(one))
             return
         self.kernels += 1
-        self._issue(self.rates.issue_seconds("operator"))
+        self._issue(self._dispatch(one))
         self._launch(self.names[index], self.kernel_seconds[index])
 
     def _collective(self, index: int) -> None:
         one: Collective = self.record.collectives[index]
-        self._issue(self.rates.issue_seconds("collective"))
+        self._issue(HOST.collective)
         name = COLLECTIVES.get(one.name, "all_reduce")
         nodes = max(1, min(self.nodes, one.group_size * self.nodes // max(1, self._world)))
         seconds = self.rates.collective(name, one.bytes, one.group_size, nodes)
         start = max(self.host, self.clocks[self.stream], self.lanes.get(one.group_size, 0.0))
         self.lanes[one.group_size] = start + seconds
+        self.debts.append((start, self.rates.beside(name, one.bytes, one.group_size, nodes)))
         self.works.append(start + seconds)
         lane = f"collectives of {one.group_size}"
         self.spans.append(Span(name=one.name, lane=lane, start=start, seconds=seconds))
@@ -209,9 +244,14 @@ class _Replay:
     def _world(self) -> int:
         return max((one.group_size for one in self.record.collectives), default=1)
 
+    @property
+    def _neighbours(self) -> int:
+        """Ranks of this world on one node."""
+        return max(1, self._world // self.nodes)
+
     def _copy(self, index: int) -> None:
         one = self.record.copies[index]
-        self._issue(self.rates.issue_seconds("operator"))
+        self._issue(HOST.engine)
         if one.direction in ("to_disk", "from_disk"):
             seconds = self.rates.disk(one.direction, one.bytes)
             start = max(self.host, self.lanes.get(-1, 0.0))
@@ -227,6 +267,8 @@ class _Replay:
         self.stream = index
 
     def _join(self, index: int) -> None:
+        if self.stage == 3:  # partitioned_param_coordinator.py:415, at the end of each fetch
+            self._issue(HOST.fetch)
         waiter, waited = divmod(index, STREAMS)
         self._wait(waiter, self.clocks[waited], "communication")
 
@@ -240,16 +282,24 @@ class _Replay:
         self._wait(self.stream, self.works[index], "communication")
 
     def _host(self, index: int) -> None:
-        self._issue(self.rates.issue_seconds("synchronize"))
         self._host_waits(max(self.clocks) if index < 0 else self.clocks[index])
 
     def _host_event(self, index: int) -> None:
         self._host_waits(self.events.get(index, 0.0))
 
     def _module(self, _: int) -> None:
-        self._issue(self.rates.module_seconds(self.stage))
+        self._issue(HOST.module)
+
+    def _dispatch(self, one: Operator) -> float:
+        """Seconds of the host for one operator or view of the phase that runs."""
+        if self.phase == "forward":
+            return HOST.forward
+        if self.phase == "backward":
+            return HOST.backward if one.module_class or one.name.startswith("attention.") else HOST.engine
+        return HOST.step
 
     def _phase(self, index: int) -> None:
+        self.phase = PHASES[index] if index < len(PHASES) else ""
         now = max(self.clocks[0], self.host)
         self.marks.append((index, now, self.idle.copy(), self.busy))
 
@@ -258,7 +308,7 @@ class _Replay:
     def answer(self, accumulation: int) -> Simulated:
         """The whole step: micro steps between the first and the last take as long as the first."""
         total = self.marks[-1][1]
-        phases: Counter[str] = Counter()
+        phases: defaultdict[str, float] = defaultdict(float)
         for (phase, start, *_), (_, end, *_) in zip(self.marks, self.marks[1:], strict=False):
             phases[PHASES[phase]] += end - start
         idle, busy = self.idle.copy(), self.busy
@@ -287,6 +337,42 @@ class _Replay:
         )
 
 
+def speed_of(simulated: Simulated, record: Rehearsal, config: Config, rates: Rates) -> Speed:
+    """A simulated step in the closed form's terms."""
+    batch, job = config.batch(rates.cluster.world_size), config.job
+    parts = {
+        "kernels": simulated.compute_seconds,
+        "communication": simulated.communication_seconds,
+        "offload": simulated.offload_seconds,
+        "issuing": simulated.host_seconds,
+    }
+    micros = sum(1 for kind, index in record.order if kind == "phase" and PHASES[index] == "forward")
+    total = simulated.step_seconds
+    return Speed(
+        step_seconds=total,
+        low_seconds=total * SIMULATED_SPREAD[0],
+        high_seconds=total * SIMULATED_SPREAD[1],
+        compute_seconds=simulated.compute_seconds,
+        communication_seconds=simulated.communication_seconds,
+        offload_seconds=simulated.offload_seconds,
+        host_seconds=simulated.host_seconds,
+        tokens_per_step=batch.micro * batch.accumulation * job.sequence_length,
+        samples_per_step=batch.micro * batch.accumulation,
+        model_flops=_model_flops(record, job.checkpoint_activations) / max(1, micros) * batch.accumulation,
+        parts=tuple((name, seconds) for name, seconds in parts.items() if seconds),
+        source=rates.source,
+    )
+
+
+def _model_flops(record: Rehearsal, recomputed: bool) -> float:
+    """Operations of products and attention, those that recomputation repeats left out."""
+    done: defaultdict[str, float] = defaultdict(float)
+    for one in record.operators:
+        done[one.phase] += one.count * flops_of(one)
+    backward = done["backward"]
+    return done["forward"] + max(done["forward"], backward - done["forward"] if recomputed else backward)
+
+
 def trace(simulated: Simulated) -> dict[str, Any]:
     """The spans in the Trace Event Format that Chrome's about:tracing and Perfetto read."""
     lanes = list(dict.fromkeys(span.lane for span in simulated.spans))
@@ -306,3 +392,15 @@ def trace(simulated: Simulated) -> dict[str, Any]:
         for span in simulated.spans
     ]
     return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def write_timeline(simulated: Simulated, file: Path) -> None:
+    """Write `trace` to ``file``.
+
+    Raises:
+        UnreadableFile: the file cannot be written.
+    """
+    try:
+        file.write_text(json.dumps(trace(simulated)), encoding="utf-8")
+    except OSError as error:
+        raise UnreadableFile(f"{file}: cannot be written: {error.strerror}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -13,11 +13,11 @@ from trimtab.adapt import Adaptation, Nearest, Step
 from trimtab.cluster import Cluster
 from trimtab.estimate import Estimate
 from trimtab.estimate import to_json as estimate_document
-from trimtab.moves import Move
+from trimtab.report.move_pages import document as move_document
 from trimtab.units import format_bytes, format_seconds
 
 
-def adapt_text(answer: Adaptation, diff: str) -> RenderableType:
+def adapt_text(answer: Adaptation, diff: str, notes: Sequence[str] = ()) -> RenderableType:
     """The steps, the difference and the verdict, for any width."""
     blocks: list[RenderableType] = [_title(answer), Text()]
     for number, step in enumerate(answer.steps, 1):
@@ -25,7 +25,7 @@ def adapt_text(answer: Adaptation, diff: str) -> RenderableType:
     if diff:
         blocks += [diff_text(diff), Text()]
     blocks += _verdict(answer)
-    blocks += [Text(f"note: {note}", style="yellow") for note in answer.notes]
+    blocks += [Text(f"note: {note}", style="yellow") for note in (*notes, *answer.notes)]
     return Group(*blocks)
 
 
@@ -77,13 +77,21 @@ def _step(number: int, step: Step) -> list[RenderableType]:
     if step.title == step.move.title:
         lines += [f"saves: {step.move.saves}", f"costs: {step.move.costs}"]
     if step.before is not None and step.after is not None:
-        lines.append(
-            f"needed {format_bytes(step.before.needed.expected)} → "
-            f"{format_bytes(step.after.needed.expected)}, a step "
-            f"{format_seconds(step.before.speed.step_seconds)} → "
-            f"{format_seconds(step.after.speed.step_seconds)}"
-        )
+        lines.append(_effect(step.before, step.after))
     return [head, *(Padding(Text(line), (0, 0, 0, 3)) for line in lines)]
+
+
+def _effect(before: Estimate, after: Estimate) -> str:
+    """What a step changes, in figures."""
+    pairs = (
+        ("a GPU", before.needed.expected, after.needed.expected, format_bytes),
+        ("a host", before.host_bytes_per_node.expected, after.host_bytes_per_node.expected, format_bytes),
+        ("a step", before.speed.step_seconds, after.speed.step_seconds, format_seconds),
+    )
+    words = [
+        f"{what} {shown(old)} → {shown(new)}" for what, old, new, shown in pairs if shown(old) != shown(new)
+    ]
+    return "predicted: " + (", ".join(words) or "the same memory and time")
 
 
 def _verdict(answer: Adaptation) -> list[RenderableType]:
@@ -105,7 +113,8 @@ def _gain(step: Step) -> Text:
     assert step.before is not None
     assert step.after is not None
     before, after = step.before.speed.step_seconds, step.after.speed.step_seconds
-    return Text(f"  {step.move.name:<26} {after / before - 1:>+5.0%}  {_short(step.after)}")
+    rounds = ", rounds" if step.move.effect == "rounding" else ""
+    return Text(f"  {step.move.name:<26} {after / before - 1:>+5.0%}  {_short(step.after)}{rounds}")
 
 
 def _short(answer: Estimate) -> str:
@@ -152,19 +161,6 @@ def cluster_document(cluster: Cluster) -> dict[str, Any]:
         "nodes": cluster.nodes,
         "inter_node_link": cluster.inter_link.name if cluster.nodes > 1 else None,
         "host_memory_bytes": cluster.host_memory_bytes,
-    }
-
-
-def move_document(move: Move) -> dict[str, Any]:
-    """What a move says of itself."""
-    return {
-        "name": move.name,
-        "title": move.title,
-        "saves": move.saves,
-        "costs": move.costs,
-        "needs": move.needs,
-        "source": move.source,
-        "effect": move.effect,
     }
 
 

@@ -40,7 +40,8 @@ def card_text(card: Card, config: Config, *, parameters: Parameters) -> Renderab
         "For other needs",
         (_entry(other.when, _settings(other.changes) or "as it is") for other in card.alternatives),
     )
-    parts += [Text(), Text(f"Next: trimtab init {card.name}", style="dim")]
+    hint = f"Next: trimtab init {card.name}\nOther machines: trimtab adapt {card.name} --gpu NAME"
+    parts += [Text(), Text(hint, style="dim")]
     return Group(*parts)
 
 

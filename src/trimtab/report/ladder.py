@@ -11,7 +11,8 @@ from rich.text import Text
 
 from trimtab.ladder import Ladder, Rung
 from trimtab.moves import differences
-from trimtab.report.adapt import changes_document, cluster_document, figures, machines, move_document
+from trimtab.report.adapt import changes_document, cluster_document, figures, machines
+from trimtab.report.move_pages import document as move_document
 from trimtab.units import format_bytes, format_seconds
 
 

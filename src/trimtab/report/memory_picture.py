@@ -5,11 +5,11 @@ Made from the JSON answer of `trimtab estimate` or `trimtab rehearse`, so a stor
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab.report.curve import ticks
 from trimtab.report.drawing import Area, Drawing, Line, Rectangle, Shape, Words, width_of
 from trimtab.units import GIB, format_bytes, format_count, format_dollars, format_seconds
 
@@ -312,7 +312,7 @@ def _draw_course(shapes: list[Shape], document: Mapping[str, Any], y: float) -> 
     def up(size: float) -> float:
         return bottom - size / most * CHART
 
-    for tick in _ticks(most):
+    for tick in (size * GIB for size in ticks(0.0, most / GIB)):
         shapes.append(Line(points=((left, up(tick)), (right, up(tick)))))
         label = f"{tick / GIB:g} GiB"
         shapes.append(Words(x=left - 8, y=up(tick) + 4, text=label, size=11, fill="soft", anchor="end"))
@@ -367,13 +367,3 @@ def _draw_peak(shapes: list[Shape], course: Course, across: Any, up: Any, left: 
     centre = min(max(x, left + half), right - half)
     words = Words(x=centre, y=y - 12, text=text, size=12, bold=True, anchor="middle")
     shapes += [words.backing(), words]
-
-
-def _ticks(most: float) -> Iterator[float]:
-    """Three to six round numbers of GiB up to ``most``."""
-    rough = most / GIB / 4
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(size * power for size in (1, 2, 5, 10) if size * power >= rough * 0.8)
-    count = int(most / GIB / step)
-    for number in range(count + 1):
-        yield number * step * GIB

@@ -107,8 +107,9 @@ def _weighed(rows: Sequence[Considered]) -> Iterator[RenderableType]:
     yield Text()
     yield Text("Considered", style="bold")
     several = len({row.machines for row in rows}) > 1
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=True)
-    table.add_column("  configuration", ratio=5)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim", expand=True)
+    table.add_column("", width=1)
+    table.add_column("configuration", ratio=5)
     table.add_column("a step", justify="right", min_width=7)
     table.add_column("why not", ratio=6)
     for row in rows[:SHOWN]:
@@ -116,7 +117,8 @@ def _weighed(rows: Sequence[Considered]) -> Iterator[RenderableType]:
         name = f"{row.machines}: {row.summary}" if several else row.summary
         time = "–" if row.step_seconds is None else format_seconds(row.step_seconds)
         table.add_row(
-            Text(("✓ " if chosen else "  ") + name, style="green" if chosen else "default"),
+            Text("✓" if chosen else "", style="green"),
+            Text(name, style="green" if chosen else "default"),
             time,
             Text(row.why_not or "chosen", style="green" if chosen else "default"),
         )

@@ -49,6 +49,16 @@ def _scale(values: Sequence[float]) -> tuple[float, float]:
     return (low, high) if high > low else (low * 0.9, low * 1.1 or 1.0)
 
 
+def _unbeaten(points: Sequence[Point], across: _Axis, up: _Axis) -> list[Point]:
+    """Those that no other beats in the two figures that the picture shows."""
+    sign = -1 if across is _MEMORY else 1
+    found: list[Point] = []
+    for one in sorted(points, key=lambda one: (sign * across.value(one), up.value(one))):
+        if not found or up.value(one) < up.value(found[-1]):
+            found.append(one)
+    return found
+
+
 def scatter_text(points: Sequence[Point]) -> Text:
     """The picture in characters: ● chosen, ○ beaten in nothing, · beaten."""
     across, up, shown = _axes(points)
@@ -101,7 +111,7 @@ def scatter_svg(points: Sequence[Point]) -> str:
             f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="{anchor}" fill="#777">'
             f"{escape(across.shown(value))}</text>"
         )
-    front = sorted((place(one) for one in shown if one.on_front), key=lambda spot: spot[0])
+    front = sorted(map(place, _unbeaten(shown, across, up)))
     if len(front) > 1:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in front)
         parts.append(f'<polyline points="{path}" fill="none" stroke="#2a7de1" stroke-opacity="0.35"/>')

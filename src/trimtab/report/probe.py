@@ -36,6 +36,10 @@ def probe_text(sheet: Mapping[str, Any], kept: Sequence[Path]) -> RenderableType
         Text(),
         Text(f"{len(measured)} measurements in {sheet['seconds']:.0f} s"),
     ]
+    blocks += [
+        Text(f"failed: {failure['part']}: {failure['error']}", style="yellow")
+        for failure in sheet["failures"]
+    ]
     if skipped:
         blocks.append(Text(f"some of these could not be measured: {', '.join(skipped)}", style="yellow"))
     blocks += [Text(f"written to {file}") for file in kept]

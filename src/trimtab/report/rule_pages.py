@@ -91,7 +91,7 @@ def markdown() -> str:
         "# Rules",
         "",
         "Every rule of `trimtab check`. A name reads as “allow NAME”. Made from the rules' own pages by",
-        "`scripts/make_rule_docs.py`; a test holds that it is fresh, and that each rule finds its "
+        "`scripts/make_reference.py`; a test holds that it is fresh, and that each rule finds its "
         "example and",
         "passes what to use instead.",
         "",

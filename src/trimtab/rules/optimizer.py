@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from trimtab.config import AUTO, DEEPSPEED_OPTIMIZERS
+from trimtab.config import AUTO, DEEPSPEED_OPTIMIZERS, ZERO_OPTIMIZERS
 from trimtab.errors import nearest
 from trimtab.rules.base import Hit, fix, put, remove, rule, shown
 from trimtab.rules.subject import Subject
@@ -13,8 +13,6 @@ from trimtab.rules.torch_names import OPTIMIZERS
 from trimtab.source.edit import Edit, RemoveKey, SetValue
 
 ONE_BIT = frozenset(("onebitadam", "onebitlamb", "zerooneadam"))
-# runtime/zero/utils.py:45-48: what ZeRO knows how to shard
-ZERO_SAFE = frozenset(("adam", "adamw", "adagrad", "lion", "muon"))
 TYPE = ("optimizer", "type")
 
 
@@ -152,7 +150,7 @@ def optimizer_untested_with_zero(subject: Subject) -> Iterable[Hit]:
         deepspeed/runtime/engine.py:2298-2301; deepspeed/runtime/zero/utils.py:45-77
     """
     name = subject.optimizer
-    if name is None or name in ZERO_SAFE or subject.stage not in (1, 2, 3):
+    if name is None or name in ZERO_OPTIMIZERS or subject.stage not in (1, 2, 3):
         return
     known = name in OPTIMIZERS or name in DEEPSPEED_OPTIMIZERS
     if known and not subject.on("zero_allow_untested_optimizer"):

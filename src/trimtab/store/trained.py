@@ -39,46 +39,54 @@ def keep_run(
 
     Nothing is stored of a run that never came to its first step.  Never raises: the run's own end matters.
     """
+    try:
+        entry = _entry(settings, ranks, nodes, outcome, error, prediction)
+    except (TrimtabError, OSError, LookupError, TypeError, ValueError):
+        return None  # the files of the run, or the one that it was started with, are not what they were
+    return None if entry is None else keep(entry)
+
+
+def _entry(
+    settings: Settings,
+    ranks: int,
+    nodes: int,
+    outcome: str,
+    error: str | None,
+    prediction: Mapping[str, Any] | None,
+) -> Entry | None:
     folder = RunFolder(Path(settings.run))
     events = list(read_events(folder.events))
     steps = read_steps(folder.events)
     start = next((row for row in reversed(events) if row["event"] == "start"), None)
+    if start is None or (not steps and outcome != "out of memory"):
+        return None
     # the first step of each start makes the states and warms up
     first = {row["step"] + 1 for row in events if row["event"] == "resume"} | {
         row["step"] for row in steps[:1]
     }
-    if start is None or (not steps and outcome != "out of memory"):
-        return None
+    settled = [row for row in steps if row["step"] not in first]
     cluster = None if prediction is None else Cluster.of(prediction["gpu"]["name"], ranks, nodes)
-    try:
-        config, _ = effective_config(settings, world=ranks * nodes)
-        own = None if cluster is None else _traits(settings, config, cluster, start, prediction)
-    except TrimtabError:
-        return None  # the file that it was started with is no longer what it was
-    return keep(
-        Entry(
-            how="training",
-            config=config.name,
-            model=str(config.job.model),
-            gpu="cpu" if settings.device == "cpu" else "unknown" if cluster is None else cluster.gpu.name,
-            gpus_per_node=ranks,
-            nodes=nodes,
-            outcome=outcome,
-            traits=own,
-            figures=_figures(
-                [row for row in steps if row["step"] not in first], outcome, cluster, prediction
-            ),
-            document={
-                "config": dict(config.raw),
-                "settings": as_mapping(settings),
-                "run": str(folder.path.absolute()),
-                "host": platform.node(),
-                "versions": start["versions"],
-                "error": error,
-                "answer": _report(folder),
-                "predicted": prediction,
-            },
-        )
+    config, _ = effective_config(settings, world=ranks * nodes)
+    return Entry(
+        how="training",
+        config=config.name,
+        model=str(config.job.model),
+        gpu="cpu" if settings.device == "cpu" else "unknown" if cluster is None else cluster.gpu.name,
+        gpus_per_node=ranks,
+        nodes=nodes,
+        outcome=outcome,
+        traits=None if cluster is None else _traits(settings, config, cluster, start, prediction),
+        figures=_figures(settled, outcome, cluster, prediction),
+        document={
+            "config": dict(config.raw),
+            "settings": as_mapping(settings),
+            "run": str(folder.path.absolute()),
+            "host": platform.node(),
+            "versions": start["versions"],
+            "error": error,
+            "answer": _report(folder),
+            "predicted": prediction,
+        },
     )
 
 

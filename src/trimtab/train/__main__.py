@@ -176,7 +176,7 @@ def _out_of_memory(error: BaseException) -> str:
         f"out of GPU memory: {str(error).splitlines()[0]} Halve train_micro_batch_size_per_gpu and double "
         "gradient_accumulation_steps, turn on trimtab.checkpoint_activations, or raise "
         "zero_optimization.stage "
-        "(each with --set); `trimtab estimate` tells what each saves"
+        "(each with --set); `trimtab ladder` tells what each saves and costs"
     )
 
 

@@ -6,6 +6,7 @@ RUN/tokenizer/  RUN/data/           the vocabulary and the tokens
 RUN/checkpoints/step-000100/        whole or absent
 RUN/model/                          the trained model, a Hugging Face folder
 RUN/report.json  loss.svg           the closing report
+RUN/report.html                     the same as a page, once `trimtab report` has made it
 """
 
 from __future__ import annotations
@@ -78,6 +79,11 @@ class RunFolder:
         return self.path / "loss.svg"
 
     @property
+    def page(self) -> Path:
+        """The report as a page."""
+        return self.path / "report.html"
+
+    @property
     def outcome(self) -> Path:
         """How the last start of this run ended, from rank 0 to whoever started the ranks."""
         return self.path / "outcome.json"
@@ -94,8 +100,8 @@ class RunFolder:
     def _own(self) -> tuple[Path, ...]:
         """Everything that a run puts here, whether there or not."""
         folders = (self.data, self.tokenizer, self.checkpoints, self.model)
-        return (*folders, self.settings, self.config, self.events, self.report, self.plot, self.outcome,
-                self.stop_request)  # fmt: skip
+        return (*folders, self.settings, self.config, self.events, self.report, self.plot, self.page,
+                self.outcome, self.stop_request)  # fmt: skip
 
     def _foreign(self) -> list[Path]:
         own = {path.name for path in self._own()} | {LOCK}

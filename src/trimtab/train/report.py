@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trimtab.report.curve import loss_curves
+from trimtab.report.drawing import to_svg
 from trimtab.train.folder import RunFolder
 from trimtab.train.metrics import read_events, read_steps
 from trimtab.units import format_bytes, format_count, format_seconds
-
-SMOOTHED_PART = 0.05
-"""Part of the steps that the plot's thick line averages over."""
 
 
 def closing_report(
@@ -82,40 +81,7 @@ def draw_loss(
     steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], path: Path
 ) -> None:
     """Draw the loss over the steps as SVG."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    numbers = [row["step"] for row in steps if row["loss"] is not None]
-    losses = [row["loss"] for row in steps if row["loss"] is not None]
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot(numbers, losses, linewidth=0.8, color="#9db8d9", label="each step")
-    axes.plot(numbers, _smoothed(losses), linewidth=1.8, color="#1f4e8c", label="smoothed")
-    if validation:
-        axes.plot(
-            [row["step"] for row in validation],
-            [row["loss"] for row in validation],
-            "o",
-            color="#c0504d",
-            label="validation",
-        )
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.savefig(path)
-    pyplot.close(figure)
-
-
-def _smoothed(values: Sequence[float]) -> list[float]:
-    weight = 1 / max(1, round(len(values) * SMOOTHED_PART))
-    out: list[float] = []
-    for value in values:
-        out.append(value if not out else out[-1] + weight * (value - out[-1]))
-    return out
+    path.write_text(to_svg(loss_curves(steps, validation)), encoding="utf-8")
 
 
 def describe(report: Mapping[str, Any]) -> str:
