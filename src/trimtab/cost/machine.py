@@ -303,7 +303,7 @@ class Machine:
         return node
 
     def enter(self, weights: tuple[Weight, ...] = ()) -> None:
-        """A module begins whose operators read no parameters; ``weights`` are gathered for it all the same."""
+        """A module begins whose operators read no parameters; ``weights`` are gathered for it anyway."""
         if self.sharded:
             self.listener.before_use(weights)
 
