@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import compileall
 import gc
+import os
 import statistics
 import sys
 import time
@@ -46,6 +47,7 @@ def candidate(name: str) -> float:
 def main() -> None:
     # as pip installs it: a checkout whose files just changed would be compiled anew in every run
     compileall.compile_dir(Path(catalogue.__file__).parent, quiet=1)
+    os.environ["TRIMTAB_HISTORY"] = ""  # a machine that has run nothing yet
     engine = seconds(sys.executable, "-c", "import deepspeed")
     print(f"import deepspeed: wall {engine[0]:.3f} s, processor {engine[1]:.3f} s\n")
     print(f"{'estimate of':<28} {'wall':>8} {'':>6} {'processor':>10} {'':>6} {'one more candidate':>20}")

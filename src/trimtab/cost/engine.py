@@ -101,7 +101,10 @@ class Engine:
         """``deepspeed.initialize``."""
 
     def after_micro(self) -> object:
-        """Leave what a micro step leaves; what decides how the next one goes, None if boundaries do."""
+        """Leave what a micro step leaves; what decides how the next one goes, None if the last step does.
+
+        Where it is known, a step at a boundary takes no less than any other.
+        """
         return None
 
     def begin_micro(self, *, boundary: bool) -> None:

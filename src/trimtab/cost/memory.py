@@ -299,7 +299,7 @@ class _Run:
         for micro in range(micros):
             if micro and left is not None and engine.after_micro() == left:
                 break  # it would go as the one before it
-            engine.begin_micro(boundary=micro == micros - 1)
+            engine.begin_micro(boundary=left is not None or micro == micros - 1)
             self._micro_step(0 if self._steps or micro else workspace_bytes)
         meter.reset_peak()
         engine.step()

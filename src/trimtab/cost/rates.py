@@ -13,7 +13,6 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -403,7 +402,7 @@ def _kept(gpu: str) -> Path | None:
 
 @cache
 def _shipped() -> Sheet:
-    return Sheet(json.loads(files("trimtab").joinpath("data", SHIPPED).read_text("utf-8")))
+    return Sheet(json.loads((Path(__file__).parent.parent / "data" / SHIPPED).read_text("utf-8")))
 
 
 @lru_cache(maxsize=4)

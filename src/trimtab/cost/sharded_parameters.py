@@ -147,9 +147,7 @@ class ShardedParameters(Engine):
         self.order = order
 
     def after_micro(self) -> object:
-        """Boundaries matter to offloaded gradients alone; hpZ's copies stay until the optimizer steps."""
-        if self.settings.offload_optimizer != "none":
-            return None
+        """A boundary takes no less than other steps; hpZ's copies stay until the optimizer steps."""
         if 1 < self.settings.hpz < self.settings.ranks:
             for weight in self.weights:
                 if weight.index not in self.persistent:
