@@ -376,7 +376,11 @@ def rates_of(cluster: Cluster) -> Rates:
     sheet = _shipped()
     if sheet.gpu.name == cluster.gpu.name:
         return _rates(cluster, sheet, f"kernels at the rates of measured H200 steps ({sheet.made})")
-    return _rates(cluster, sheet, f"kernels at the rates of measured H200 steps ({sheet.made}), scaled by the datasheets")
+    return _rates(
+        cluster,
+        sheet,
+        f"kernels at the rates of measured H200 steps ({sheet.made}), scaled by the datasheets",
+    )
 
 
 @lru_cache(maxsize=64)
