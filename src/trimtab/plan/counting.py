@@ -7,16 +7,16 @@ the card; profiles are counted once for all candidates that share them.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
-from trimtab.cost.allocator import WORKSPACE_BYTES
 from trimtab.cost.memory import Profile, profile, settings_of
 from trimtab.cost.need import REPLAY_RATIOS, Need, outside_allocator
 from trimtab.cost.speed import Speed, step_speed
-from trimtab.estimate import PROCESS_BYTES
+from trimtab.estimate import PROCESS_BYTES, Estimate, estimate
 from trimtab.model import Model
+from trimtab.parameters import parameters
 
 FRAGMENTED = 1.35
 """Above every ratio of a smallest capacity to the tensors' peak in nine measured jobs (1.015 to 1.28,
@@ -32,8 +32,8 @@ class Shortfall:
     where: str
     needed: int
     there: int
-    fragmented: bool = False
-    """Whether the tensors would fit, and what the allocator loses between them would not."""
+    close: bool = False
+    """Whether the tensors would fit, and only the allocator's losses or the certainty asked for do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,8 @@ class Arithmetic:
     _profiles: dict[Hashable, Profile] = field(default_factory=dict, repr=False, compare=False)
     _works: dict[Hashable, Profile] = field(default_factory=dict, repr=False, compare=False)
     _operations: dict[Hashable, float] = field(default_factory=dict, repr=False, compare=False)
-    _verdicts: dict[Hashable, bool] = field(default_factory=dict, repr=False, compare=False)
+    _sizes: dict[Hashable, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
+    _estimates: dict[Hashable, Estimate] = field(default_factory=dict, repr=False, compare=False)
 
     def profile(self, config: Config, cluster: Cluster) -> Profile:
         """What one rank of ``config`` allocates, without the allocator's blocks."""
@@ -104,36 +105,54 @@ class Arithmetic:
         peak = self.profile(config, cluster).peak
         if short is not None or peak * USUALLY_FRAGMENTED <= self.room(cluster):
             return short
-        return self._short(peak, cluster)
+        return replace(self._short(peak, cluster), close=True)
 
     def verdict(self, config: Config, cluster: Cluster) -> Shortfall | None:
         """What ``config`` lacks on ``cluster``, the caching allocator replayed where it is close."""
         short = self.shortfall(config, cluster)
         if short is not None:
             return short
-        counted, room = self.profile(config, cluster), self.room(cluster)
-        if counted.peak * FRAGMENTED <= room:
+        peak = self.profile(config, cluster).peak
+        if peak * FRAGMENTED <= self.room(cluster):
             return None
-        world = cluster.world_size
-        hopper = _hopper(cluster)
-        key = (self._key(config, world), room, hopper)
-        if key not in self._verdicts:
-            replayed = profile(
-                config, self.model, world, allocator=True, workspace_bytes=WORKSPACE_BYTES[hopper]
-            )
-            self._verdicts[key] = replayed.fits(room)
-        return None if self._verdicts[key] else self._short(counted.peak, cluster)
+        answer = self.estimate(config, cluster)
+        if answer.fits_probability >= self.sure:
+            return None
+        there = cluster.gpu.usable_bytes
+        enough = max(int(answer.needed.expected), there + 1)
+        return Shortfall(where="GPU memory", needed=enough, there=there, close=True)
+
+    def estimate(self, config: Config, cluster: Cluster) -> Estimate:
+        """The whole estimate, made once."""
+        key = (self._key(config, cluster.world_size), cluster)
+        if key not in self._estimates:
+            self._estimates[key] = estimate(config, cluster, model=self.model)
+        return self._estimates[key]
+
+    def states_bytes(self, config: Config, world: int) -> float:
+        """What a GPU holds of weights, master weights and Adam's moments: less than it needs."""
+        key = (config.job.task, config.job.lora)
+        if key not in self._sizes:
+            listing = parameters(self.model, config.job.task, config.job.lora)
+            trained = sum(one.numel for one in listing if one.trainable)
+            self._sizes[key] = sum(one.numel for one in listing), trained
+        whole, trained = self._sizes[key]
+        weights = whole * config.parameter_bytes / (world if config.stage == 3 else 1)
+        states = trained * (8 if config.precision == "fp32" else 12)
+        return (weights if config.offload_param == "none" else 0) + (
+            states / (world if config.stage else 1) if config.offload_optimizer == "none" else 0
+        )
 
     def _short(self, peak: float, cluster: Cluster) -> Shortfall:
         needed = int(peak * (1 + margin(self.sure))) + outside_allocator(cluster.world_size)
         there = cluster.gpu.usable_bytes
-        return Shortfall(where="GPU memory", needed=needed, there=there, fragmented=needed <= there)
+        return Shortfall(where="GPU memory", needed=needed, there=there)
 
     def _key(self, config: Config, world: int) -> Hashable:
         return settings_of(config, world), config.batch(world).micro, config.job
 
     def _work_key(self, config: Config, world: int) -> Hashable:
-        return config.stage == 3, config.precision, config.batch(world).micro, config.job, world
+        return config.stage == 3, config.precision, config.batch(world).micro, config.job
 
 
 def margin(sure: float) -> float:
@@ -143,8 +162,3 @@ def margin(sure: float) -> float:
     0.0
     """
     return Need(expected=1.0, ratios=REPLAY_RATIOS).at(sure) - 1
-
-
-def _hopper(cluster: Cluster) -> bool:
-    gpu = cluster.gpu
-    return gpu.vendor == "nvidia" and float(gpu.compute_capability) >= 9

@@ -212,7 +212,7 @@ def _best(wishes: Wishes, cluster: Cluster, arithmetic: Arithmetic) -> Bill | No
         return None
     found = search(wishes, cluster, arithmetic)
     while (one := found.best()) is not None:
-        if estimate(one.config, cluster, model=wishes.model).fits_probability >= wishes.sure:
+        if arithmetic.estimate(one.config, cluster).fits_probability >= wishes.sure:
             return bill(one, wishes)
         found.refute(one)
     return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
-from trimtab.estimate import Estimate, estimate
+from trimtab.estimate import Estimate
 from trimtab.plan.candidates import number_format, plain
 from trimtab.plan.costs import Bill, Pace, bill, pace
 from trimtab.plan.counting import Arithmetic
@@ -167,7 +167,7 @@ def plan_for(
             if proof.fits_probability >= wishes.sure and proof.step_seconds is not None:
                 own.retime(one, proof.step_seconds)
                 continue
-        answer = estimate(one.config, one.cluster, model=wishes.model)
+        answer = arithmetic.estimate(one.config, one.cluster)
         if (answer if proof is None else proof).fits_probability >= wishes.sure:
             break
         own.refute(one)

@@ -84,7 +84,7 @@ class Run:
         import torch
 
         from trimtab.config import Config
-        from trimtab.rehearse import accelerator, attention, build, parts
+        from trimtab.rehearse import accelerator, attention, build, calls, parts
 
         started, request, ledger = time.perf_counter(), self.request, self.ledger
         corners.open_world(request.rank, request.world_size, request.ranks_per_node)
@@ -101,7 +101,7 @@ class Run:
         dtype = build.DTYPES[config.precision]
         with (
             ledger,
-            corners.torch_calls(self._tensor(torch.tensor), attention.scaled_dot_product_attention),
+            calls.torch_calls(self._tensor(torch.tensor), attention.scaled_dot_product_attention),
         ):
             ledger.learn_references()
             model = build.model(request, deepspeed, dtype, config.stage)
