@@ -1,9 +1,9 @@
 """How fast a GPU, its links and its host really are: tables of measurements, read between their points.
 
 The tables are sheets of `trimtab probe`: one that this machine keeps for the GPU in question, else the one
-that comes with Trimtab (``data/probe_h200.json``, four H200s of one host), which tells collectives and copies;
-for kernels the shares below, of measured steps, stand in.  For another GPU every kernel keeps its share of
-the roofline: the ideal time by that card's datasheet over the share that an H200 reaches.
+that comes with Trimtab (``data/probe_h200.json``, four H200s of one host), which tells collectives and
+copies; for kernels the shares below, of measured steps, stand in.  For another GPU every kernel keeps its
+share of the roofline: the ideal time by that card's datasheet over the share that an H200 reaches.
 """
 
 from __future__ import annotations
