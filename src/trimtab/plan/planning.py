@@ -190,7 +190,16 @@ def plan_for(
         counterfactuals=counterfactuals(best, wishes, clusters, arithmetic) if alternatives else (),
         bills=all_bills(fields, wishes, best.contender),
         proven=tuple(proven),
-        notes=notes(wishes, best.contender.cluster, best),
+        notes=(*_left_out(fields), *notes(wishes, best.contender.cluster, best)),
+    )
+
+
+def _left_out(fields: Sequence[Field]) -> tuple[str, ...]:
+    count = sum(not each.weighed for each in fields)
+    if not count:
+        return ()
+    return (
+        f"{count} of {len(fields)} clusters could not win at their cards' full rate and were not weighed",
     )
 
 
