@@ -21,7 +21,7 @@ pytestmark = [
 # the made-up device changes torch for good, so all of it runs in one child
 SCRIPT = """
 import json, torch
-from trimtab.rehearse import corners
+from trimtab.rehearse import calls, corners
 corners.make_device()
 from trimtab.rehearse.ledger import Ledger
 from torch.nn import functional as F
@@ -46,7 +46,7 @@ def tied():
     loss = F.linear(words, weight).sum()
     return [name for name in operators(loss.backward) if name.startswith("add")]
 
-with ledger, corners.torch_calls(torch.tensor, F.scaled_dot_product_attention):
+with ledger, calls.torch_calls(torch.tensor, F.scaled_dot_product_attention):
     ledger.learn_references()
     seen["alone"] = sums(lambda h: h.sin() + h.cos())
     seen["residual"] = sums(lambda h: (h + h.sin()) * 3)

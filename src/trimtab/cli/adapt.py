@@ -69,7 +69,7 @@ def adapt(
     if as_json:
         typer.echo(to_json({**adapt_document(answer), "notes": [*notes, *answer.notes]}))
     else:
-        console.show(adapt_text(answer, unified_diff(source, text)))
+        console.show(adapt_text(answer, unified_diff(source, text), notes))
     return int(not answer.fits)
 
 

@@ -96,7 +96,17 @@ def _fused_linear_cross_entropy(net: Net, hidden: Tensor) -> Tensor:
         weight_gradient = m.tensor(weight.numel) if weight.trainable else None
         m.tensor(chunk * model.vocab_size)
         kept = (gradient.storage,) + ((weight_gradient.storage,) if weight_gradient else ())
-        return m.op(1, (hidden, weight), (-1, -1), item=ops.FLOAT, keep=kept, flops=6 * rows * weight.numel)
+        m.adds(2 * rows * model.vocab_size * hidden.item)  # the loss and its gradient, in place of the logits
+        return m.op(
+            1,
+            (hidden, weight),
+            (-1, -1),
+            item=ops.FLOAT,
+            keep=kept,
+            flops=6 * rows * weight.numel,
+            kernel="product",  # three of them: the logits and both gradients
+            shape=(1, 3 * rows, model.hidden_size, model.vocab_size, hidden.item),
+        )
 
 
 def _encoder(net: Net, hidden: Tensor) -> Tensor:

@@ -389,20 +389,24 @@ class Machine:
                 if edge in gradients:  # a second one is added in place
                     self.meter.work[Kernel("backward", "moving", 3 * gradient.bytes)] += 1
                 gradients.setdefault(edge, gradient)
+                del gradient
             else:
-                self._weight_gradient(edge, gradient, node.transposed)
-            del gradient
+                self._accumulate(edge, gradient, shared=node.transposed)
+                del gradient  # a sum is there without what it was made of
+                if not edge.uses:
+                    self._complete(edge)
         if node.weights:
             self.listener.after_use(node.weights)
 
-    def _weight_gradient(self, weight: Weight, gradient: Storage, shared: bool) -> None:
+    def _accumulate(self, weight: Weight, gradient: Storage, *, shared: bool) -> None:
         weight.uses -= 1
         if weight.pending is None:
             weight.pending, weight.shared = gradient, shared
         elif weight.shared:  # a third tensor holds the sum
             weight.pending, weight.shared = Storage(self.meter, gradient.bytes, gradient.part), False
-        del gradient
-        if weight.uses == 0:
-            total, weight.pending = weight.pending, None
-            total.move(PART["gradients"])
-            self.listener.on_gradient(weight, total)
+
+    def _complete(self, weight: Weight) -> None:
+        total, weight.pending = weight.pending, None
+        assert total is not None
+        total.move(PART["gradients"])
+        self.listener.on_gradient(weight, total)

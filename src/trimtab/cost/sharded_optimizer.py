@@ -102,9 +102,10 @@ class ShardedOptimizer(Engine):
                 if s.gradient_item != s.item and self.accumulated is None:  # compact fp32 partition, :1259
                     self.accumulated = self.new(self.partition * s.gradient_item, "gradients")
                 portion = min(weight.numel, self.partition)
-                self.new(portion * NORM_ITEM, "temporaries")  # its norm, :1873
-                if s.item != MASTER_ITEM:
-                    self.new(portion * MASTER_ITEM, "temporaries")  # :1903
+                if self.boundary:
+                    self.new(portion * NORM_ITEM, "temporaries")  # its norm, :1873
+                    if MASTER_ITEM not in (s.item, s.gradient_item):
+                        self.new(portion * MASTER_ITEM, "temporaries")  # :1903
                 self.gradients.pop(weight.name, None)
             elif owned:
                 self._copy_to_partition(weight)

@@ -144,7 +144,9 @@ class ShardedParameters(Engine):
         self.order = order
 
     def after_micro(self) -> object:
-        """Boundaries mean nothing at this stage; hpZ's copies stay until the optimizer steps."""
+        """Boundaries matter to offloaded gradients alone; hpZ's copies stay until the optimizer steps."""
+        if self.settings.offload_optimizer != "none":
+            return None
         if 1 < self.settings.hpz < self.settings.ranks:
             for weight in self.weights:
                 if weight.index not in self.persistent:
@@ -288,16 +290,28 @@ class ShardedParameters(Engine):
         alone = len(self.bucket) == 1 and self.bucket[0][0].numel % s.ranks == 0
         # coalesced_collectives.py:100-133
         flat = None if alone else self.new(sum(sizes), "temporaries", self.reduce_stream)
-        if s.offload_optimizer != "none":  # partition_grads: back on the device, its norm in fp64 (:2006)
+        wide = []
+        if s.gradient_item != s.item:  # __avg_scatter_grads: every part in the accumulation's type (:1943)
             for weight, _ in self.bucket:
-                shard = self.shards[weight.index]
-                back = self.new(shard * s.gradient_item, "temporaries", self.reduce_stream)
-                self.new(min(shard, NORM_CHUNK) * NORM_ITEM, "temporaries", self.reduce_stream)
-                self.new(shard * MASTER_ITEM, "temporaries", self.reduce_stream)
-                del back
-        del flat
+                size = self.shards[weight.index] * s.gradient_item
+                wide.append(self.new(size, "temporaries", self.reduce_stream))
+            flat = None
+        if s.offload_optimizer != "none":
+            for weight, _ in self.bucket:
+                self._offload(self.shards[weight.index])
+        del flat, wide
         self.bucket.clear()
         self.filled = 0
+
+    def _offload(self, shard: int) -> None:
+        """``partition_grads``: back on the device; at a boundary its norm in fp64, and in fp32 (:2006, :1443)."""
+        s = self.settings
+        back = self.new(shard * s.gradient_item, "temporaries", self.reduce_stream)
+        if self.boundary:
+            self.new(min(shard, NORM_CHUNK) * NORM_ITEM, "temporaries", self.reduce_stream)
+            if s.gradient_item != MASTER_ITEM:
+                self.new(shard * MASTER_ITEM, "temporaries", self.reduce_stream)
+        del back
 
     def end_backward(self) -> None:
         """Reduce what is left in the bucket."""

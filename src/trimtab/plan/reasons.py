@@ -15,6 +15,7 @@ _PARTS = (
     ("compute_seconds", "compute"),
     ("communication_seconds", "communication"),
     ("offload_seconds", "copies to the host and its optimizer"),
+    ("host_seconds", "the GPU waiting for the host"),
 )
 
 
@@ -62,8 +63,8 @@ def why_slower(one: Contender, chosen: Contender) -> str:
     ratio = one.step_seconds / chosen.step_seconds - 1
     if abs(ratio) <= TIE:
         if one.family.complexity > chosen.family.complexity:
-            return "as fast within 1 %, and less simple"
-        return "as fast within 1 %"
+            return f"as fast within {TIE:.0%}, and less simple".replace("%", " %")
+        return f"as fast within {TIE:.0%}".replace("%", " %")
     if ratio < 0:
         return f"{-ratio:.0%} faster by the arithmetic, refuted by the proof".replace("%", " %")
     grown = [

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 
-from trimtab.rehearse import corners, kernels
+from trimtab.rehearse import corners, kernels, streams
 from trimtab.rehearse.ledger import Ledger
 
 PLENTY = 1 << 60
@@ -32,7 +32,7 @@ class PhantomAccelerator(CUDA_Accelerator):
         self._ledger = ledger
         self._gpu_memory_bytes = gpu_memory_bytes or PLENTY
         self._gpus_per_node = gpus_per_node
-        self._stream = corners.COMPUTE_STREAM
+        self._stream = streams.COMPUTE_STREAM
 
     # -- device ------------------------------------------------------------------------------------------
 
@@ -103,11 +103,11 @@ class PhantomAccelerator(CUDA_Accelerator):
 
     @property
     def Stream(self) -> Any:  # noqa: N802
-        return corners.Stream
+        return streams.Stream
 
     @property
     def Event(self) -> Any:  # noqa: N802
-        return corners.Event
+        return streams.Event
 
     @contextlib.contextmanager
     def stream(self, stream: Any) -> Iterator[None]:
@@ -123,7 +123,7 @@ class PhantomAccelerator(CUDA_Accelerator):
         return self._stream
 
     def default_stream(self, device_index: int | None = None) -> Any:
-        return corners.COMPUTE_STREAM
+        return streams.COMPUTE_STREAM
 
     # -- memory --------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trimtab.rehearse.corners import note_kernel
+from trimtab.rehearse.streams import note_kernel
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 FLASH_HEAD_LIMIT = 256  # sdp_utils.cpp check_head_dim_size_flash

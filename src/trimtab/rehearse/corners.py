@@ -2,7 +2,7 @@
 
 Everything here is undocumented ground that a release may move.  `probe` looks at each corner without using
 it and names what is missing, so that a caller can fall back to arithmetic and say so; no other module of the
-package touches a private name of another project.
+package but `trimtab.rehearse.calls` touches a private name of another project.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from trimtab.errors import EngineMoved
+from trimtab.rehearse.streams import COMPUTE_STREAM, Event, Nothing, Stream
 
 DEVICE = "phantom"
 
@@ -79,107 +80,10 @@ def probe() -> None:
             ) from gone
 
 
-class _Nothing:
-    """A stream, an event or a device context: there is no time here, only order."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        self.device_index = 0
-
-    def __enter__(self) -> _Nothing:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def query(self) -> bool:
-        return True
-
-    def elapsed_time(self, _: object) -> float:
-        return 0.0
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *_, **__: None
-
-
-class Stream(_Nothing):
-    """A stream that only has a name."""
-
-    count = 0
-
-    def __init__(self, *_: Any, name: str | None = None, **__: Any) -> None:
-        super().__init__()
-        if name is None:
-            Stream.count += 1
-            name = f"side {Stream.count}"
-        self.name = name
-
-    def wait_stream(self, other: Stream) -> None:
-        if timeline := _timeline():
-            timeline.stream_waits(self.name, other.name)
-
-    def wait_event(self, event: Event) -> None:
-        event.wait(self)
-
-    def record_event(self, event: Event | None = None) -> Event:
-        event = event or Event()
-        event.record(self)
-        return event
-
-    def synchronize(self) -> None:
-        if timeline := _timeline():
-            timeline.host_waits(self.name)
-
-
-class Event(_Nothing):
-    """An event of a stream that only has a name."""
-
-    def query(self) -> bool:
-        return _timeline() is None  # whoever asks then waits, and the timeline learns of it
-
-    def record(self, stream: Stream | None = None) -> None:
-        if timeline := _timeline():
-            timeline.event("record", self, stream.name if stream else _current_stream())
-
-    def wait(self, stream: Stream | None = None) -> None:
-        if timeline := _timeline():
-            timeline.event("wait_event", self, stream.name if stream else _current_stream())
-
-    def synchronize(self) -> None:
-        if timeline := _timeline():
-            timeline.event("host_event", self, "")
-
-
-_LEDGERS: list[Any] = []
-
-
-def attach(ledger: Any) -> None:
-    """Tell this ledger of what no operator shows: kernels behind stand-ins, and who waits for whom."""
-    _LEDGERS[:] = [ledger]
-
-
-def note_kernel(name: str, *tensors: Any) -> None:
-    """A kernel of the device that a stand-in takes the place of ran on ``tensors``."""
-    for ledger in _LEDGERS:
-        ledger.note_kernel(name, tensors, host=False)
-
-
-def _timeline() -> Any:
-    return _LEDGERS[0].timeline if _LEDGERS else None
-
-
-def _current_stream() -> str:
-    return str(_LEDGERS[0].stream)
-
-
-COMPUTE_STREAM = Stream(name="compute")
-
-
 class _Backend:
     """What torch asks a device's module for."""
 
-    Event, device = Event, _Nothing
+    Event, device = Event, Nothing
 
     def is_initialized(self) -> bool:
         return True
@@ -433,77 +337,6 @@ def _replace_everywhere(old: Any, new: Any, name: str) -> None:
     for module in list(sys.modules.values()):
         if getattr(module, "__name__", "").startswith("deepspeed") and vars(module).get(name) is old:
             setattr(module, name, new)
-
-
-@contextlib.contextmanager
-def torch_calls(tensor: Callable[..., Any], attention: Callable[..., Any]) -> Iterator[None]:
-    """Put stand-ins in the place of a few of torch's calls that cannot reach a device made in Python."""
-    import torch
-    import torch.nn.functional as functional
-    import transformers.modeling_utils as modeling
-    from transformers.utils import import_utils
-
-    def tolist(self: Any) -> Any:
-        return [tolist(row) for row in self] if self.dim() else self.item()
-
-    get_item = torch.Tensor.__getitem__
-
-    def getitem(self: Any, index: Any) -> Any:
-        # torch makes a list among the indices a tensor of the device itself, beneath every mode
-        if isinstance(index, list):
-            index = (index,)
-        if isinstance(index, tuple) and any(type(part) is list for part in index):
-            index = tuple(tensor(part) if type(part) is list else part for part in index)
-        return get_item(self, index)
-
-    def fused(whole: Any, plain: Any) -> Any:
-        # aten/src/ATen/native/SoftMax.cpp: on CUDA one kernel reads fp16 and writes fp32
-        def call(self: Any, dim: int, dtype: Any = None) -> Any:
-            if self.dtype is torch.float16 and dtype is torch.float32 and self.device.type == DEVICE:
-                return whole(self, dim, True)
-            return plain(self, dim, dtype=dtype)
-
-        return call
-
-    saved = (
-        torch.tensor,
-        get_item,
-        torch.Tensor.softmax,
-        torch.Tensor.log_softmax,
-        torch.Tensor.tolist,
-        torch.Tensor.record_stream,
-        functional.scaled_dot_product_attention,
-        modeling.get_torch_context_manager_or_global_device,
-        import_utils.is_fake_tensor,
-    )
-    import deepspeed.runtime.zero.partition_parameters as partition
-
-    # zero.Init puts this one back in the place of torch.tensor
-    partition._orig_torch_tensor = tensor
-    torch.tensor = tensor
-    torch.Tensor.__getitem__ = getitem
-    torch.Tensor.softmax = fused(torch.ops.aten._softmax, torch.Tensor.softmax)
-    torch.Tensor.log_softmax = fused(torch.ops.aten._log_softmax, torch.Tensor.log_softmax)
-    torch.Tensor.tolist = tolist
-    torch.Tensor.record_stream = lambda *_: None
-    functional.scaled_dot_product_attention = attention
-    modeling.get_torch_context_manager_or_global_device = lambda: None
-    # transformers takes fake tensors for an export, and then makes masks that training does not make
-    import_utils.is_fake_tensor = lambda _: False
-    try:
-        yield
-    finally:
-        (
-            torch.tensor,
-            torch.Tensor.__getitem__,
-            torch.Tensor.softmax,
-            torch.Tensor.log_softmax,
-            torch.Tensor.tolist,
-            torch.Tensor.record_stream,
-            functional.scaled_dot_product_attention,
-            modeling.get_torch_context_manager_or_global_device,
-            import_utils.is_fake_tensor,
-        ) = saved
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import UsageError
-from trimtab.rehearse import corners
+from trimtab.rehearse import corners, streams
 from trimtab.rehearse.child import answer_with
 from trimtab.rehearse.course import course
 from trimtab.rehearse.request import (
@@ -45,7 +45,7 @@ class Run:
         corners.make_device()
         self.request = request
         self.ledger = Ledger(all_true=not request.padding)
-        corners.attach(self.ledger)
+        streams.attach(self.ledger)
         self.moments: list[tuple[str, int, int, int, int, int]] = []
         self.phase_peaks: dict[str, tuple[int, int, str]] = {}
         self.measured_from = 0
@@ -84,7 +84,7 @@ class Run:
         import torch
 
         from trimtab.config import Config
-        from trimtab.rehearse import accelerator, attention, build, parts
+        from trimtab.rehearse import accelerator, attention, build, calls, parts
 
         started, request, ledger = time.perf_counter(), self.request, self.ledger
         corners.open_world(request.rank, request.world_size, request.ranks_per_node)
@@ -101,7 +101,7 @@ class Run:
         dtype = build.DTYPES[config.precision]
         with (
             ledger,
-            corners.torch_calls(self._tensor(torch.tensor), attention.scaled_dot_product_attention),
+            calls.torch_calls(self._tensor(torch.tensor), attention.scaled_dot_product_attention),
         ):
             ledger.learn_references()
             model = build.model(request, deepspeed, dtype, config.stage)

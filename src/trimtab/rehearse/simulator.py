@@ -86,7 +86,8 @@ class _Replay:
     def __init__(self, record: Rehearsal, rates: Rates, stage: int, nodes: int) -> None:
         self.record, self.rates, self.stage, self.nodes = record, rates, stage, nodes
         self.host = 0.0
-        self.cause = "host"
+        self.offloaded = 0.0
+        """Seconds of the host's own arithmetic that the computing stream has not waited for."""
         self.phase = ""
         self.stream = 0
         self.clocks = [0.0] * max(1, len(record.streams))
@@ -112,7 +113,7 @@ class _Replay:
         free = self.clocks[self.stream]
         start = max(free, self.host)
         if self.stream == 0 and start > free:
-            self.idle[self.cause] += start - free
+            self._blame(start - free)
         if self.stream == 0:
             start = self._pay(start, seconds)
         self.clocks[self.stream] = start + seconds
@@ -144,10 +145,15 @@ class _Replay:
                     waited -= owed
             self.clocks[stream] = until
 
+    def _blame(self, gap: float) -> None:
+        """Say what the computing stream was idle for: the host's arithmetic, or its issuing."""
+        offloaded = min(gap, self.offloaded)
+        self.idle["offload"] += offloaded
+        self.idle["host"] += gap - offloaded
+        self.offloaded = 0.0
+
     def _issue(self, seconds: float) -> None:
-        if seconds:
-            self.host += seconds
-            self.cause = "host"
+        self.host += seconds
 
     def _host_waits(self, until: float) -> None:
         self.host = max(self.host, until)
@@ -188,6 +194,7 @@ class _Replay:
         while pending:
             steps["operator"](pending.pop(0))
         self._host_waits(max(*self.clocks, *self.lanes.values(), 0.0))
+        self._blame(max(0.0, self.host - self.clocks[0]))
         self._phase(len(PHASES))
 
     def _is_silu_backward(self, pending: Sequence[int]) -> bool:
@@ -211,7 +218,7 @@ class _Replay:
             if seconds > 1e-5:
                 self.spans.append(Span(name=self.names[index], lane="host", start=self.host, seconds=seconds))
                 self.host += seconds
-                self.cause = "offload"
+                self.offloaded += seconds
             return
         if not has_kernel(one):
             self._issue(self._dispatch(one))

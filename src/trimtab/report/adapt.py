@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -17,7 +17,7 @@ from trimtab.report.move_pages import document as move_document
 from trimtab.units import format_bytes, format_seconds
 
 
-def adapt_text(answer: Adaptation, diff: str) -> RenderableType:
+def adapt_text(answer: Adaptation, diff: str, notes: Sequence[str] = ()) -> RenderableType:
     """The steps, the difference and the verdict, for any width."""
     blocks: list[RenderableType] = [_title(answer), Text()]
     for number, step in enumerate(answer.steps, 1):
@@ -25,7 +25,7 @@ def adapt_text(answer: Adaptation, diff: str) -> RenderableType:
     if diff:
         blocks += [diff_text(diff), Text()]
     blocks += _verdict(answer)
-    blocks += [Text(f"note: {note}", style="yellow") for note in answer.notes]
+    blocks += [Text(f"note: {note}", style="yellow") for note in (*notes, *answer.notes)]
     return Group(*blocks)
 
 

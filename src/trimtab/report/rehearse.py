@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from trimtab.cost.speed import Speed
 from trimtab.estimate import Estimate
 from trimtab.rehearse.answer import Answer
 from trimtab.rehearse.document import to_json
@@ -35,6 +36,8 @@ def rehearsal_text(answer: Answer, notes: Sequence[str] = (), *, modules: int = 
         blocks += [chart, Text()]
     if seen_time := answer.seen.on_gpu:
         blocks += [_time(answer, seen_time), Text()] if seen_time.seconds is not None else []
+    if answer.seen.speed is not None:
+        blocks += [_simulated(answer, answer.seen.speed), Text()]
     blocks.append(_host(answer))
     if modules and answer.seen.modules:
         blocks += [Text(), _modules(answer.seen, modules)]
@@ -160,6 +163,31 @@ def _difference(predicted: float, seen: float) -> str:
     if not predicted or not seen:
         return f"{'+' if seen > predicted else '-'}{format_bytes(abs(seen - predicted))}"
     return f"{seen / predicted - 1:+.1%}"
+
+
+def _simulated(answer: Answer, simulated: Speed) -> RenderableType:
+    """The step that was replayed, beside the closed form's."""
+    predicted = None if answer.predicted is None else answer.predicted.speed
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("time of a step", min_width=22)
+    for name in ("predicted", "simulated", "difference"):
+        table.add_column(name, justify="right", min_width=10)
+    rows: list[tuple[str, Callable[[Speed], float]]] = [
+        ("kernels", lambda one: one.compute_seconds),
+        ("communication", lambda one: one.communication_seconds),
+        ("offload", lambda one: one.offload_seconds),
+        ("waiting for the host", lambda one: one.host_seconds),
+        ("a step", lambda one: one.step_seconds),
+    ]
+    for name, part in rows:
+        ours, found = None if predicted is None else part(predicted), part(simulated)
+        table.add_row(
+            Text(name, style="bold" * (name == "a step")),
+            "" if ours is None else format_seconds(ours),
+            format_seconds(found),
+            "" if ours is None or name != "a step" else _difference(ours, found),
+        )
+    return table
 
 
 def _time(answer: Answer, measured: OnGpu) -> RenderableType:
