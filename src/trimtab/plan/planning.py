@@ -153,7 +153,7 @@ def plan_for(
         alternatives: also say what other machines would change.
     """
     arithmetic = Arithmetic(wishes.model, wishes.sure)
-    fields = tuple(search(wishes, cluster, arithmetic) for cluster in clusters)
+    fields = tuple(search(wishes, cluster, arithmetic) for cluster in _same_batch(wishes, clusters))
     proven: list[Proven] = []
     answer: Estimate | None = None
     best: Bill | None = None
@@ -192,6 +192,16 @@ def plan_for(
         proven=tuple(proven),
         notes=(*_left_out(fields), *notes(wishes, best.contender.cluster, best)),
     )
+
+
+def _same_batch(wishes: Wishes, clusters: Sequence[Cluster]) -> Sequence[Cluster]:
+    """The clusters whose global batch is the published one within a factor of two, where that is left open.
+
+    More GPUs than a batch has samples would train with another batch, and that is another training.
+    """
+    batches = [wishes.batch_for(cluster.world_size) for cluster in clusters]
+    smallest = min(batches)
+    return [one for one, batch in zip(clusters, batches, strict=True) if batch <= 2 * smallest]
 
 
 def _left_out(fields: Sequence[Field]) -> tuple[str, ...]:

@@ -129,7 +129,7 @@ def _weighed(rows: Sequence[Considered]) -> Iterator[RenderableType]:
 
 
 def _most_telling(rows: Sequence[Considered]) -> Sequence[Considered]:
-    """The first rows; where there are several clusters, some of the chosen one's and the best of the others."""
+    """The first rows; of several clusters some of the chosen one's and the best of the others."""
     own = [row for row in rows if row.machines == rows[0].machines]
     others = [row for row in rows if row.machines != rows[0].machines]
     if not others:
