@@ -1,9 +1,9 @@
 """What to run for a model on these GPUs: every configuration weighed, the best one with its reasons.
 
 >>> from trimtab.plan import plan
->>> answer = plan("gpt2", gpu="h100", objective="pretrain", global_batch=64, alternatives=False)
->>> answer.chosen.config.stage, answer.chosen.estimate.fits
-(1, True)
+>>> answer = plan("gpt2", gpu="h100", gpus_per_node=1, objective="pretrain", global_batch=64)
+>>> answer.chosen.config.get("train_batch_size"), answer.chosen.estimate.fits
+(64, True)
 """
 
 from __future__ import annotations

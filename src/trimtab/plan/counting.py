@@ -18,6 +18,8 @@ from trimtab.estimate import PROCESS_BYTES, Estimate, estimate
 from trimtab.model import Model
 from trimtab.parameters import parameters
 
+HOST_HIGH = 1.05
+"""Over the expected host memory: its high bound in `trimtab.estimate`; a node that swaps ends the run."""
 FRAGMENTED = 1.35
 """Above every ratio of a smallest capacity to the tensors' peak in nine measured jobs (1.015 to 1.28,
 rehearse/answer.py): with this much room the caching allocator need not be replayed."""
@@ -82,7 +84,7 @@ class Arithmetic:
     def shortfall(self, config: Config, cluster: Cluster) -> Shortfall | None:
         """What ``config`` certainly lacks on ``cluster``, counted by tensors alone."""
         counted = self.profile(config, cluster)
-        host = cluster.gpus_per_node * (counted.host_bytes + PROCESS_BYTES)
+        host = int(cluster.gpus_per_node * (counted.host_bytes + PROCESS_BYTES) * HOST_HIGH)
         if host > cluster.host_memory_bytes:
             return Shortfall(where="host memory a node", needed=host, there=cluster.host_memory_bytes)
         nvme = counted.nvme_bytes * cluster.gpus_per_node

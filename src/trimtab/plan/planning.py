@@ -153,7 +153,7 @@ def plan_for(
         alternatives: also say what other machines would change.
     """
     arithmetic = Arithmetic(wishes.model, wishes.sure)
-    fields = tuple(search(wishes, cluster, arithmetic) for cluster in clusters)
+    fields = tuple(search(wishes, cluster, arithmetic) for cluster in _same_batch(wishes, clusters))
     proven: list[Proven] = []
     answer: Estimate | None = None
     best: Bill | None = None
@@ -190,7 +190,26 @@ def plan_for(
         counterfactuals=counterfactuals(best, wishes, clusters, arithmetic) if alternatives else (),
         bills=all_bills(fields, wishes, best.contender),
         proven=tuple(proven),
-        notes=notes(wishes, best.contender.cluster, best),
+        notes=(*_left_out(fields), *notes(wishes, best.contender.cluster, best)),
+    )
+
+
+def _same_batch(wishes: Wishes, clusters: Sequence[Cluster]) -> Sequence[Cluster]:
+    """The clusters whose global batch is the published one within a factor of two, where that is left open.
+
+    More GPUs than a batch has samples would train with another batch, and that is another training.
+    """
+    batches = [wishes.batch_for(cluster.world_size) for cluster in clusters]
+    smallest = min(batches)
+    return [one for one, batch in zip(clusters, batches, strict=True) if batch <= 2 * smallest]
+
+
+def _left_out(fields: Sequence[Field]) -> tuple[str, ...]:
+    count = sum(not each.weighed for each in fields)
+    if not count:
+        return ()
+    return (
+        f"{count} of {len(fields)} clusters could not win at their cards' full rate and were not weighed",
     )
 
 
