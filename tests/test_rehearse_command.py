@@ -20,7 +20,7 @@ from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.reduction import reduction_bytes
 from trimtab.errors import EngineMoved, RefusedConfig, Unsupported
-from trimtab.estimate import outside_allocator
+from trimtab.cost.need import outside_allocator
 from trimtab.model import find_model
 from trimtab.rehearse import answer as answers
 from trimtab.rehearse import child
@@ -408,7 +408,7 @@ def test_a_gpus_answer(on_gpu: list[GpuRequest], capsys: Capture) -> None:
     (request,) = on_gpu
     assert request.memory_bytes == answer["gpu"]["capacity_bytes"]
     # the CUDA context and NCCL have their share of a real card too
-    assert request.allocator_bytes == request.memory_bytes - outside_allocator(8)
+    assert request.allocator_bytes == request.memory_bytes - outside_allocator(8, 2)
     assert answer["measured"]["allocator_bytes"] == request.allocator_bytes
     assert answer["gpu"]["peak_allocated_bytes"]["expected"] == 20 * GIB
     needed = answer["gpu"]["needed_bytes"]
@@ -459,7 +459,7 @@ def test_a_gpu_without_memory_says_where_it_ended(
     assert answer["out_of_memory"]["module"] == "model.layers.3.mlp"
     assert answer["speed"] == answer["predicted"]["speed"]
     # tensors held 37 GiB and 2 more were asked for; the CUDA context and NCCL come on top
-    assert answer["gpu"]["needed_bytes"]["low"] == 39 * GIB + outside_allocator(8)
+    assert answer["gpu"]["needed_bytes"]["low"] == 39 * GIB + outside_allocator(8, 2)
     assert main(["rehearse", NAME]) == 1
     text = capsys.readouterr().out
     assert "GPU memory ran out in step 2, backward, in model.layers.3.mlp (LlamaMLP)" in text

@@ -42,6 +42,7 @@ def settings(**given: Any) -> Settings:
         "hpz": 1,
         "precision": "bf16",
         "pin_memory": True,
+        "pin_parameters": False,
     }
     return Settings(**{**defaults, **given})
 

@@ -47,6 +47,8 @@ class Settings:
     hpz: int
     precision: str
     pin_memory: bool
+    """Whether what is offloaded of the optimizer is pinned; of the parameters, ``pin_parameters``."""
+    pin_parameters: bool
     fused_optimizer: bool = True
 
 

@@ -49,8 +49,8 @@ class Node:
     """One operator in the autograd graph: what it kept, and what its backward pass allocates."""
 
     __slots__ = (
-        "flops", "gradients", "inputs", "kernel", "module", "moved", "part", "place", "region", "saved",
-        "saves", "scratch", "shape", "slot", "tail", "transposed", "weights",
+        "flops", "gradients", "inputs", "keeps_gathered", "kernel", "module", "moved", "part", "place",
+        "region", "saved", "saves", "scratch", "shape", "slot", "tail", "transposed", "weights",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -63,6 +63,8 @@ class Node:
         self.shape: tuple[int, ...] = ()
         self.region: Region | None = None
         self.place: object = None
+        self.keeps_gathered = False
+        """Whether no input needs a gradient: no hook then tells the engine that its backward pass is over."""
         self.transposed = False
         """Whether its weight's gradient is a view of what it makes: ``mm(...).t()``."""
         self.module = False
@@ -283,6 +285,7 @@ class Machine:
         node.scratch, node.tail = scratch
         node.weights, node.part, node.region = weights, self.part, self._region
         node.saves = saves
+        node.keeps_gathered = not any(isinstance(edge, Node) for edge in edges)
         node.place = self.meter.place
         node.moved = out.bytes + sum(storage.bytes for storage in kept)
         if self._region is not None:
@@ -309,12 +312,20 @@ class Machine:
             marked.edge.module = True
         return marked
 
-    def leaf(self, tensor: Tensor) -> Tensor:
-        """``tensor`` made to require a gradient (``enable_input_require_grads``)."""
+    def leaf(self, tensor: Tensor, weight: Weight | None = None) -> Tensor:
+        """``tensor`` made to require a gradient (``enable_input_require_grads``).
+
+        At stage 3 the engine gathers ``weight``, which made it, for its backward pass, and does not let go.
+        """
         node = Node()
         node.part, node.saved = self.part, (tensor.storage,)
         tensor.edge = node
-        return tensor
+        if weight is None or not self.sharded:
+            return tensor
+        out = self.op(tensor.numel, (tensor,), (PASS,), item=tensor.item, view_of=tensor)
+        assert isinstance(out.edge, Node)
+        out.edge.weights, out.edge.keeps_gathered = (weight,), True
+        return out
 
     # -- recomputation ---------------------------------------------------------------------------------
 
@@ -395,7 +406,7 @@ class Machine:
                 del gradient  # a sum is there without what it was made of
                 if not edge.uses:
                     self._complete(edge)
-        if node.weights:
+        if node.weights and not node.keeps_gathered:
             self.listener.after_use(node.weights)
 
     def _accumulate(self, weight: Weight, gradient: Storage, *, shared: bool) -> None:

@@ -119,7 +119,8 @@ def settings_of(config: Config, world_size: int) -> Settings:
         sub_group=int(zero("sub_group_size")),
         hpz=int(zero("zero_hpz_partition_size")),
         precision=config.precision,
-        pin_memory=bool(config.get("zero_optimization.offload_optimizer.pin_memory", True)),
+        pin_memory=bool(config.get("zero_optimization.offload_optimizer.pin_memory", False)),
+        pin_parameters=bool(config.get("zero_optimization.offload_param.pin_memory", False)),
     )
 
 

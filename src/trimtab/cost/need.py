@@ -12,10 +12,12 @@ from trimtab.model import Model
 from trimtab.units import GIB
 
 # device memory outside PyTorch's allocator: CUDA context and kernels (0.6 GiB before the first step, 0.82
-# with DeepSpeed's kernels, one H200), and NCCL's buffers: 0.48 GiB more for one rank, 0.95 GiB for four
+# with DeepSpeed's kernels, one H200), and NCCL's buffers: 0.48 GiB more for one rank; 1.23 GiB for two and
+# for four at stages 0 to 2 and 0.95 at stage 3 (44 rows of bench/data/real_worlds.jsonl)
 CONTEXT_BYTES = int(0.82 * GIB)
 NCCL_ALONE_BYTES = int(0.48 * GIB)
-NCCL_BYTES = int(0.95 * GIB)
+NCCL_BYTES = int(1.23 * GIB)
+NCCL_STAGE_3_BYTES = int(0.95 * GIB)
 DECIDED = 0.98
 """How sure a quick replay must be, either way."""
 REPLAY_STEPS = 5
@@ -89,9 +91,11 @@ def _ratio(ratios: Ratios, probability: float) -> float:
     return before[1] + (point[1] - before[1]) * (probability - before[0]) / (point[0] - before[0])
 
 
-def outside_allocator(world_size: int) -> int:
+def outside_allocator(world_size: int, stage: int) -> int:
     """Bytes of a GPU that PyTorch's allocator never sees: the CUDA context and NCCL."""
-    return CONTEXT_BYTES + (NCCL_BYTES if world_size > 1 else NCCL_ALONE_BYTES)
+    if world_size == 1:
+        return CONTEXT_BYTES + NCCL_ALONE_BYTES
+    return CONTEXT_BYTES + (NCCL_STAGE_3_BYTES if stage == 3 else NCCL_BYTES)
 
 
 def needed(config: Config, model: Model, cluster: Cluster) -> tuple[Profile, Need]:
@@ -110,7 +114,7 @@ def needed(config: Config, model: Model, cluster: Cluster) -> tuple[Profile, Nee
     counted = profile(config, model, world, allocator=True, whole=False, workspace_bytes=workspace)
     used = max(reading.peak_used for reading in counted.readings.values())
     quick = Need(expected=max(used, counted.allocated_peak), ratios=QUICK_RATIOS)
-    room = gpu.usable_bytes - outside_allocator(world)
+    room = gpu.usable_bytes - outside_allocator(world, config.stage)
     if not 1 - DECIDED < quick.probability_within(room) < DECIDED:
         return counted, quick
     counted = profile(config, model, world, allocator=True, workspace_bytes=workspace)

@@ -19,7 +19,7 @@ LORA = ".lora_A.default.weight"
 class Net:
     """What the families' forward passes are written against."""
 
-    __slots__ = ("batch", "fp16", "job", "m", "model", "weights")
+    __slots__ = ("batch", "embedded", "fp16", "job", "m", "model", "weights")
 
     def __init__(
         self,
@@ -33,6 +33,8 @@ class Net:
     ) -> None:
         self.m, self.model, self.job, self.batch = m, model, job, batch
         self.weights, self.fp16 = weights, fp16
+        self.embedded: Weight | None = None
+        """The embedding that was read last."""
 
     @property
     def item(self) -> int:
@@ -71,7 +73,8 @@ class Net:
 
     def embedding(self, path: str, tokens: int) -> Tensor:
         """Rows of the embedding at ``path``."""
-        return ops.embedding(self.m, tokens, self.weights[path + ".weight"])
+        self.embedded = self.weights[path + ".weight"]
+        return ops.embedding(self.m, tokens, self.embedded)
 
     def activation(self, x: Tensor, name: str | None = None) -> Tensor:
         """The model's activation."""
@@ -139,9 +142,9 @@ class Net:
 
     def start(self, x: Tensor) -> Tensor:
         """The embedded input; made to need a gradient where frozen weights and recomputation require it."""
-        if x.edge is None and self.job.checkpoint_activations:
-            return self.m.leaf(x)
-        return x
+        if x.edge is not None or not self.job.checkpoint_activations:
+            return x
+        return self.m.leaf(x, self.embedded)
 
 
 def weights_of(parameters: Iterable[Parameter], item: int, *, conv1d: bool) -> tuple[Weight, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trimtab.cost.allocator import EMPTY, FLATTEN
-from trimtab.cost.engine import ALLREDUCE_ELEMENTS, MASTER_ITEM, NORM_ITEM, Engine, chunks
+from trimtab.cost.engine import MASTER_ITEM, NORM_ITEM, Engine
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import Storage
 
@@ -30,6 +30,12 @@ class ShardedOptimizer(Engine):
         self.own = _owned(self.trainable, self.partition)
         self.own_numel = sum(weight.numel for weight in self.own)
         self._owned_names = {weight.name for weight in self.own}
+        self.compact = s.gradient_item == MASTER_ITEM != s.item  # an fp32 partition of its own, :1259
+        self.starts: dict[int, int] = {}
+        start = 0
+        for weight in self.trainable:
+            self.starts[weight.index] = start
+            start += weight.numel
         if s.offload_optimizer == "none":
             self.held.append(self.new(self.partition * MASTER_ITEM, "master weights"))
             del clone
@@ -86,6 +92,8 @@ class ShardedOptimizer(Engine):
             self._flush()
         self.waiting.append(weight)
         self.filled += weight.numel
+        if weight.numel > s.reduce_bucket and s.contiguous_gradients and s.offload_optimizer != "none":
+            self.new(weight.numel * s.item, "gradients")  # cloned beside what autograd holds, :1446
         if weight.numel <= s.reduce_bucket and s.contiguous_gradients:
             self.gradients.pop(weight.name, None)  # it is a view of the bucket now, :1458
 
@@ -93,14 +101,10 @@ class ShardedOptimizer(Engine):
         s = self.settings
         if not self.waiting:
             return
-        item = s.gradient_item if s.stage == 1 else s.item
-        if s.reduce_scatter and _spans_ranks(self.waiting, self._owned_names, s.ranks):
-            self.new(self.filled * item, "temporaries")  # allreduce_bucket flattens the slices, :1516
+        self._average(s.gradient_item if s.stage == 1 else s.item)
         for weight in self.waiting:
             owned = weight.name in self._owned_names
             if owned and s.offload_optimizer != "none":
-                if s.gradient_item != s.item and self.accumulated is None:  # compact fp32 partition, :1259
-                    self.accumulated = self.new(self.partition * s.gradient_item, "gradients")
                 portion = min(weight.numel, self.partition)
                 if self.boundary:
                     self.new(portion * NORM_ITEM, "temporaries")  # its norm, :1873
@@ -115,13 +119,51 @@ class ShardedOptimizer(Engine):
         self.waiting.clear()
         self.filled = 0
 
+    def _average(self, item: int) -> None:
+        """``average_tensor``: slices by rank, flattened bucket by bucket where there are several (:1599)."""
+        s = self.settings
+        if not s.reduce_scatter:
+            return
+        if (
+            self.compact
+            and self.accumulated is None
+            and any(w.name in self._owned_names for w in self.waiting)
+        ):
+            self.accumulated = self.new(self.partition * s.gradient_item, "gradients")
+        bucket: list[tuple[int, int]] = []
+        filled = 0
+        for rank, numel in [*self._slices(), (-1, 0)]:
+            if rank >= 0:
+                bucket.append((rank, numel))
+                filled += numel
+            if bucket and (rank < 0 or filled > s.reduce_bucket):
+                flat = self.new(filled * item, "temporaries") if len(bucket) > 1 else None
+                for owner, count in bucket if self.compact else ():
+                    if owner == 0:  # added to the fp32 partition through a copy, :1325
+                        self.new(count * s.gradient_item, "temporaries")
+                del flat
+                bucket, filled = [], 0
+
+    def _slices(self) -> list[tuple[int, int]]:
+        """What waits, as ranks and the elements that are theirs; neighbours of one rank are one slice."""
+        slices: list[tuple[int, int]] = []
+        for weight in self.waiting:
+            at, left = self.starts[weight.index], weight.numel
+            while left:
+                rank = at // self.partition
+                numel = min(left, (rank + 1) * self.partition - at)
+                whole = not (self.compact and rank == 0)
+                if slices and slices[-1][0] == rank and whole:
+                    slices[-1] = (rank, slices[-1][1] + numel)
+                else:
+                    slices.append((rank, numel))
+                at, left = at + numel, left - numel
+        return slices
+
     def _copy_to_partition(self, weight: Weight) -> None:
         """``copy_grads_in_partition``: one buffer for all gradients of the own partition (:2160-2201)."""
         s = self.settings
-        if s.stage == 2 and s.gradient_item != s.item:
-            if self.accumulated is None:  # compact fp32 partition, :1259
-                self.accumulated = self.new(self.partition * s.gradient_item, "gradients")
-        elif self.partition_gradients is None:
+        if not self.compact and self.partition_gradients is None:
             self.partition_gradients = self.new(self.own_numel * s.item, "gradients")
 
     def end_backward(self) -> None:
@@ -183,9 +225,6 @@ class WideOptimizer(Engine):
         """Narrow gradients join the fp32 ones through wide copies, and stay (:503-523)."""
         for weight in self.trainable:
             self.new(weight.numel * self.settings.gradient_item, "temporaries")
-        if self.boundary:
-            for size in chunks(self.trainable, ALLREDUCE_ELEMENTS):
-                self.new(size * self.settings.gradient_item, "temporaries")
 
     def step(self) -> None:
         """The moments appear at the first step; the narrow gradients go after it."""
@@ -207,7 +246,3 @@ def _owned(weights: Sequence[Weight], partition: int) -> list[Weight]:
         owned.append(weight)
         start += weight.numel
     return owned
-
-
-def _spans_ranks(waiting: Sequence[Weight], owned: set[str], ranks: int) -> bool:
-    return (ranks > 1 and len(waiting) > 1) or (ranks > 1 and not owned.issuperset(w.name for w in waiting))

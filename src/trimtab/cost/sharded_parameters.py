@@ -114,7 +114,10 @@ class ShardedParameters(Engine):
         if s.offload_param != "none":
             shards = sum(self.shards) * s.item
             if s.offload_param == "cpu":
-                host.add("parameters", shards, pinned=True)
+                host.add("parameters", shards, pinned=True)  # :906
+                for shard in self.shards if s.pin_parameters else ():  # each by itself under zero.Init, which
+                    # PyTorch's cache of pinned blocks keeps (partition_parameters.py:1843)
+                    host.add("parameters as built", shard * s.item, pinned=True)
             else:
                 self.nvme_bytes += shards
 
@@ -304,7 +307,7 @@ class ShardedParameters(Engine):
         self.filled = 0
 
     def _offload(self, shard: int) -> None:
-        """``partition_grads``: back on the device; at a boundary its norm in fp64, and in fp32 (:2006, :1443)."""
+        """``partition_grads``: back on the device; at a boundary its norm in fp64, and it in fp32 (:2006)."""
         s = self.settings
         back = self.new(shard * s.gradient_item, "temporaries", self.reduce_stream)
         if self.boundary:
@@ -314,8 +317,11 @@ class ShardedParameters(Engine):
         del back
 
     def end_backward(self) -> None:
-        """Reduce what is left in the bucket."""
+        """Reduce what is left in the bucket, then let go of embeddings, which no hook did (gpt2-m-z3)."""
         self._reduce_scatter()
+        for index in [index for index in self.gathered if index not in self.persistent]:
+            del self.gathered[index]
+            self._keep_secondary(index)
 
     # -- the step --------------------------------------------------------------------------------------
 

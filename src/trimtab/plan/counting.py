@@ -90,24 +90,24 @@ class Arithmetic:
         nvme = counted.nvme_bytes * cluster.gpus_per_node
         if nvme and nvme > cluster.nvme_bytes:
             return Shortfall(where="NVMe a node", needed=nvme, there=cluster.nvme_bytes)
-        return self.certain_shortfall(counted.peak, cluster)
+        return self.certain_shortfall(config, counted.peak, cluster)
 
-    def room(self, cluster: Cluster) -> int:
+    def room(self, config: Config, cluster: Cluster) -> int:
         """Bytes that PyTorch's allocator may need at most, for the probability of fitting that is asked."""
-        outside = outside_allocator(cluster.world_size)
+        outside = outside_allocator(cluster.world_size, config.stage)
         return int((cluster.gpu.usable_bytes - outside) / (1 + margin(self.sure)))
 
-    def certain_shortfall(self, peak: float, cluster: Cluster) -> Shortfall | None:
+    def certain_shortfall(self, config: Config, peak: float, cluster: Cluster) -> Shortfall | None:
         """What is lacking where tensors take at least ``peak`` bytes."""
-        return self._short(peak, cluster) if peak > self.room(cluster) else None
+        return self._short(config, peak, cluster) if peak > self.room(config, cluster) else None
 
     def usual_shortfall(self, config: Config, cluster: Cluster) -> Shortfall | None:
         """What ``config`` lacks with what the allocator usually loses, nothing replayed."""
         short = self.shortfall(config, cluster)
         peak = self.profile(config, cluster).peak
-        if short is not None or peak * USUALLY_FRAGMENTED <= self.room(cluster):
+        if short is not None or peak * USUALLY_FRAGMENTED <= self.room(config, cluster):
             return short
-        return replace(self._short(peak, cluster), close=True)
+        return replace(self._short(config, peak, cluster), close=True)
 
     def verdict(self, config: Config, cluster: Cluster) -> Shortfall | None:
         """What ``config`` lacks on ``cluster``, the caching allocator replayed where it is close."""
@@ -115,7 +115,7 @@ class Arithmetic:
         if short is not None:
             return short
         peak = self.profile(config, cluster).peak
-        if peak * FRAGMENTED <= self.room(cluster):
+        if peak * FRAGMENTED <= self.room(config, cluster):
             return None
         answer = self.estimate(config, cluster)
         if answer.fits_probability >= self.sure:
@@ -145,8 +145,9 @@ class Arithmetic:
             states / (world if config.stage else 1) if config.offload_optimizer == "none" else 0
         )
 
-    def _short(self, peak: float, cluster: Cluster) -> Shortfall:
-        needed = int(peak * (1 + margin(self.sure))) + outside_allocator(cluster.world_size)
+    def _short(self, config: Config, peak: float, cluster: Cluster) -> Shortfall:
+        outside = outside_allocator(cluster.world_size, config.stage)
+        needed = int(peak * (1 + margin(self.sure))) + outside
         there = cluster.gpu.usable_bytes
         return Shortfall(where="GPU memory", needed=needed, there=there)
 

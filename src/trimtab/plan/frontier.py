@@ -49,7 +49,7 @@ def points(plan: Plan) -> tuple[Point, ...]:
 def _point(one: Bill, chosen: bool) -> Point:
     contender, each = one.contender, one.usd_per_token
     cluster = contender.cluster
-    taken = contender.peak_bytes + outside_allocator(cluster.world_size)
+    taken = contender.peak_bytes + outside_allocator(cluster.world_size, contender.config.stage)
     return Point(
         machines=machines(cluster),
         summary=summary(contender),

@@ -53,7 +53,7 @@ class Answer:
         """The smallest card: what the allocator reserves, the CUDA context, NCCL."""
         if self.seen is None:
             return self._fallback.needed
-        outside = outside_allocator(self.cluster.world_size)
+        outside = outside_allocator(self.cluster.world_size, self.config.stage)
         reserved = self.seen.reserved
         return Range(
             low=reserved.low + outside,
@@ -291,7 +291,7 @@ def _on_gpu(config: Config, cluster: Cluster, found: HfConfig, rank: int, timeou
         rank=rank,
         accumulation=accumulation,
         memory_bytes=cluster.gpu.usable_bytes,
-        allocator_bytes=cluster.gpu.usable_bytes - outside_allocator(cluster.world_size),
+        allocator_bytes=cluster.gpu.usable_bytes - outside_allocator(cluster.world_size, config.stage),
     )
     return seen_on_gpu(
         rehearse_on_gpu(request, timeout_seconds=timeout_seconds),
