@@ -18,9 +18,9 @@ from trimtab import catalogue
 from trimtab.cli.main import main
 from trimtab.cluster import Cluster
 from trimtab.config import Config
+from trimtab.cost.need import outside_allocator
 from trimtab.cost.reduction import reduction_bytes
 from trimtab.errors import EngineMoved, RefusedConfig, Unsupported
-from trimtab.cost.need import outside_allocator
 from trimtab.model import find_model
 from trimtab.rehearse import answer as answers
 from trimtab.rehearse import child
