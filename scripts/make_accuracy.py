@@ -172,7 +172,7 @@ def page(found: list[Case]) -> str:
         lines += ["", *table(title, [(name, [c for c in found if key(c) == name]) for name in parts])]
     lines += ["", f"## Off by more than {NOTABLE:.0%}", ""]
     lines += list(notable(found))
-    lines += ["", *KNOWN, "", *host_memory(found), "", *swept(), *limits(found)]
+    lines += ["", *KNOWN, "", *real_worlds(found), "", *host_memory(found), "", *swept(), *limits(found)]
     return "\n".join(lines) + "\n"
 
 
@@ -212,6 +212,19 @@ def notable(found: list[Case]) -> Iterable[str]:
             error = case.error(method)
             said.append("not run" if error is None else f"{getattr(case, method):.3f} GiB ({error:+.1%})")
         yield f"| {case.name} | {case.measured:.3f} GiB | {' | '.join(said)} |"
+
+
+def real_worlds(found: list[Case]) -> Iterable[str]:
+    """A table of the jobs that ran both with real ranks and as rank 0 of made-up ones."""
+    yield from REAL
+    measured = {case.name: case.measured for case in found}
+    names = [name.removesuffix("-nccl4") for name in measured if name.endswith("-nccl4")]
+    for name in names:
+        cells = [name]
+        for world in (2, 4):
+            real, alone = measured[f"{name}-nccl{world}"], measured[f"{name}-fake{world}"]
+            cells += [f"{real:.3f} GiB", f"{alone:.3f} GiB", f"{alone / real - 1:+.2%}"]
+        yield f"| {' | '.join(cells)} |"
 
 
 def host_memory(found: list[Case]) -> Iterable[str]:
@@ -284,6 +297,16 @@ What is known of errors above 1 %:
   hold tensors until they have ended, and in a phantom they take no time. `t5_xl_multi_node` on four GPUs took
   5.19 GiB, the phantom says 5.04 (in a made-up world of 32 the GPU took 5.005, the phantom says 5.004).
 """.splitlines()
+
+REAL = """\
+## One GPU in the place of many
+
+The same job through NCCL, and on one GPU as rank 0 of a world that is not there, which is how
+`trimtab rehearse` runs it: peak memory over a training step, in worlds of 2 and 4 (`bench/real_worlds.py`).
+
+| job | 2 GPUs | rank 0 of 2 | off by | 4 GPUs | rank 0 of 4 | off by |
+|---|---:|---:|---:|---:|---:|---:|
+""".rstrip().splitlines()
 
 HOST = """\
 ## Host memory
