@@ -344,9 +344,9 @@ The same job through NCCL, and on one GPU as rank 0 of a world that is not there
 VERDICTS = """\
 ## Does it fit?
 
-Jobs that ran out of an H200's {card} GiB, and those that took more than {near:.0%} of it. {short} ran out, {wrong}
-of which were said to fit; {ran} ran, {right} of which were said to. "Said" is what `estimate` needs of the card,
-context and NCCL included, and how sure it is that the job fits.
+Jobs that ran out of an H200's {card} GiB, and those that took more than {near:.0%} of it. {short} ran out,
+{wrong} of which were said to fit; {ran} ran, {right} of which were said to. "Said" is what `estimate` needs of
+the card, context and NCCL included, and how sure it is that the job fits.
 
 | job | measured | said | sure that it fits |
 |---|---:|---:|---:|
