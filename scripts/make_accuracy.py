@@ -345,8 +345,8 @@ VERDICTS = """\
 ## Does it fit?
 
 Jobs that ran out of an H200's {card} GiB, and those that took more than {near:.0%} of it. {short} ran out,
-{wrong} of which were said to fit; {ran} ran, {right} of which were said to. "Said" is what `estimate` needs of
-the card, context and NCCL included, and how sure it is that the job fits.
+{wrong} of which were said to fit; {ran} ran, {right} of which were said to. "Said" is what `estimate` needs
+of the card, context and NCCL included, and how sure it is that the job fits.
 
 | job | measured | said | sure that it fits |
 |---|---:|---:|---:|
