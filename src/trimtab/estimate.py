@@ -16,7 +16,8 @@ from trimtab.cost.memory import MOMENTS, Profile
 from trimtab.cost.need import needed as needed_memory
 from trimtab.cost.need import outside_allocator
 from trimtab.cost.speed import Speed, step_speed
-from trimtab.errors import NotFound, UnknownArchitecture, UsageError
+from trimtab.errors import NotFound, UnknownArchitecture, Unsupported, UsageError
+from trimtab.job import LIGER
 from trimtab.model import Model, find_model
 from trimtab.parameters import tasks_of
 from trimtab.units import GIB
@@ -114,7 +115,8 @@ def estimate(
         UsageError: no model is named, or the job contradicts itself.
         NotFound: the model's name is unknown.
         RefusedConfig: DeepSpeed would refuse the configuration.
-        UnknownArchitecture: the arithmetic does not know the model type.
+        UnknownArchitecture: the arithmetic does not know the model type, or Liger does not.
+        Unsupported: pipeline stages, tensor or sequence parallelism, which are not counted.
     """
     if model is None:
         if config.job.model is None:
@@ -124,6 +126,7 @@ def estimate(
             )
         model = find_model(config.job.model)
     _refuse_other_heads(config, model)
+    _refuse_other_engines(config, model)
     counted, need = needed_memory(config, model, cluster)
     peak = counted.allocated_peak
     outside = outside_allocator(cluster.world_size, config.stage)
@@ -208,6 +211,25 @@ def _refuse_other_heads(config: Config, model: Model) -> None:
         )
 
 
+def _refuse_other_engines(config: Config, model: Model) -> None:
+    """What the arithmetic would answer without having counted it."""
+    wide = {
+        "pipeline stages (trimtab.pipeline_stages)": config.job.pipeline_stages,
+        "tensor parallelism (tensor_parallel.autotp_size)": int(config.get("tensor_parallel.autotp_size", 0)),
+        "sequence parallelism (sequence_parallel_size)": int(config.get("sequence_parallel_size", 1)),
+    }
+    for what, size in wide.items():
+        if size > 1:
+            raise Unsupported(
+                f"{config.name}: the arithmetic does not count {what}, here {size}. "
+                "Set it to 1, or measure the job on its GPUs"
+            )
+    if config.job.kernels == "fused" and model.model_type not in LIGER:
+        raise UnknownArchitecture(
+            f"{model.name}: Liger has no fused kernels for {model.model_type}. Use --kernels plain"
+        )
+
+
 def _host(counted: Profile, cluster: Cluster) -> Range:
     ranks = cluster.gpus_per_node
     process = PROCESS_BYTES + (NCCL_PROCESS_BYTES if cluster.world_size > 1 else 0)
@@ -233,6 +255,9 @@ def _assumptions(config: Config, cluster: Cluster, host: Range, source: str) -> 
         "batches without padding masks",
         f"memory counted tensor by tensor; step time by a closed form, {source}",
     ]
+    for key in ("zero_quantized_weights", "zero_quantized_gradients"):
+        if config.stage == 3 and config.zero(key):
+            said.append(f"{key}: the quantized copies of collectives are not counted")
     if config.precision == "bf16" and not cluster.gpu.bf16:
         said.append(f"{cluster.gpu.name} has no bf16 arithmetic: the run needs fp16 instead")
     if host.expected > cluster.host_memory_bytes:

@@ -29,6 +29,8 @@ TASKS: tuple[str, ...] = get_args(Task)
 ATTENTIONS: tuple[str, ...] = get_args(Attention)
 KERNELS: tuple[str, ...] = get_args(Kernels)
 ENCODER_DECODER_TASKS = ("seq2seq-lm", "span-corruption")
+# liger_kernel/transformers/monkey_patch.py (0.6), MODEL_TYPE_TO_APPLY_LIGER_FN, of those counted here
+LIGER = frozenset(("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo2"))
 DEFAULT_SEQUENCE_LENGTH = {"causal-lm": 2048, "span-corruption": 512, "seq2seq-lm": 512}
 DEFAULT_ENCODER_SEQUENCE_LENGTH = 128
 DEFAULT_TARGET_LENGTH = 128

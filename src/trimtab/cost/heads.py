@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from trimtab.cost import decoders, encoders
 from trimtab.cost import operators as ops
-from trimtab.cost.machine import Tensor
+from trimtab.cost.machine import HELD, Tensor, Weight
 from trimtab.cost.net import Net
 from trimtab.errors import UnknownArchitecture
 
@@ -38,8 +38,12 @@ def loss(net: Net) -> Tensor:
     Raises:
         UnknownArchitecture: the model type is not written here.
     """
-    net.m.enter()
-    return net.m.leave(_loss(net))
+    # the whole model reads the head's weight where a fused loss replaces the head: an external parameter then
+    # (partition_parameters.py, ZeROOrderedDict)
+    fused = net.job.kernels == "fused" and net.job.task == "causal-lm"
+    outer = (_head(net),) if fused else ()
+    net.m.enter(outer)
+    return net.m.leave(_loss(net), outer)
 
 
 def _loss(net: Net) -> Tensor:
@@ -89,8 +93,7 @@ def _fused_linear_cross_entropy(net: Net, hidden: Tensor) -> Tensor:
     rows = hidden.numel // model.hidden_size
     pieces = -(-model.vocab_size // model.hidden_size)
     chunk = 1 << (max(1, -(-rows // pieces)) - 1).bit_length()
-    name = "lm_head.weight" if "lm_head.weight" in net.weights else "model.embed_tokens.weight"
-    weight = net.weights[name]
+    weight = _head(net)
     with m.counted_as("logits and loss"):
         gradient = m.tensor(hidden.numel)
         weight_gradient = m.tensor(weight.numel) if weight.trainable else None
@@ -100,13 +103,24 @@ def _fused_linear_cross_entropy(net: Net, hidden: Tensor) -> Tensor:
         return m.op(
             1,
             (hidden, weight),
-            (-1, -1),
+            (HELD, HELD - 1),
             item=ops.FLOAT,
             keep=kept,
             flops=6 * rows * weight.numel,
             kernel="product",  # three of them: the logits and both gradients
             shape=(1, 3 * rows, model.hidden_size, model.vocab_size, hidden.item),
+            gathered=m.sharded,
         )
+
+
+def _head(net: Net) -> Weight:
+    """The weight of a causal model's output, its own or the tied embedding."""
+    name = "lm_head.weight" if "lm_head.weight" in net.weights else "model.embed_tokens.weight"
+    if name not in net.weights:
+        raise UnknownArchitecture(
+            f"{net.model.name}: Liger has no fused kernels for {net.model.model_type}; use --kernels plain"
+        )
+    return net.weights[name]
 
 
 def _encoder(net: Net, hidden: Tensor) -> Tensor:

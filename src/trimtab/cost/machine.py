@@ -75,6 +75,8 @@ Edge = Node | Weight
 _REPLAYED = Node()
 PASS = -1
 """A gradient that is the incoming one, or a view of it."""
+HELD = -2
+"""A gradient made in the forward pass: the first storage that the operator kept; one less, the next."""
 
 
 class Tensor:
@@ -133,7 +135,7 @@ class Region:
 
 def backward_kernels(node: Node) -> Iterator[Kernel]:
     """The kernels that make a node's gradients."""
-    sizes = [size for edge, size in zip(node.inputs, node.gradients, strict=True) if edge and size != PASS]
+    sizes = [size for edge, size in zip(node.inputs, node.gradients, strict=True) if edge and size > PASS]
     if not sizes:
         return
     if node.kernel == "attention":  # one kernel makes them all; five products for the forward pass's two
@@ -206,6 +208,7 @@ class Machine:
         shape: tuple[int, ...] = (),
         view_of: Tensor | None = None,
         transposed: bool = False,
+        gathered: bool = False,
     ) -> Tensor:
         """Run one operator.
 
@@ -222,9 +225,10 @@ class Machine:
             kernel, shape: its kernel's name and sizes, as in `trimtab.cost.meter.Kernel`.
             view_of: the tensor that the output only looks at; nothing is allocated then.
             transposed: whether the gradients of its weights are views.
+            gathered: whether its weights are gathered for a module around it.
         """
         item = self.item if item is None else item
-        weights = tuple(one for one in inputs if isinstance(one, Weight))
+        weights = () if gathered else tuple(one for one in inputs if isinstance(one, Weight))
         edges = tuple(None if one is None else one.edge for one in inputs)
         recorded = any(edge is not None for edge in edges)
         if weights:
@@ -298,18 +302,23 @@ class Machine:
         out.edge = node
         return node
 
-    def enter(self) -> None:
-        """A module without parameters of its own begins."""
+    def enter(self, weights: tuple[Weight, ...] = ()) -> None:
+        """A module begins whose operators read no parameters; ``weights`` are gathered all the same."""
         if self.sharded:
-            self.listener.before_use(())
+            self.listener.before_use(weights)
 
-    def leave(self, out: Tensor) -> Tensor:
+    def leave(self, out: Tensor, weights: tuple[Weight, ...] = ()) -> Tensor:
         """It ends with ``out``; its backward pass will begin there."""
-        if not self.sharded or out.edge is None:
+        if not self.sharded:
+            return out
+        if weights:
+            self.listener.after_use(weights)
+        if out.edge is None:
             return out
         marked = self.op(out.numel, (out,), (PASS,), item=out.item, view_of=out)
         if isinstance(marked.edge, Node) and marked.edge is not _REPLAYED:
             marked.edge.module = True
+            marked.edge.weights, marked.edge.keeps_gathered = weights, True
         return marked
 
     def leaf(self, tensor: Tensor, weight: Weight | None = None) -> Tensor:
@@ -384,7 +393,7 @@ class Machine:
         made: list[tuple[Edge, Storage]] = []
         for edge, size in zip(node.inputs, node.gradients, strict=True):
             if edge is not None:
-                made.append((edge, incoming if size == PASS else self.new(size)))
+                made.append((edge, self._gradient(size, incoming, saved)))
         for kernel in backward_kernels(node):
             self.meter.work[kernel] += 1
         self.part = part
@@ -408,6 +417,11 @@ class Machine:
                     self._complete(edge)
         if node.weights and not node.keeps_gathered:
             self.listener.after_use(node.weights)
+
+    def _gradient(self, size: int, incoming: Storage, saved: tuple[Storage, ...]) -> Storage:
+        if size >= 0:
+            return self.new(size)
+        return incoming if size == PASS else saved[HELD - size]
 
     def _accumulate(self, weight: Weight, gradient: Storage, *, shared: bool) -> None:
         weight.uses -= 1

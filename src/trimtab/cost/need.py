@@ -91,7 +91,7 @@ def _ratio(ratios: Ratios, probability: float) -> float:
     return before[1] + (point[1] - before[1]) * (probability - before[0]) / (point[0] - before[0])
 
 
-def outside_allocator(world_size: int, stage: int) -> int:
+def outside_allocator(world_size: int, stage: int = 0) -> int:
     """Bytes of a GPU that PyTorch's allocator never sees: the CUDA context and NCCL."""
     if world_size == 1:
         return CONTEXT_BYTES + NCCL_ALONE_BYTES
@@ -118,13 +118,18 @@ def needed(config: Config, model: Model, cluster: Cluster) -> tuple[Profile, Nee
     if not 1 - DECIDED < quick.probability_within(room) < DECIDED:
         return counted, quick
     counted = profile(config, model, world, allocator=True, workspace_bytes=workspace)
-    return counted, Need(expected=smallest_capacity(counted), ratios=REPLAY_RATIOS)
+    return counted, Need(expected=smallest_capacity(counted, room), ratios=REPLAY_RATIOS)
 
 
-def smallest_capacity(counted: Profile) -> float:
-    """Bytes that PyTorch's allocator must be able to take for the job to run, by replays of its requests."""
+def smallest_capacity(counted: Profile, room: int | None = None) -> float:
+    """Bytes that PyTorch's allocator must be able to take for the job to run, by replays of its requests.
+
+    A card's ``room`` is tried first, so that the answer never lies on the wrong side of it.
+    """
     low = max(reading.peak_allocated for reading in counted.readings.values())
     high = max(reading.peak_reserved for reading in counted.readings.values())
+    if room is not None and low < room < high:
+        low, high = (low, room) if counted.fits(room) else (room, high)
     for _ in range(REPLAY_STEPS):
         middle = (low + high) // 2
         if counted.fits(middle):

@@ -9,15 +9,13 @@ from trimtab.architecture import BF16_FAMILIES
 from trimtab.cluster import Cluster
 from trimtab.config import BLOCK, Config
 from trimtab.hf_config import lora_targets
-from trimtab.job import ATTENTIONS
+from trimtab.job import ATTENTIONS, LIGER
 from trimtab.model import Model
 from trimtab.moves.move import ALREADY, Kind, Move, Value, choice, moved, single, switch
 
 # no scaled_dot_product_attention in their files of transformers 5.17 (models/gptj, gpt_neo, bloom)
 EAGER_ONLY = frozenset(("gptj", "gpt_neo", "bloom"))
 NO_FLASH = frozenset(("t5", "mt5", "bloom"))  # _supports_flash_attn of the same files
-# liger_kernel/transformers/monkey_patch.py (0.6), MODEL_TYPE_TO_APPLY_LIGER_FN, of those counted here
-LIGER = frozenset(("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo2"))
 FLASH_CAPABILITY = 8.0  # FlashAttention-2's README: Ampere or newer
 PRECISIONS = ("bf16", "fp16", "fp32")
 # dynamic, with the engine's defaults written out (runtime/precision_config.py:100-163)

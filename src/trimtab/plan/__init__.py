@@ -13,9 +13,10 @@ from typing import Any
 
 from trimtab.cluster import Gpu
 from trimtab.model import Model
+from trimtab.plan.answer import Choice, Plan, Proof, Prover
 from trimtab.plan.machines import clusters
 from trimtab.plan.nearest import without_adapters
-from trimtab.plan.planning import Choice, Plan, Proof, Prover, plan_for
+from trimtab.plan.planning import plan_for
 from trimtab.plan.wishes import OBJECTIVES, OPTIMIZE, NothingToAdapt, Wishes, make_wishes
 
 __all__ = [

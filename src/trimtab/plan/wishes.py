@@ -13,11 +13,11 @@ from trimtab.job import (
     DEFAULT_SEQUENCE_LENGTH,
     DEFAULT_TARGET_LENGTH,
     ENCODER_DECODER_TASKS,
+    LIGER,
     Job,
     Lora,
 )
 from trimtab.model import Model, find_model
-from trimtab.moves.computation import LIGER
 from trimtab.parameters import parameters, tasks_of
 from trimtab.plan.recipes import Recipe, recipe_for, recipe_kind
 

@@ -9,8 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from trimtab.plan.answer import Choice, Considered, Plan
 from trimtab.plan.frontier import points
-from trimtab.plan.planning import Choice, Considered, Plan
 from trimtab.plan.reasons import machines
 from trimtab.report.plan_picture import scatter_text
 from trimtab.units import format_bytes, format_count, format_dollars, format_seconds
