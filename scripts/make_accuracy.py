@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,10 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "bench")]
 
 import sweep  # noqa: E402
 
+from trimtab.cluster import Cluster, find_gpu  # noqa: E402
 from trimtab.config import Config  # noqa: E402
 from trimtab.cost.memory import profile  # noqa: E402
+from trimtab.cost.need import needed, outside_allocator  # noqa: E402
 from trimtab.estimate import PEAK_HIGH, PEAK_LOW  # noqa: E402
 from trimtab.model import Model  # noqa: E402
 from trimtab.units import GIB  # noqa: E402
@@ -41,6 +44,9 @@ TASKS = {
 }
 NOTABLE = 0.02
 """Errors from here on are listed one by one."""
+NEAR = 0.75
+"""Jobs whose tensors take this share of the card are near its limit."""
+H200 = find_gpu("h200")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +178,8 @@ def page(found: list[Case]) -> str:
         lines += ["", *table(title, [(name, [c for c in found if key(c) == name]) for name in parts])]
     lines += ["", f"## Off by more than {NOTABLE:.0%}", ""]
     lines += list(notable(found))
-    lines += ["", *KNOWN, "", *host_memory(found), "", *swept(), *limits(found)]
+    lines += ["", *KNOWN, "", *real_worlds(found), "", *verdicts(), "", *host_memory(found), "", *swept()]
+    lines += list(limits(found))
     return "\n".join(lines) + "\n"
 
 
@@ -212,6 +219,45 @@ def notable(found: list[Case]) -> Iterable[str]:
             error = case.error(method)
             said.append("not run" if error is None else f"{getattr(case, method):.3f} GiB ({error:+.1%})")
         yield f"| {case.name} | {case.measured:.3f} GiB | {' | '.join(said)} |"
+
+
+def real_worlds(found: list[Case]) -> Iterable[str]:
+    """A table of the jobs that ran both with real ranks and as rank 0 of made-up ones."""
+    yield from REAL
+    measured = {case.name: case.measured for case in found}
+    names = [name.removesuffix("-nccl4") for name in measured if name.endswith("-nccl4")]
+    for name in names:
+        cells = [name]
+        for world in (2, 4):
+            real, alone = measured[f"{name}-nccl{world}"], measured[f"{name}-fake{world}"]
+            cells += [f"{real:.3f} GiB", f"{alone:.3f} GiB", f"{alone / real - 1:+.2%}"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def verdicts() -> Iterable[str]:
+    """A table of the jobs that ran out of a card's memory, or nearly did, with what was said of them."""
+    lines, counts = [], Counter[tuple[bool, bool]]()
+    for row in (row for file in MEASURED for row in rows(file)):
+        peak = row["gib"].get("end", {}).get("peak_alloc")
+        if "not run" in str(row.get("error")) or row.get("allocator_cap_gib"):
+            continue
+        if peak is not None and peak * GIB < NEAR * H200.usable_bytes:
+            continue
+        config, model = configuration(row), Model.from_hf(row["hf"], row["id"])
+        world = row["world"]
+        cluster = Cluster.of(H200, gpus_per_node=min(world, 8), nodes=max(1, world // 8))
+        _, need = needed(config, model, cluster)
+        outside = outside_allocator(world, config.stage)
+        sure = need.probability_within(H200.usable_bytes - outside)
+        counts[peak is not None, sure >= 0.5] += 1
+        took = "ran out" if peak is None else f"ran in {peak:.1f} GiB"
+        lines.append(f"| {row['id']} | {took} | {(need.expected + outside) / GIB:.1f} GiB | {sure:.0%} |")
+    ran, short = counts[True, True] + counts[True, False], counts[False, True] + counts[False, False]
+    yield from "\n".join(VERDICTS).format(
+        ran=ran, short=short, right=counts[True, True], wrong=counts[False, True], near=NEAR,
+        card=f"{H200.usable_bytes / GIB:.1f}",
+    ).splitlines()  # fmt: skip
+    yield from lines
 
 
 def host_memory(found: list[Case]) -> Iterable[str]:
@@ -285,6 +331,27 @@ What is known of errors above 1 %:
   5.19 GiB, the phantom says 5.04 (in a made-up world of 32 the GPU took 5.005, the phantom says 5.004).
 """.splitlines()
 
+REAL = """\
+## One GPU in the place of many
+
+The same job through NCCL, and on one GPU as rank 0 of a world that is not there, which is how
+`trimtab rehearse` runs it: peak memory over a training step, in worlds of 2 and 4 (`bench/real_worlds.py`).
+
+| job | 2 GPUs | rank 0 of 2 | off by | 4 GPUs | rank 0 of 4 | off by |
+|---|---:|---:|---:|---:|---:|---:|
+""".rstrip().splitlines()
+
+VERDICTS = """\
+## Does it fit?
+
+Jobs that ran out of an H200's {card} GiB, and those that took more than {near:.0%} of it. {short} ran out,
+{wrong} of which were said to fit; {ran} ran, {right} of which were said to. "Said" is what `estimate` needs
+of the card, context and NCCL included, and how sure it is that the job fits.
+
+| job | measured | said | sure that it fits |
+|---|---:|---:|---:|
+""".rstrip().splitlines()
+
 HOST = """\
 ## Host memory
 
@@ -314,12 +381,12 @@ LIMITS = """\
   it and is right to 1 % in {near} of {count} jobs, but off by {largest:+.0%} in one; the arithmetic replays
   its own requests.
 - How probable it is that a job fits follows from two distributions (`trimtab/cost/need.py`). A quick
-  replay of the allocator says what is in use at once; how far the smallest capacity of a whole replay
-  lies from that is known from 586 jobs (`scripts/make_spread.py`: 95 % between 0.93 and 1.15 of it). Only
-  where that leaves doubt, between 2 % and 98 %, the whole replay is made, and the job tried at the card's
-  own room. How far a GPU's smallest capacity lies from a whole replay's is by judgement (95 % within 4.6
-  %): nobody searched for one. Of 67 jobs on a whole H200, 66 ran or ran out of memory as the replay at
-  its room says; the other needed 138.1 of 138.5 GiB and was said to fit.
+  replay of the allocator says what is in use at once; how far the smallest capacity of a whole replay lies
+  from that is known from some 600 jobs (`scripts/make_spread.py`). Only where that leaves doubt, between
+  2 % and 98 %, the whole replay is made, and the job tried at the card's own room, which was added after
+  six jobs near a limit had come out on the wrong side by 0.4 GiB. How far a GPU's smallest capacity lies
+  from a whole replay's is by judgement (95 % within 4.6 %): nobody searched for one, and the jobs near a
+  limit, those above and two under a capped allocator, are few.
 - Tokens are random and unpadded.
 """.splitlines()
 

@@ -10,16 +10,15 @@ the GPU did, over the measured jobs that had a whole card.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "bench")]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "bench"), str(ROOT / "scripts")]
 
-import rivals  # noqa: E402
+import make_accuracy  # noqa: E402
 import sweep  # noqa: E402
 
 from trimtab import catalogue  # noqa: E402
@@ -36,8 +35,10 @@ CARD_BYTES = int(139.80 * 2**30)  # torch.cuda.mem_get_info of the H200s of benc
 
 def jobs() -> Iterator[tuple[Config, Model, int]]:
     """Configurations, models and worlds."""
-    for job in rivals.jobs():
-        yield job.config, job.model, job.world
+    for file in make_accuracy.MEASURED:
+        for row in make_accuracy.rows(file):
+            if "end" in row["gib"]:
+                yield make_accuracy.configuration(row), Model.from_hf(row["hf"], row["id"]), row["world"]
     for name in catalogue.names():
         config = catalogue.load_config(name)
         yield config, find_model(config.job.model or ""), catalogue.hardware(name).world_size
@@ -58,11 +59,10 @@ def verdicts() -> Counter[tuple[bool, bool]]:
     """Jobs on a whole card by whether they ran and whether a whole replay within its room says so."""
     room = CARD_BYTES - CONTEXT_BYTES - NCCL_ALONE_BYTES
     found: Counter[tuple[bool, bool]] = Counter()
-    for line in (ROOT / "bench/data/grid_x1.jsonl").read_text("utf-8").splitlines():
-        row = json.loads(line)
+    for row in make_accuracy.rows("grid_x1.jsonl"):
         if row.get("arch") and "deepspeed_config" in row:
             model = Model.from_hf(row["hf"], row["id"])
-            counted = profile(rivals.configured(row), model, row["world"], allocator=True)
+            counted = profile(make_accuracy.configuration(row), model, row["world"], allocator=True)
             found[row["ok"], counted.fits(room)] += 1
     return found
 

@@ -25,7 +25,17 @@ from trimtab.model import find_model
 from trimtab.rehearse import answer as answers
 from trimtab.rehearse import child
 from trimtab.rehearse.on_gpu import GpuRehearsal, GpuRequest, Shortage, from_json, rehearse_on_gpu
-from trimtab.rehearse.request import MOMENTS, Module, Moment, Part, PhantomRequest, Phase, Rehearsal
+from trimtab.rehearse.request import (
+    MOMENTS,
+    PHASES,
+    Module,
+    Moment,
+    Operator,
+    Part,
+    PhantomRequest,
+    Phase,
+    Rehearsal,
+)
 from trimtab.rehearse.shortage import memory_that_ran_out, shortage
 from trimtab.rehearse.way_out import way_out
 from trimtab.units import GIB, MIB
@@ -129,6 +139,50 @@ def refuse(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 def run_json(capsys: Capture, *arguments: str) -> tuple[int, dict[str, Any]]:
     code = main(["rehearse", *arguments, "--json"])
     return code, json.loads(capsys.readouterr().out)
+
+
+def test_the_step_is_replayed_and_drawn(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
+    shape = ("bfloat16", (8192, 8192))
+    product = Operator(
+        name="aten.mm.default",
+        phase="forward",
+        module_class="Linear",
+        inputs=(shape, shape),
+        outputs=(shape,),
+        count=600,
+        view=False,
+    )
+    order = (("phase", PHASES.index("forward")), *[("operator", 0)] * 300) * 2
+    record = dataclasses.replace(rehearsal(), operators=(product,), order=order, streams=("compute",))
+    monkeypatch.setattr(answers, "rehearse_phantom", lambda *_, **__: record)
+    file = tmp_path / "step.json"
+    code, answer = run_json(capsys, NAME, "--phantom", "--gpu", "h200", "--timeline", str(file))
+    speed = answer["speed"]
+    # four micro steps of 300 products at 793 TFLOP/s
+    assert code == 0
+    assert speed["step_seconds"]["expected"] == pytest.approx(1200 * 2 * 8192**3 / 793e12, rel=0.01)
+    assert sum(part["seconds"] for part in speed["parts"]) == pytest.approx(speed["step_seconds"]["expected"])
+    tokens = 4 * 4 * 2048
+    assert speed["tokens_per_second_per_gpu"] == pytest.approx(tokens / speed["step_seconds"]["expected"])
+    ratio = speed["step_seconds"]["expected"] / answer["predicted"]["speed"]["step_seconds"]["expected"]
+    assert answer["cost"]["usd_per_billion_tokens"] == pytest.approx(
+        answer["predicted"]["cost"]["usd_per_billion_tokens"] * ratio
+    )
+    assert "simulated from the recorded step" in " ".join(answer["assumptions"])
+    assert len(json.loads(file.read_text(encoding="utf-8"))["traceEvents"]) == 601
+    assert main(["rehearse", NAME, "--phantom", "--gpu", "h200"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("a step  ") for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_timeline_needs_a_record(asked: list[PhantomRequest], capsys: Capture, tmp_path: Path) -> None:
+    assert main(["rehearse", NAME, "--phantom", "--timeline", str(tmp_path / "x.json")]) == 2
+    assert "--timeline: only a phantom rehearsal records a step's order" in capsys.readouterr().err
+    assert asked
 
 
 @pytest.fixture

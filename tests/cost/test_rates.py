@@ -71,7 +71,7 @@ def test_the_largest_probe_of_this_card_counts_and_is_named(
     assert any("scaled by the datasheets" in text for text in other.assumptions)
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "empty"))
     shipped = estimate(config, Cluster.of("h200", 4))
-    assert any("measured on H200s" in text for text in shipped.assumptions)
+    assert any("of measured H200 steps" in text for text in shipped.assumptions)
     assert slow.speed.step_seconds > shipped.speed.step_seconds * 2
 
 

@@ -101,6 +101,14 @@ def test_the_order_of_keys_does_not_matter(tmp_path: Path) -> None:
     assert answers[0] == answers[1]
 
 
+def test_an_open_batch_stays_near_the_published_one() -> None:
+    """LoRA's published 16 samples are not stretched over 64 GPUs."""
+    answer = plan("gpt2", objective="lora", gpu="a100-40gb", max_gpus=64, alternatives=False)
+    assert answer.chosen is not None
+    assert answer.chosen.config.get("train_batch_size") <= 32
+    assert answer.chosen.cluster.world_size <= 32
+
+
 def test_objectives_of_the_search() -> None:
     machines = {"gpu": ["t4", "a100-40gb"], "max_gpus": 4}
     fastest = plan(**SMALL, **machines, optimize="fastest")

@@ -56,8 +56,8 @@ def demanded(
         yield (
             micro_batch(size),
             after,
-            f"{ranks} rank{'s' * (ranks > 1)}: {size} samples x {steps} micro steps x {ranks} keep the "
-            f"global batch of {train}",
+            f"{ranks} rank{'s' * (ranks > 1)}: {size} samples x {steps} micro step{'s' * (steps > 1)} "
+            f"x {ranks} keep the global batch of {train}",
         )
 
 

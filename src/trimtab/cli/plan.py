@@ -14,9 +14,9 @@ from trimtab.errors import UnreadableFile, Unsupported, UsageError
 from trimtab.job import Lora
 from trimtab.plan import OBJECTIVES, OPTIMIZE
 from trimtab.plan import plan as plan_of
+from trimtab.plan.answer import Plan, Prover
 from trimtab.plan.document import file_of
 from trimtab.plan.document import to_json as document
-from trimtab.plan.planning import Plan, Prover
 from trimtab.plan.wishes import SURE
 from trimtab.rehearse.on_gpu import gpu_is_here
 from trimtab.report.document import to_json

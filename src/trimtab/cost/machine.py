@@ -303,7 +303,7 @@ class Machine:
         return node
 
     def enter(self, weights: tuple[Weight, ...] = ()) -> None:
-        """A module begins whose operators read no parameters; ``weights`` are gathered for it anyway."""
+        """A module begins whose operators read no parameters; ``weights`` are gathered all the same."""
         if self.sharded:
             self.listener.before_use(weights)
 

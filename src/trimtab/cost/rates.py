@@ -1,8 +1,9 @@
 """How fast a GPU, its links and its host really are: tables of measurements, read between their points.
 
 The tables are sheets of `trimtab probe`: one that this machine keeps for the GPU in question, else the one
-that comes with Trimtab (``data/probe_h200.json``, four H200s of one host).  For another GPU every kernel
-keeps its share of the roofline: the ideal time by that card's datasheet over the share measured on the H200.
+that comes with Trimtab (``data/probe_h200.json``, four H200s of one host), which tells collectives and
+copies; for kernels the shares below, of measured steps, stand in.  For another GPU every kernel keeps its
+share of the roofline: the ideal time by that card's datasheet over the share that an H200 reaches.
 """
 
 from __future__ import annotations
@@ -373,8 +374,12 @@ def rates_of(cluster: Cluster) -> Rates:
         return _rates(cluster, sheet, f"kernels at the rates of this machine's probe ({sheet.made})")
     sheet = _shipped()
     if sheet.gpu.name == cluster.gpu.name:
-        return _rates(cluster, sheet, f"kernels at rates measured on H200s ({sheet.made})")
-    return _rates(cluster, sheet, f"kernels at H200's rates ({sheet.made}), scaled by the datasheets")
+        return _rates(cluster, sheet, f"kernels at the rates of measured H200 steps ({sheet.made})")
+    return _rates(
+        cluster,
+        sheet,
+        f"kernels at the rates of measured H200 steps ({sheet.made}), scaled by the datasheets",
+    )
 
 
 @lru_cache(maxsize=64)

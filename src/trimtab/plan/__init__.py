@@ -1,9 +1,9 @@
 """What to run for a model on these GPUs: every configuration weighed, the best one with its reasons.
 
 >>> from trimtab.plan import plan
->>> answer = plan("gpt2", gpu="h100", objective="pretrain", global_batch=64, alternatives=False)
->>> answer.chosen.config.stage, answer.chosen.estimate.fits
-(1, True)
+>>> answer = plan("gpt2", gpu="h100", gpus_per_node=1, objective="pretrain", global_batch=64)
+>>> answer.chosen.config.get("train_batch_size"), answer.chosen.estimate.fits
+(64, True)
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 
 from trimtab.cluster import Gpu
 from trimtab.model import Model
+from trimtab.plan.answer import Choice, Plan, Proof, Prover
 from trimtab.plan.machines import clusters
 from trimtab.plan.nearest import without_adapters
-from trimtab.plan.planning import Choice, Plan, Proof, Prover, plan_for
+from trimtab.plan.planning import plan_for
 from trimtab.plan.wishes import OBJECTIVES, OPTIMIZE, NothingToAdapt, Wishes, make_wishes
 
 __all__ = [

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from trimtab import moves
 from trimtab.cluster import Cluster
+from trimtab.plan.answer import Counterfactual
 from trimtab.plan.costs import Bill, bill
 from trimtab.plan.counting import Arithmetic
 from trimtab.plan.machines import bigger_cards, larger, resized, smaller
 from trimtab.plan.reasons import summary
 from trimtab.plan.search import search
 from trimtab.plan.wishes import Wishes
-
-if TYPE_CHECKING:
-    from trimtab.plan.planning import Counterfactual
 
 
 def counterfactuals(
@@ -51,8 +48,6 @@ def _changes(best: Bill, wishes: Wishes) -> Iterator[tuple[str, Wishes, Cluster]
 def _weighed(
     change: str, wishes: Wishes, cluster: Cluster, best: Bill, arithmetic: Arithmetic
 ) -> Counterfactual | None:
-    from trimtab.plan.planning import Counterfactual
-
     found = search(wishes, cluster, arithmetic, exact=False).best()
     if found is None:
         return None

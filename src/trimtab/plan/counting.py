@@ -18,6 +18,8 @@ from trimtab.estimate import PROCESS_BYTES, Estimate, estimate
 from trimtab.model import Model
 from trimtab.parameters import parameters
 
+HOST_HIGH = 1.05
+"""Over the expected host memory: its high bound in `trimtab.estimate`; a node that swaps ends the run."""
 FRAGMENTED = 1.35
 """Above every ratio of a smallest capacity to the tensors' peak in nine measured jobs (1.015 to 1.28,
 rehearse/answer.py): with this much room the caching allocator need not be replayed."""
@@ -82,30 +84,30 @@ class Arithmetic:
     def shortfall(self, config: Config, cluster: Cluster) -> Shortfall | None:
         """What ``config`` certainly lacks on ``cluster``, counted by tensors alone."""
         counted = self.profile(config, cluster)
-        host = cluster.gpus_per_node * (counted.host_bytes + PROCESS_BYTES)
+        host = int(cluster.gpus_per_node * (counted.host_bytes + PROCESS_BYTES) * HOST_HIGH)
         if host > cluster.host_memory_bytes:
             return Shortfall(where="host memory a node", needed=host, there=cluster.host_memory_bytes)
         nvme = counted.nvme_bytes * cluster.gpus_per_node
         if nvme and nvme > cluster.nvme_bytes:
             return Shortfall(where="NVMe a node", needed=nvme, there=cluster.nvme_bytes)
-        return self.certain_shortfall(counted.peak, cluster)
+        return self.certain_shortfall(config, counted.peak, cluster)
 
-    def room(self, cluster: Cluster) -> int:
+    def room(self, config: Config, cluster: Cluster) -> int:
         """Bytes that PyTorch's allocator may need at most, for the probability of fitting that is asked."""
-        outside = outside_allocator(cluster.world_size)
+        outside = outside_allocator(cluster.world_size, config.stage)
         return int((cluster.gpu.usable_bytes - outside) / (1 + margin(self.sure)))
 
-    def certain_shortfall(self, peak: float, cluster: Cluster) -> Shortfall | None:
+    def certain_shortfall(self, config: Config, peak: float, cluster: Cluster) -> Shortfall | None:
         """What is lacking where tensors take at least ``peak`` bytes."""
-        return self._short(peak, cluster) if peak > self.room(cluster) else None
+        return self._short(config, peak, cluster) if peak > self.room(config, cluster) else None
 
     def usual_shortfall(self, config: Config, cluster: Cluster) -> Shortfall | None:
         """What ``config`` lacks with what the allocator usually loses, nothing replayed."""
         short = self.shortfall(config, cluster)
         peak = self.profile(config, cluster).peak
-        if short is not None or peak * USUALLY_FRAGMENTED <= self.room(cluster):
+        if short is not None or peak * USUALLY_FRAGMENTED <= self.room(config, cluster):
             return short
-        return replace(self._short(peak, cluster), close=True)
+        return replace(self._short(config, peak, cluster), close=True)
 
     def verdict(self, config: Config, cluster: Cluster) -> Shortfall | None:
         """What ``config`` lacks on ``cluster``, the caching allocator replayed where it is close."""
@@ -113,7 +115,7 @@ class Arithmetic:
         if short is not None:
             return short
         peak = self.profile(config, cluster).peak
-        if peak * FRAGMENTED <= self.room(cluster):
+        if peak * FRAGMENTED <= self.room(config, cluster):
             return None
         answer = self.estimate(config, cluster)
         if answer.fits_probability >= self.sure:
@@ -143,8 +145,9 @@ class Arithmetic:
             states / (world if config.stage else 1) if config.offload_optimizer == "none" else 0
         )
 
-    def _short(self, peak: float, cluster: Cluster) -> Shortfall:
-        needed = int(peak * (1 + margin(self.sure))) + outside_allocator(cluster.world_size)
+    def _short(self, config: Config, peak: float, cluster: Cluster) -> Shortfall:
+        outside = outside_allocator(cluster.world_size, config.stage)
+        needed = int(peak * (1 + margin(self.sure))) + outside
         there = cluster.gpu.usable_bytes
         return Shortfall(where="GPU memory", needed=needed, there=there)
 

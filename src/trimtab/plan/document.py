@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from trimtab.estimate import to_json as estimate_document
+from trimtab.plan.answer import Choice, Counterfactual, Plan
 from trimtab.plan.costs import Bill
-from trimtab.plan.planning import Choice, Counterfactual, Plan
 from trimtab.plan.reasons import machines, summary
 
 # the order in which DeepSpeed's documentation speaks of them

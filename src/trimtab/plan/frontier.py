@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trimtab.cost.need import outside_allocator
+from trimtab.plan.answer import Plan
 from trimtab.plan.costs import Bill
-from trimtab.plan.planning import Plan
 from trimtab.plan.reasons import machines, summary
 
 

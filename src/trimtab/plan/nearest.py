@@ -10,16 +10,13 @@ from trimtab import moves
 from trimtab.cluster import Cluster
 from trimtab.estimate import estimate
 from trimtab.model import Model
+from trimtab.plan.answer import Choice, Nearest, Plan, Proven
 from trimtab.plan.candidates import plain
 from trimtab.plan.costs import Bill, bill
 from trimtab.plan.counting import Arithmetic
 from trimtab.plan.launching import launch_line
 from trimtab.plan.machines import bigger_cards, larger, resized
 from trimtab.plan.planning import (
-    Choice,
-    Nearest,
-    Plan,
-    Proven,
     all_bills,
     notes,
     plan_for,

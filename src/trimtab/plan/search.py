@@ -253,7 +253,7 @@ class Field:
 
     def _cannot(self, family: Family) -> bool:
         states = self.arithmetic.states_bytes(family.config, self.cluster.world_size)
-        return states > self.arithmetic.room(self.cluster)
+        return states > self.arithmetic.room(family.config, self.cluster)
 
     def _host_is_short(self, one: Contender) -> bool:
         short = self.arithmetic.shortfall(one.config, self.cluster)
@@ -297,7 +297,8 @@ class Field:
             return at_second
         low, high = (self.arithmetic.profile(each.config, self.cluster).peak for each in (first, second))
         slope = (high - low) / (second.micro - first.micro)
-        return self.arithmetic.certain_shortfall(low + slope * (one.micro - first.micro), self.cluster)
+        peak = low + slope * (one.micro - first.micro)
+        return self.arithmetic.certain_shortfall(one.config, peak, self.cluster)
 
     def _smallest(self, line: Line) -> tuple[Contender, Contender | None]:
         if line not in self._ends:

@@ -259,7 +259,7 @@ def _phantom(
         said += (f"{cluster.gpu.name} ({cluster.gpu.compute_capability}) behaves as an NVIDIA card",)
     request = dataclasses.replace(request, find_capacity=True, record="ordered")
     record = rehearse_phantom(request, timeout_seconds=timeout_seconds, use_cache=use_cache)
-    if config.job.kernels == "fused":  # Triton's kernels leave no record
+    if not record.operators or config.job.kernels == "fused":  # Triton's kernels leave no record
         return seen_by_phantom(record, said)
     rates = rates_of(cluster)
     simulated = simulate(

@@ -39,10 +39,10 @@ import trimtab
 config = trimtab.load_config("llama_7b_single_node")
 model, cluster = trimtab.find_model("llama-7b"), trimtab.Cluster.of("v100-32gb", 8)
 move = trimtab.moves.find("zero-stage-3")
-move.applies(config, model, cluster)          # None, or why not
-move.apply(config, cluster)                   # a new configuration
-trimtab.adapt(config, cluster).steps          # the fewest moves that make it fit, with their reasons
-trimtab.ladder(config, cluster).first         # the first rung that fits
+move.applies(config, model, cluster)  # None, or why not
+move.apply(config, cluster)  # a new configuration
+trimtab.adapt(config, cluster).steps  # the fewest moves that make it fit, with their reasons
+trimtab.ladder(config, cluster).first  # the first rung that fits
 ```
 """
 

@@ -9,8 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from trimtab.plan.answer import Choice, Considered, Plan
 from trimtab.plan.frontier import points
-from trimtab.plan.planning import Choice, Considered, Plan
 from trimtab.plan.reasons import machines
 from trimtab.report.plan_picture import scatter_text
 from trimtab.units import format_bytes, format_count, format_dollars, format_seconds
@@ -112,7 +112,8 @@ def _weighed(rows: Sequence[Considered]) -> Iterator[RenderableType]:
     table.add_column("configuration", ratio=5)
     table.add_column("a step", justify="right", min_width=7)
     table.add_column("why not", ratio=6)
-    for row in rows[:SHOWN]:
+    shown = _most_telling(rows)
+    for row in shown:
         chosen = row.why_not is None
         name = f"{row.machines}: {row.summary}" if several else row.summary
         time = "–" if row.step_seconds is None else format_seconds(row.step_seconds)
@@ -123,8 +124,17 @@ def _weighed(rows: Sequence[Considered]) -> Iterator[RenderableType]:
             Text(row.why_not or "chosen", style="green" if chosen else "default"),
         )
     yield table
-    if len(rows) > SHOWN:
-        yield Text(f"  and {len(rows) - SHOWN} more: --json shows all", style="dim")
+    if len(rows) > len(shown):
+        yield Text(f"  and {len(rows) - len(shown)} more: --json shows all", style="dim")
+
+
+def _most_telling(rows: Sequence[Considered]) -> Sequence[Considered]:
+    """The first rows; of several clusters some of the chosen one's and the best of the others."""
+    own = [row for row in rows if row.machines == rows[0].machines]
+    others = [row for row in rows if row.machines != rows[0].machines]
+    if not others:
+        return rows[:SHOWN]
+    return [*own[: max(SHOWN // 3, SHOWN - len(others))], *others][:SHOWN]
 
 
 def _proven(plan: Plan) -> Iterator[RenderableType]:

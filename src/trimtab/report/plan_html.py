@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from html import escape
 
 from trimtab import __version__
+from trimtab.plan.answer import Choice, Plan
 from trimtab.plan.document import file_of
 from trimtab.plan.frontier import points
-from trimtab.plan.planning import Choice, Plan
 from trimtab.plan.reasons import machines
 from trimtab.report.plan_picture import scatter_svg
 from trimtab.units import format_bytes, format_count, format_dollars, format_seconds

@@ -185,7 +185,7 @@ def _simulated(answer: Answer, simulated: Speed) -> RenderableType:
             Text(name, style="bold" * (name == "a step")),
             "" if ours is None else format_seconds(ours),
             format_seconds(found),
-            "" if ours is None or name != "a step" else _difference(ours, found),
+            "" if ours is None or name != "a step" else f"{found / ours - 1:+.1%}",
         )
     return table
 
@@ -205,7 +205,7 @@ def _time(answer: Answer, measured: OnGpu) -> RenderableType:
         Text("without communication", style="bold"),
         "" if alone is None else format_seconds(alone),
         format_seconds(measured.seconds),
-        "" if alone is None else _difference(alone, measured.seconds),
+        "" if alone is None else f"{measured.seconds / alone - 1:+.1%}",
     )
     if answer.step_seconds is not None and predicted is not None and answer.cluster.world_size > 1:
         table.add_row(
