@@ -19,9 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "bench")]
 
-import rivals  # noqa: E402
 import sweep  # noqa: E402
 
+import rivals  # noqa: E402
 from trimtab import catalogue  # noqa: E402
 from trimtab.config import Config  # noqa: E402
 from trimtab.cost.memory import profile  # noqa: E402
