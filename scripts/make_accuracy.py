@@ -385,8 +385,8 @@ LIMITS = """\
   is known from 586 jobs (`scripts/make_spread.py`: 95 % between 0.93 and 1.15 of it). Only where that leaves
   doubt, between 2 % and 98 %, the whole replay is made, and the job tried at the card's own room. How far a
   GPU's smallest capacity lies from a whole replay's is by judgement (95 % within 4.6 %): nobody searched for
-  one. Of 67 jobs on a whole H200, 66 ran or ran out of memory as the replay at its room says; the other needed
-  138.1 of 138.5 GiB and was said to fit. The trial at the card's own room came after these were measured.
+  one. Of 67 jobs on a whole H200, 66 ran or ran out of memory as the replay at its room says; the other
+  needed 138.1 of 138.5 GiB and was said to fit. The trial at the card's own room came after these were measured.
 - Tokens are random and unpadded.
 """.splitlines()
 
