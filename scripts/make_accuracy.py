@@ -386,7 +386,8 @@ LIMITS = """\
   doubt, between 2 % and 98 %, the whole replay is made, and the job tried at the card's own room. How far a
   GPU's smallest capacity lies from a whole replay's is by judgement (95 % within 4.6 %): nobody searched for
   one. Of 67 jobs on a whole H200, 66 ran or ran out of memory as the replay at its room says; the other
-  needed 138.1 of 138.5 GiB and was said to fit. The trial at the card's own room came after these were measured.
+  needed 138.1 of 138.5 GiB and was said to fit. The trial at the card's own room came after these were
+  measured.
 - Tokens are random and unpadded.
 """.splitlines()
 
