@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from trimtab.cluster import Gpu
@@ -65,4 +66,9 @@ def plan(
         asked = make_wishes(model, **wishes)
     except NothingToAdapt as error:
         return without_adapters(str(error), model, machines, wishes, file=file)
-    return plan_for(asked, machines, file=file, prove=prove, prover=prover, alternatives=alternatives)
+    answer = plan_for(asked, machines, file=file, prove=prove, prover=prover, alternatives=alternatives)
+    largest = max(one.world_size for one in machines)
+    if largest == min(one.world_size for one in machines):
+        return answer
+    note = f"the number of GPUs was left open, up to {largest}: --gpus-per-node and --nodes say what is there"
+    return replace(answer, notes=(note, *answer.notes))
