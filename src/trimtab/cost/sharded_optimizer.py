@@ -223,8 +223,11 @@ class WideOptimizer(Engine):
 
     def end_backward(self) -> None:
         """Narrow gradients join the fp32 ones through wide copies, and stay (:503-523)."""
+        s = self.settings
         for weight in self.trainable:
-            self.new(weight.numel * self.settings.gradient_item, "temporaries")
+            self.new(weight.numel * s.gradient_item, "temporaries")
+        if self.boundary:  # the flat ones, in the type that they are sent in (engine.py:1719)
+            self.new(self.partition * s.ranks * s.item, "temporaries")
 
     def step(self) -> None:
         """The moments appear at the first step; the narrow gradients go after it."""
