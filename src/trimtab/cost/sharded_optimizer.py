@@ -187,7 +187,8 @@ class ShardedOptimizer(Engine):
         """Norm in fp64, the flat partition, its fp32 copy, the moments at the first step (:3013-3132)."""
         s = self.settings
         if s.offload_optimizer != "none":
-            return  # the fp32 partition stays
+            self.accumulated = None
+            return
         largest = max((weight.numel for weight in self.own), default=0)
         self.new(min(largest, self.partition) * NORM_ITEM, "temporaries")
         if s.gradient_item == MASTER_ITEM and s.stage == 2 and s.item != MASTER_ITEM:
