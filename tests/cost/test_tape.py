@@ -147,9 +147,18 @@ def test_adapters_repeat_too(recompute: bool, sharded: bool) -> None:
     st.sampled_from([1, 2]),
     st.sampled_from([1, 4]),
     st.sampled_from([0, 30_000, 10**9]),
+    st.booleans(),
+    st.booleans(),
 )
 def test_the_peak_is_the_same_with_and_without_a_record(
-    name: str, stage: int, recompute: bool, accumulation: int, world: int, elements: int
+    name: str,
+    stage: int,
+    recompute: bool,
+    accumulation: int,
+    world: int,
+    elements: int,
+    wide: bool,
+    offload: bool,
 ) -> None:
     """Sums over stretches and whole steps storage by storage; the first step run, or left out."""
     model = MODELS[name]
@@ -159,8 +168,10 @@ def test_the_peak_is_the_same_with_and_without_a_record(
             "train_micro_batch_size_per_gpu": 2,
             "gradient_accumulation_steps": accumulation,
             "bf16": {"enabled": True},
+            **({"data_types": {"grad_accum_dtype": "fp32"}} if wide else {}),
             "zero_optimization": {
                 "stage": stage,
+                **({"offload_optimizer": {"device": "cpu"}} if offload else {}),
                 "reduce_bucket_size": max(1000, elements),
                 "stage3_prefetch_bucket_size": elements,
                 "stage3_max_live_parameters": 500_000,

@@ -208,6 +208,8 @@ def eager(
     if mask:
         scores = ops.shift(m, scores)
     item = v.item
+    if softmax_item is not None and not m.fp16:  # one kernel for both for fp16 alone (SoftMax.cpp, softmax)
+        scores = ops.cast(m, scores, softmax_item)
     probabilities = ops.softmax(m, scores, softmax_item)
     del scores
     probabilities = ops.dropout(m, ops.cast(m, probabilities, item), shape.dropout)

@@ -163,8 +163,11 @@ class Machine:
     counts modules without parameters too and has a linear function of its own.
     """
 
-    def __init__(self, *, meter: Account, listener: Listener, item: int, sharded: bool = False) -> None:
+    def __init__(
+        self, *, meter: Account, listener: Listener, item: int, sharded: bool = False, fp16: bool = False
+    ) -> None:
         self.meter, self.listener, self.item, self.sharded = meter, listener, item, sharded
+        self.fp16 = fp16
         self.tape: list[Node] = []
         self.part = PART["activations"]
         self.phase = "forward"

@@ -205,7 +205,7 @@ def recorded(
         UnknownArchitecture: the arithmetic does not know the model type.
     """
     tape = Tape(shown=shown)
-    machine = Machine(meter=tape, listener=tape, item=item, sharded=sharded)
+    machine = Machine(meter=tape, listener=tape, item=item, sharded=sharded, fp16=fp16)
     # peft trains a copy of what "modules_to_save" names, and the forward pass goes through it
     prefix = "base_model.model." if job.lora else ""
     weights = {

@@ -187,7 +187,8 @@ class ShardedOptimizer(Engine):
         """Norm in fp64, the flat partition, its fp32 copy, the moments at the first step (:3013-3132)."""
         s = self.settings
         if s.offload_optimizer != "none":
-            return  # the fp32 partition stays
+            self.accumulated = None
+            return
         largest = max((weight.numel for weight in self.own), default=0)
         self.new(min(largest, self.partition) * NORM_ITEM, "temporaries")
         if s.gradient_item == MASTER_ITEM and s.stage == 2 and s.item != MASTER_ITEM:
@@ -223,8 +224,11 @@ class WideOptimizer(Engine):
 
     def end_backward(self) -> None:
         """Narrow gradients join the fp32 ones through wide copies, and stay (:503-523)."""
+        s = self.settings
         for weight in self.trainable:
-            self.new(weight.numel * self.settings.gradient_item, "temporaries")
+            self.new(weight.numel * s.gradient_item, "temporaries")
+        if self.boundary:  # the flat ones, in the type that they are sent in (engine.py:1719)
+            self.new(self.partition * s.ranks * s.item, "temporaries")
 
     def step(self) -> None:
         """The moments appear at the first step; the narrow gradients go after it."""
