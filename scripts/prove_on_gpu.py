@@ -4,9 +4,9 @@
     prove_on_gpu.py --real --gpus 4 --output proof.jsonl     that many GPUs through NCCL
     prove_on_gpu.py --fake --device cpu --tiny               the same path with tiny models, no GPU
 
-Each configuration runs in a process of its own: real engine, random weights and tokens, four optimizer steps.
-One JSON line a case: memory at each moment, seconds a step, the host's resident memory.  Stops after three
-failures in a row.
+Each configuration runs in a process of its own: real engine, random weights and tokens, five to eight
+optimizer steps.  One JSON line a case: memory at each moment, seconds a step and of its phases, the host's
+resident memory.  Stops after three failures in a row.
 """
 
 from __future__ import annotations

@@ -30,45 +30,23 @@ def corrected_by_history(answer: Estimate) -> Estimate:
 def settle(
     name: str,
     *,
-    model: str | None = None,
     gpu: str | None = None,
     gpus_per_node: int | None = None,
     nodes: int | None = None,
-    sequence_length: int | None = None,
-    target_length: int | None = None,
-    micro_batch: int | None = None,
-    grad_accum: int | None = None,
-    task: str | None = None,
-    checkpoint_activations: bool | None = None,
-    attention: str | None = None,
-    kernels: str | None = None,
-    lora_r: int | None = None,
-    lora_targets: str | None = None,
     link: str | None = None,
     host_memory: str | None = None,
+    **job: Any,
 ) -> tuple[Config, Cluster, tuple[str, ...]]:
     """The configuration with the flags over it, the machines, and notes on what the flags moved.
 
-    A catalogue configuration brings the hardware that it was made for; a file needs ``--gpu``.
+    A catalogue configuration brings the hardware that it was made for; a file needs ``--gpu``.  ``job`` are
+    the flags of `stated`.
 
     Raises:
         UsageError: no GPU is named, or the flags contradict each other.
         RefusedConfig: DeepSpeed would refuse the batch on these machines.
     """
-    config, notes = stated(
-        name,
-        model=model,
-        sequence_length=sequence_length,
-        target_length=target_length,
-        micro_batch=micro_batch,
-        grad_accum=grad_accum,
-        task=task,
-        checkpoint_activations=checkpoint_activations,
-        attention=attention,
-        kernels=kernels,
-        lora_r=lora_r,
-        lora_targets=lora_targets,
-    )
+    config, notes = stated(name, **job)
     cluster = machines(name, config, gpu, gpus_per_node, nodes, link, host_memory)
     config, moved = fit_world(config, cluster.world_size)
     return config, cluster, notes + moved
