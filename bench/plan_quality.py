@@ -104,14 +104,16 @@ def point(config: Config, world: int) -> tuple[Any, ...]:
         config.offload_param,
         job.checkpoint_activations,
         batch.micro,
+        config.stage in (1, 2) and bool(config.zero("overlap_comm")),
     )
 
 
 def named(place: tuple[Any, ...]) -> str:
     """A point in words."""
-    stage, optimizer, param, recompute, micro = place
+    stage, optimizer, param, recompute, micro, overlap = place
     words = [f"ZeRO-{stage}", f"micro {micro}", "recomputed" if recompute else "kept"]
     words += [f"optimizer {optimizer}"] * (optimizer != "none") + [f"param {param}"] * (param != "none")
+    words += ["overlapped"] * overlap
     return ", ".join(words)
 
 
