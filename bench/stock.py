@@ -34,8 +34,8 @@ sys.path.insert(0, str(ROOT / "src"))
 FOLDER = Path(__file__).parent / "stock"
 MODEL, HIDDEN, SEQUENCE, GLOBAL_BATCH = "tinyllama-1.1b", 2048, 2048, 64
 GPU, WORLDS = "h200", (1, 2, 4)
-LONG_STEP_SECONDS, LEAST_MICRO_STEPS = 3.0, 4
-"""A step that is predicted to take longer is measured with fewer micro steps; at least so many."""
+LONG_STEP_SECONDS, LEAST_MICRO_STEPS = 2.0, 4
+"""A step that is predicted to take twice as long is measured with fewer micro steps; at least so many."""
 CPU = {"device": "cpu", "pin_memory": True}
 CPU_UNPINNED = {"device": "cpu"}
 FILLED = {
@@ -243,7 +243,7 @@ def jobs(world: int) -> Iterator[dict[str, Any]]:
         accumulation = raw["gradient_accumulation_steps"]
         seconds = estimate(Config.from_mapping(raw, name=name), cluster).speed.step_seconds
         measured = accumulation
-        if seconds > LONG_STEP_SECONDS:
+        if seconds > 2 * LONG_STEP_SECONDS:
             measured = round(accumulation * LONG_STEP_SECONDS / seconds)
             measured = min(accumulation, max(LEAST_MICRO_STEPS, measured))
         micro = raw["train_micro_batch_size_per_gpu"]
