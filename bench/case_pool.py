@@ -108,9 +108,7 @@ class Pool:
         self.options = options
         self.free = set(range(options.gpus))
         self.change = threading.Condition()
-        self.standby: deque[Standby] = deque(
-            Standby(options) for _ in range(options.gpus * options.ready)
-        )
+        self.standby: deque[Standby] = deque(Standby(options) for _ in range(options.gpus * options.ready))
         self.short: dict[str, float] = {}
         self.failures: list[bool] = []
         self.started = time.time()

@@ -39,9 +39,14 @@ OFFLOADS: dict[str, dict[str, Any]] = {
     "param": {"offload_param": CPU},
     "both": {"offload_optimizer": CPU, "offload_param": CPU},
 }
+OVERLAPPED: dict[bool, dict[str, Any]] = {False: {}, True: {"overlap_comm": True}}
 MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"sequence_length": 1024, "samples_per_gpu": {1: 64, 2: 16, 4: 16}, "micro": (4, 8, 16, 32, 64)},
-    "tinyllama-1.1b": {"sequence_length": 2048, "samples_per_gpu": {1: 16, 2: 8, 4: 8}, "micro": (1, 2, 4, 8, 16)},
+    "tinyllama-1.1b": {
+        "sequence_length": 2048,
+        "samples_per_gpu": {1: 16, 2: 8, 4: 8},
+        "micro": (1, 2, 4, 8, 16),
+    },
     "llama-7b": {"sequence_length": 2048, "samples_per_gpu": {1: 8, 2: 8, 4: 8}, "micro": (1, 2, 4, 8)},
 }
 HOPELESS = 1.33
@@ -61,7 +66,7 @@ def job(
         "train_batch_size": samples * world,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": samples // micro,
-        "zero_optimization": {"stage": stage, **OFFLOADS[offload], **({"overlap_comm": True} if overlap else {})},
+        "zero_optimization": {"stage": stage, **OFFLOADS[offload], **OVERLAPPED[overlap]},
         "bf16": {"enabled": True},
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "betas": [0.9, 0.95], "weight_decay": 0.1}},
         "gradient_clipping": 1.0,

@@ -13,6 +13,7 @@ need the true one lies; from these come the best normal distribution and its qua
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -26,7 +27,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "bench")]
 
 import measured_cases  # noqa: E402
-
 from trimtab.cluster import Cluster  # noqa: E402
 from trimtab.config import Config  # noqa: E402
 from trimtab.cost.allocator import WORKSPACE_BYTES  # noqa: E402
@@ -69,9 +69,7 @@ def need_of(case: dict[str, Any]) -> float:
     model = Model.from_hf(case["hf"], case["id"])
     workspace = WORKSPACE_BYTES[True]
     config = Config.from_mapping(case["config"], name=case["id"])
-    return smallest_capacity(
-        profile(config, model, case["world"], allocator=True, workspace_bytes=workspace)
-    )
+    return smallest_capacity(profile(config, model, case["world"], allocator=True, workspace_bytes=workspace))
 
 
 def probability(case: dict[str, Any], cap_bytes: float) -> float:
@@ -85,7 +83,7 @@ def probability(case: dict[str, Any], cap_bytes: float) -> float:
 
 
 def jobs() -> Iterator[dict[str, Any]]:
-    """Jobs of `bench/case_pool.py`: each one's cap nearest to its need first, then those above, then below."""
+    """Jobs of `bench/case_pool.py`: each one's cap nearest to its need first, then above, then below."""
     known = cases()
     found = []
     for number, name in enumerate(JOBS):
@@ -172,7 +170,7 @@ def show(these: Sequence[Tried]) -> None:
     """What was predicted in bins beside what ran, then where each job's need lies, then the spread."""
     print(f"{len(these)} jobs ran or ran out of memory")
     print("probability of fitting    jobs   ran")
-    for low, high in zip(BINS, BINS[1:], strict=False):
+    for low, high in itertools.pairwise(BINS):
         last = high == BINS[-1]
         inside = [one for one in these if low <= one.probability < high or (last and one.probability == high)]
         if inside:
