@@ -1,6 +1,6 @@
 """Run many measured cases on the GPUs of one host, each in processes of its own that wait ready for it.
 
-    python bench/case_pool.py JOBS.jsonl --output ROWS.jsonl [--gpus 4] [--seconds 540]
+    python bench/case_pool.py JOBS.jsonl --output ROWS.jsonl [--gpus 4] [--ready 1] [--seconds 540]
     python bench/case_pool.py JOBS.jsonl --output ROWS.jsonl --device cpu --tiny     tries the path
 
 A job is one JSON line:
@@ -125,7 +125,7 @@ class Pool:
         self.options = options
         self.free = set(range(options.gpus))
         self.change = threading.Condition()
-        self.standby: deque[Standby] = deque(Standby(options) for _ in range(options.gpus))
+        self.standby: deque[Standby] = deque(Standby(options) for _ in range(options.gpus * options.ready))
         self.short: dict[str, float] = {}
         self.failures: list[bool] = []
         self.started = time.time()
@@ -216,8 +216,8 @@ class Pool:
                 own = {"RANK": str(rank), "LOCAL_RANK": str(gpu)}
                 share = sorted(cores(options.gpus)[0][gpu])
                 standby.start({"options": asked, "environment": {**environment, **own}, "cores": share})
-            for _ in gpus:  # the next ones import while this job runs
-                self.standby.append(Standby(options))
+            with self.change:  # the next ones import while this job runs
+                self.standby.extend(Standby(options) for _ in gpus)
             return self.wait(job, ranks)
 
     def ready(self) -> Standby:
@@ -271,6 +271,9 @@ def main() -> int:
     parser.add_argument("jobs", type=Path, nargs="?")
     parser.add_argument("--output", default="rows.jsonl")
     parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument(
+        "--ready", type=int, default=1, help="processes that wait ready for each GPU: more for short jobs"
+    )
     parser.add_argument("--seconds", type=float, default=1e9, help="start no job after this long")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tiny", action="store_true", help="shrunken models: tries the path")

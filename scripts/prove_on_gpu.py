@@ -290,6 +290,8 @@ def measure(options: argparse.Namespace, row: dict) -> None:
         step_seconds=round(statistics.median(clock.steps), 4),
         all_step_seconds=[round(seconds, 4) for seconds in clock.steps],
         phase_seconds=clock.phases(),
+        micro_step_seconds=clock.micro_steps(),
+        skipped_steps=getattr(engine, "skipped_steps", None),
         loss=losses,
         host_rss_gib=round(psutil.Process().memory_info().rss / GIB, 3),
     )
@@ -356,11 +358,22 @@ class Clock:
         for marks in self.marks:
             total: dict[str, float] = {}
             for (_, before), (phase, after) in itertools.pairwise(marks):
-                seconds = before.elapsed_time(after) / 1000 if self.device == "cuda" else after - before
-                total[phase] = total.get(phase, 0.0) + seconds
+                total[phase] = total.get(phase, 0.0) + self.between(before, after)
             for phase, seconds in total.items():
                 sums.setdefault(phase, []).append(seconds)
         return {phase: round(statistics.median(values), 4) for phase, values in sums.items()}
+
+    def micro_steps(self) -> list[float]:
+        """Of each micro step of a step, the median over the timed steps; the last holds the optimizer's."""
+        steps: list[list[float]] = []
+        for marks in self.marks:
+            ends = [moment for phase, moment in marks if phase in ("begin", "step")]
+            steps.append([self.between(*pair) for pair in itertools.pairwise(ends)])
+        return [round(statistics.median(one), 6) for one in zip(*steps, strict=True)]
+
+    def between(self, before: Any, after: Any) -> float:
+        """Seconds from one mark to another."""
+        return before.elapsed_time(after) / 1000 if self.device == "cuda" else after - before
 
 
 def start_world(options: argparse.Namespace, world: int) -> None:
