@@ -15,10 +15,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from trimtab.cluster import Cluster, Gpu, find_gpu
-from trimtab.errors import NotFound
+from trimtab.cluster import Cluster, Gpu, find_gpu, gpu_name
 from trimtab.folders import cache_folder
 
 SHIPPED = "probe_h200.json"
@@ -47,8 +46,7 @@ FLASH_BACKWARD = 2.5  # five products of the scores' size against two (arXiv 230
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
+class Curve(NamedTuple):
     """Seconds by size, straight lines between measured points in the logarithm of both."""
 
     sizes: tuple[float, ...]
@@ -338,8 +336,7 @@ HOST_NODE_BYTES_PER_SECOND = 170e9
 HOST_CORE_BYTES_PER_SECOND = 10e9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
+class Host(NamedTuple):
     """Seconds of the host for what it does, by what it is.
 
     A least-squares fit over the host-bound phases of measured steps (bench/data/real_worlds.jsonl: llama,
@@ -397,11 +394,8 @@ def _kept(gpu: str) -> Path | None:
     best: tuple[int, Path] | None = None
     for file in sheet_folder().glob("*-x*.json"):
         name, _, ranks = file.stem.rpartition("-x")
-        try:
-            if find_gpu(name).name == gpu and ranks.isdigit():
-                best = max(best or (0, file), (int(ranks), file))
-        except NotFound:
-            continue
+        if gpu_name(name) == gpu and ranks.isdigit():
+            best = max(best or (0, file), (int(ranks), file))
     return best[1] if best else None
 
 
