@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from trimtab.cluster import Cluster, Gpu, find_gpu
-from trimtab.errors import NotFound
+from trimtab.cluster import Cluster, Gpu, find_gpu, gpu_name
 from trimtab.folders import cache_folder
 
 SHIPPED = "probe_h200.json"
@@ -55,8 +53,7 @@ FLASH_BACKWARD = 2.5  # five products of the scores' size against two (arXiv 230
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
+class Curve(NamedTuple):
     """Seconds by size, straight lines between measured points in the logarithm of both."""
 
     sizes: tuple[float, ...]
@@ -112,8 +109,8 @@ class Sheet:
     def host(self) -> Host:
         """The host of the machine that was probed, by how fast it issues single operators."""
         here, there = self._issue, _shipped()._issue
-        shares = [here[name] / there[name] for name in ISSUED if name in here and name in there]
-        return HOST.times(statistics.median(shares)) if shares else HOST
+        shares = sorted(here[name] / there[name] for name in ISSUED if name in here and name in there)
+        return HOST.times(shares[len(shares) // 2]) if shares else HOST
 
     @cached_property
     def _issue(self) -> Mapping[str, float]:
@@ -239,8 +236,7 @@ def _usual_share(precision: str, rows: int, inner: int, columns: int, batch: int
     return EVEN_SHARE if _is_even(rows, inner) else ODD_INNER_SHARE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
+class Host(NamedTuple):
     """Seconds of the host for what it does: Python, autograd and the engine's hooks.
 
     A kernel's share of its module's call and of the views around it is in it; views and modules alone are
@@ -262,7 +258,7 @@ class Host:
 
     def times(self, factor: float) -> Host:
         """The same host, slower by ``factor``."""
-        return Host(**{one.name: getattr(self, one.name) * factor for one in fields(self)})
+        return Host(*(seconds * factor for seconds in self))
 
 
 HOST = Host()
@@ -447,11 +443,8 @@ def _kept(gpu: str) -> Path | None:
     best: tuple[int, Path] | None = None
     for file in sheet_folder().glob("*-x*.json"):
         name, _, ranks = file.stem.rpartition("-x")
-        try:
-            if find_gpu(name).name == gpu and ranks.isdigit():
-                best = max(best or (0, file), (int(ranks), file))
-        except NotFound:
-            continue
+        if gpu_name(name) == gpu and ranks.isdigit():
+            best = max(best or (0, file), (int(ranks), file))
     return best[1] if best else None
 
 
