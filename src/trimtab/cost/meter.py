@@ -30,13 +30,15 @@ class Kernel(NamedTuple):
     phase: str
     """``forward``, ``backward`` or ``recompute``."""
     name: str
-    """``product``, ``attention``, or ``moving`` for what memory alone bounds."""
+    """``product``, ``attention``, ``looked up`` for element-wise work on tensors that lie differently in memory,
+    the name by which a probe measures it, or ``moving`` for the rest, which memory alone bounds."""
     moved: int
     """Bytes read and written."""
     flops: int = 0
     shape: tuple[int, ...] = ()
     """Of a product: batch, rows, inner size, columns, and bytes of an element.  Of attention: batch x heads,
-    queries, keys, width, and whether it is causal, drops out, has a mask."""
+    queries, keys, width, and whether it is causal, drops out, has a mask.  Of a norm: rows and columns; of what
+    is looked up: elements."""
 
 
 Work = Counter[Kernel]
