@@ -19,16 +19,18 @@ from trimtab.cost.meter import Kernel
 from trimtab.cost.operators import LOOKED_UP
 from trimtab.cost.rates import Rates, rates_of
 
-ENGINE_BYTES = {0: 4.0, 1: 6.5, 2: 5.4, 3: 6.5}
+ENGINE_BYTES = {0: 4.1, 1: 5.0, 2: 5.0, 3: 4.2}
 """Bytes that the engine moves in the backward pass for a byte of gradients: into buckets, divided, out again.
 
-Counted in rehearsed steps: bert-base-cls-z0, llama-1b-z1, llama-7b-z2 and llama-7b-z3 of four ranks.
+Counted in rehearsed steps of a billion parameters and more: llama-1b-z0-m4, llama-1b-z2-m8, llama-1b-z3-m4
+and llama-7b-z3-m4-recompute of bench/data/quiet_steps.jsonl.
 """
 GATHER_BYTES = (
     0.7  # stage 3 lays shards and whole parameters together: 0.36 (llama-7b-z3) to 1.1 (neox-20b-z3)
 )
-STEP_BYTES = {0: 64, 1: 74, 2: 74, 3: 70}
+STEP_BYTES = {0: 58, 1: 73, 2: 73, 3: 61}
 """Bytes of a step for a parameter that this rank owns: norms, copies, FusedAdam's 28; the same rehearsals."""
+ADAM_BYTES = 28
 STEP_DISPATCHES = {0: 20, 1: 24, 2: 24, 3: 8}
 """Operators and views of a step for a tensor that this rank owns: overflow check, norm; as above."""
 HOOKED = 2
@@ -183,8 +185,8 @@ class _Step:
         return flops["forward"] / max(1, sum(flops.values()))
 
     def _stream(self, moved: float) -> float:
-        """Seconds of large kernels that move so many bytes together."""
-        return self.rates.moving(moved) if moved else 0.0
+        """Seconds of large kernels that move so many bytes together, most of them from one type to another."""
+        return self.rates.moving(moved, "to fp32") if moved else 0.0
 
     def _step(self) -> tuple[float, float]:
         """Seconds of the optimizer's step on the GPU, and of the GPU waiting for the host there."""
@@ -193,7 +195,8 @@ class _Step:
         host = tensors * STEP_DISPATCHES[config.stage] * self.rates.host.step
         if config.offload_optimizer != "none":
             return 0.0, host
-        device = self._stream(self.owned * STEP_BYTES[config.stage])
+        device = self._stream(self.owned * (STEP_BYTES[config.stage] - ADAM_BYTES))
+        device += self.rates.moving(self.owned * ADAM_BYTES, "FusedAdam")
         if config.stage < 2 and self.batch.accumulation > 1:
             device += self._stream(self.gradient_bytes * ENGINE_BYTES[config.stage])
         return device, max(0.0, host - device)
@@ -212,7 +215,7 @@ class _Step:
             first = 1 / (3 if self.config.job.checkpoint_activations else 2)
             fetches = self.profile.uses * host.fetch
             forward, backward = forward + fetches * first, backward + fetches * (1 - first)
-            backward += self.profile.trainable_tensors * HOOKED * host.engine
+            backward += self.profile.trainable_tensors * (host.fetch + HOOKED * host.engine)
         return forward, backward
 
     # -- links ---------------------------------------------------------------------------------------------
