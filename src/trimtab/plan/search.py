@@ -47,6 +47,11 @@ class Contender:
         return self.speed.step_seconds
 
     @property
+    def careful_seconds(self) -> float:
+        """What it is ranked by: hosts differ twofold, and a choice has to be good on a slow one too."""
+        return (self.speed.step_seconds + (self.speed.slow_host_seconds or self.speed.step_seconds)) / 2
+
+    @property
     def seconds_per_token(self) -> float:
         """Of the whole cluster."""
         return self.speed.step_seconds / (self.speed.tokens_per_step * self.cluster.world_size)
@@ -117,7 +122,7 @@ class Field:
             if self.divides and all(self._host_is_short(one) for one in offloading):
                 found += self._timed(on_disk(self.wishes, self.cluster))
             self._every = found
-        return sorted(self._every, key=lambda one: (one.step_seconds, one.family.complexity, one.micro))
+        return sorted(self._every, key=lambda one: (one.careful_seconds, one.family.complexity, one.micro))
 
     def best(self) -> Contender | None:
         """The one to choose: the simplest of those that fit and are as fast as the fastest that fits."""
@@ -125,9 +130,9 @@ class Field:
         first = next((fit for one in order if (fit := self.fitting(one)) is not None), None)
         if first is None:
             return None
-        slowest = first.step_seconds * (1 + TIE)
+        slowest = first.careful_seconds * (1 + TIE)
         found: list[Contender] = []
-        for one in sorted((one for one in order if one.step_seconds <= slowest), key=self._preference):
+        for one in sorted((one for one in order if one.careful_seconds <= slowest), key=self._preference):
             if found and one.family.complexity >= found[0].family.complexity:
                 break
             fit = self.fitting(one)
@@ -171,10 +176,10 @@ class Field:
             found = [fit for one in members if (fit := self._likely(one)) is not None]
             found = found or [fit for one in members if (fit := self.fitting(one)) is not None]
             if found:
-                fastest = min(one.step_seconds for one in found)
+                fastest = min(one.careful_seconds for one in found)
                 fitting.append(
                     min(
-                        (one for one in found if one.step_seconds <= fastest * (1 + TIE)),
+                        (one for one in found if one.careful_seconds <= fastest * (1 + TIE)),
                         key=self._preference,
                     )
                 )
@@ -191,7 +196,7 @@ class Field:
             short = self.arithmetic.shortfall(one.config, self.cluster)
             if short is not None:
                 losers.append(Loser(contender=one, shortfall=short))
-        fitting.sort(key=lambda one: (one.step_seconds, one.family.complexity))
+        fitting.sort(key=lambda one: (one.careful_seconds, one.family.complexity))
         losers.sort(key=lambda one: one.shortfall.needed / one.shortfall.there)
         return fitting, losers
 
@@ -225,7 +230,9 @@ class Field:
 
     def _with_time(self, one: Contender) -> Contender:
         seconds = self.retimed.get((one.family.name, one.micro))
-        return one if seconds is None else replace(one, speed=replace(one.speed, step_seconds=seconds))
+        return one if seconds is None else replace(
+            one, speed=replace(one.speed, step_seconds=seconds, slow_host_seconds=seconds)
+        )
 
     def _families(self) -> Iterable[list[Contender]]:
         found: dict[tuple[str, ...], list[Contender]] = {}
