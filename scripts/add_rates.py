@@ -1,9 +1,10 @@
 """Make the sheet of rates that comes with Trimtab out of what `trimtab probe` wrote on H200s.
 
-    python scripts/add_rates.py probe_h200x4.json
+    python scripts/add_rates.py probe_h200x2.json [ROWS.json ...]
 
 Writes ``src/trimtab/data/probe_h200.json``: the same rows without their single samples, one a line, and
-those collectives of the present sheet that ran over other numbers of GPUs.
+those collectives of the present sheet that ran over other numbers of GPUs.  Each further file holds a list of
+rows; those of a kind that it has take the place of the sheet's.
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ sys.path.insert(0, str(ROOT / "src"))
 TARGET = ROOT / "src" / "trimtab" / "data" / "probe_h200.json"
 
 
-def main(file: str) -> None:
-    """Trim the sheet in ``file`` and put it in its place."""
+def main(file: str, *others: str) -> None:
+    """Trim the sheet in ``file`` and put it in its place, with what the others have."""
     from trimtab.probe.kept import write
 
     sheet = json.loads(Path(file).read_text(encoding="utf-8"))
+    measured = sheet["measurements"]
+    for other in others:
+        newer = json.loads(Path(other).read_text(encoding="utf-8"))
+        kinds = {row["kind"] for row in newer}
+        measured = [row for row in measured if row["kind"] not in kinds] + newer
     rows = [
         {key: value for key, value in row.items() if key != "samples"}
-        for row in sheet["measurements"]
-        if row["seconds"]
+        for row in measured
+        if row["seconds"] and row.get("cache") != "warm"
     ]
     ranks = {row["ranks"] for row in rows if row["kind"] == "collective"}
     present = json.loads(TARGET.read_text(encoding="utf-8"))
@@ -39,4 +45,4 @@ def main(file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
