@@ -208,7 +208,7 @@ class _Step:
             backward += self.profile.trainable_tensors * HOST.hook
         if self.sharded:
             calls = self.profile.uses * HOST.fetch + 2 * self.profile.tensors * self.ranks * HOST.engine
-            first = 1 / (3 if self.config.job.checkpoint_activations else 2)
+            first = 1 / (2 + self.profile.recomputed)
             forward, backward = forward + calls * first, backward + calls * (1 - first)
             backward += self.profile.trainable_tensors * HOST.fetch
         return forward, backward
