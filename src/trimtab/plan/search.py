@@ -1,14 +1,18 @@
 """The best configuration on one cluster: every family at every micro batch, by time first and memory second.
 
 Times cost next to nothing to predict, so all candidates are put in order of time, and the first that fits is
-the fastest that fits: nothing is greedy.  Memory is counted only for those that may still win.  Among
-configurations that are as fast within `TIE` the simplest wins.
+the fastest that fits: nothing is greedy.  Memory is counted only for those that may still win.  Where keeping
+all activations does not fit, the same with as many layers recomputed as that lacks takes its place in the
+order, at its own time.  Among configurations that are as fast within `TIE` the simplest wins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import heapq
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 from trimtab import moves
 from trimtab.cluster import Cluster
@@ -84,6 +88,8 @@ class Field:
     _lean: dict[tuple[tuple[str, ...], int], Contender] = field(default_factory=dict)
     _short: dict[tuple[tuple[str, ...], int], Shortfall | None] = field(default_factory=dict)
     _shorts: dict[Line, list[tuple[int, Shortfall]]] = field(default_factory=dict)
+    _partial: dict[tuple[tuple[str, ...], int], Contender] = field(default_factory=dict)
+    """Those with some layers recomputed that were looked at."""
     _ends: dict[Line, tuple[Contender, Contender | None]] = field(default_factory=dict)
 
     @property
@@ -121,20 +127,55 @@ class Field:
 
     def best(self) -> Contender | None:
         """The one to choose: the simplest of those that fit and are as fast as the fastest that fits."""
-        order = self.every()
-        first = next((fit for one in order if (fit := self.fitting(one)) is not None), None)
+        first = next((fit for one in self._ascending() if (fit := self.fitting(one)) is not None), None)
         if first is None:
             return None
         slowest = first.step_seconds * (1 + TIE)
-        found: list[Contender] = []
-        for one in sorted((one for one in order if one.step_seconds <= slowest), key=self._preference):
-            if found and one.family.complexity >= found[0].family.complexity:
-                break
-            fit = self.fitting(one)
-            if fit is not None:
-                found.append(fit)
-                found.sort(key=self._preference)
-        return found[0]
+        close = sorted((one for one in self.every() if one.step_seconds <= slowest), key=self._preference)
+        simpler = (one for one in close if self._preference(one) < self._preference(first))
+        return next((fit for one in simpler if (fit := self.fitting(one)) is not None), first)
+
+    def _ascending(self) -> Iterator[Contender]:
+        """All of them by time; one that does not fit is followed by itself with more layers recomputed."""
+        number = count()
+        waiting = [(one.step_seconds, next(number), one) for one in self.every()]
+        while waiting:  # in order from the start: a heap
+            _, _, one = heapq.heappop(waiting)
+            yield one
+            more = self._recomputing_more(one) if self.fitting(one) is None else None
+            if more is not None:
+                heapq.heappush(waiting, (more.step_seconds, next(number), more))
+
+    def _recomputing_more(self, one: Contender) -> Contender | None:
+        """``one`` with as many more layers recomputed as it lacks memory; None where that cannot help."""
+        model, cluster, job = self.wishes.model, self.cluster, one.config.job
+        if job.recomputation is True:
+            return None
+        most = with_micro_batch(one.family.recomputing(True, cluster), one.micro, cluster)
+        if self.arithmetic.shortfall(most, cluster) is not None:
+            return None
+        done = job.recomputed_of(model.all_layers, model.name)
+        short = self.arithmetic.shortfall(one.config, cluster) or self._short.get(
+            (one.family.name, one.micro)
+        )
+        if short is not None:
+            layers = done + max(1, math.ceil(short.lack / self._saved_by_a_layer(one)))
+        else:  # a proof refused it, and does not say by how much: half of them once, then all
+            layers = model.all_layers if done else model.all_layers // 2
+        if not 0 < layers < model.all_layers:
+            return None
+        found = self._contender(one.family.recomputing(layers, cluster), one.micro)
+        self._partial[found.family.name, found.micro] = found = self._with_time(found)
+        return found
+
+    def _saved_by_a_layer(self, one: Contender) -> float:
+        """Bytes that live after a forward pass less if the first layer is recomputed."""
+        kept, first = (
+            with_micro_batch(one.family.recomputing(layers, self.cluster), one.micro, self.cluster)
+            for layers in (False, 1)
+        )
+        live = [self.arithmetic.profile(each, self.cluster).live["forward"] for each in (kept, first)]
+        return max(1, live[0] - live[1])
 
     def _preference(self, one: Contender) -> tuple[object, ...]:
         """The simplest, then the largest micro batch.
@@ -171,13 +212,7 @@ class Field:
             found = [fit for one in members if (fit := self._likely(one)) is not None]
             found = found or [fit for one in members if (fit := self.fitting(one)) is not None]
             if found:
-                fastest = min(one.step_seconds for one in found)
-                fitting.append(
-                    min(
-                        (one for one in found if one.step_seconds <= fastest * (1 + TIE)),
-                        key=self._preference,
-                    )
-                )
+                fitting.append(self._preferred(found))
                 continue
             short, least = min(
                 ((short, one) for one in members if (short := self.shortfall(one)) is not None),
@@ -191,9 +226,24 @@ class Field:
             short = self.arithmetic.shortfall(one.config, self.cluster)
             if short is not None:
                 losers.append(Loser(contender=one, shortfall=short))
+        fitting += self._partial_rows()
         fitting.sort(key=lambda one: (one.step_seconds, one.family.complexity))
         losers.sort(key=lambda one: one.shortfall.needed / one.shortfall.there)
         return fitting, losers
+
+    def _partial_rows(self) -> Iterator[Contender]:
+        """Of those with some layers recomputed that were found to fit, one for each sharding."""
+        found: dict[tuple[str, ...], list[Contender]] = {}
+        for key, one in self._partial.items():
+            fit = self.fitting(one) if key in self._short else None
+            if fit is not None:
+                found.setdefault(one.family.sharding, []).append(fit)
+        return (self._preferred(members) for members in found.values())
+
+    def _preferred(self, found: Sequence[Contender]) -> Contender:
+        """The simplest of those that are as fast as the fastest."""
+        fastest = min(one.step_seconds for one in found)
+        return min((one for one in found if one.step_seconds <= fastest * (1 + TIE)), key=self._preference)
 
     def _likely(self, one: Contender) -> Contender | None:
         """As `fitting`, but the allocator's loss is taken as usual where nobody replayed it."""
@@ -222,6 +272,7 @@ class Field:
         self.retimed[one.family.name, one.micro] = step_seconds
         self._every = [self._with_time(each) for each in self._every or []]
         self._lean = {key: self._with_time(each) for key, each in self._lean.items()}
+        self._partial = {key: self._with_time(each) for key, each in self._partial.items()}
 
     def _with_time(self, one: Contender) -> Contender:
         seconds = self.retimed.get((one.family.name, one.micro))
@@ -251,6 +302,9 @@ class Field:
             speed=self.arithmetic.speed(config, self.cluster),
         )
 
+    def _contender_config(self, family: Family, size: int) -> Config:
+        return with_micro_batch(family, size, self.cluster)
+
     def _cannot(self, family: Family) -> bool:
         states = self.arithmetic.states_bytes(family.config, self.cluster.world_size)
         return states > self.arithmetic.room(family.config, self.cluster)
@@ -264,6 +318,8 @@ class Field:
         short = self._known_short(one)
         if short is not None:
             return short
+        if one.family.is_partial:
+            return self._weigh_partial(one.config)
         short = self._hopeless(one) or self._weigh(one.config)
         lean = smaller_bucket(one.family, self.wishes, self.cluster) if short is not None else None
         if lean is None or short is None or not self._buckets_could_help(one, short):
@@ -278,6 +334,12 @@ class Field:
         if self.exact:
             return self.arithmetic.verdict(config, self.cluster)
         return self.arithmetic.usual_shortfall(config, self.cluster)
+
+    def _weigh_partial(self, config: Config) -> Shortfall | None:
+        """As `_weigh`, a quick replay first: it says best how many layers are still to be added."""
+        return (self.arithmetic.quick_shortfall(config, self.cluster) if self.exact else None) or self._weigh(
+            config
+        )
 
     def _known_short(self, one: Contender) -> Shortfall | None:
         return next((short for micro, short in self._shorts.get(one.line, ()) if micro < one.micro), None)
