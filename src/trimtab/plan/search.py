@@ -169,13 +169,18 @@ class Field:
         return found
 
     def _saved_by_a_layer(self, one: Contender) -> float:
-        """Bytes that live after a forward pass less if the first layer is recomputed."""
-        kept, first = (
-            with_micro_batch(one.family.recomputing(layers, self.cluster), one.micro, self.cluster)
-            for layers in (False, 1)
+        """Bytes that live after a forward pass less if the first layer is recomputed.
+
+        An encoder's layers differ from its decoder's; all others are equal.
+        """
+        model, cluster = self.wishes.model, self.cluster
+        few: tuple[int | bool, int] = (1, 1) if model.decoder_layers else (True, model.layers)
+        kept, less = (
+            with_micro_batch(one.family.recomputing(layers, cluster), one.micro, cluster)
+            for layers in (False, few[0])
         )
-        live = [self.arithmetic.profile(each, self.cluster).live["forward"] for each in (kept, first)]
-        return max(1, live[0] - live[1])
+        live = [self.arithmetic.profile(each, cluster).live["forward"] for each in (kept, less)]
+        return max(1, (live[0] - live[1]) / few[1])
 
     def _preference(self, one: Contender) -> tuple[object, ...]:
         """The simplest, then the largest micro batch.
@@ -209,10 +214,10 @@ class Field:
         fitting: list[Contender] = []
         losers: list[Loser] = []
         for members in self._families():
-            found = [fit for one in members if (fit := self._likely(one)) is not None]
-            found = found or [fit for one in members if (fit := self.fitting(one)) is not None]
-            if found:
-                fitting.append(self._preferred(found))
+            best = self._preferred([fit for one in members if (fit := self._likely(one)) is not None])
+            best = best or next((fit for one in members if (fit := self.fitting(one)) is not None), None)
+            if best is not None:
+                fitting.append(best)
                 continue
             short, least = min(
                 ((short, one) for one in members if (short := self.shortfall(one)) is not None),
@@ -231,19 +236,20 @@ class Field:
         losers.sort(key=lambda one: one.shortfall.needed / one.shortfall.there)
         return fitting, losers
 
-    def _partial_rows(self) -> Iterator[Contender]:
-        """Of those with some layers recomputed that were found to fit, one for each sharding."""
-        found: dict[tuple[str, ...], list[Contender]] = {}
-        for key, one in self._partial.items():
+    def _partial_rows(self) -> Iterable[Contender]:
+        """Of those with some layers recomputed that were found to fit, the fastest of each sharding."""
+        found: dict[tuple[str, ...], Contender] = {}
+        for key, one in sorted(self._partial.items(), key=lambda item: item[1].step_seconds):
             fit = self.fitting(one) if key in self._short else None
             if fit is not None:
-                found.setdefault(one.family.sharding, []).append(fit)
-        return (self._preferred(members) for members in found.values())
+                found.setdefault(one.family.sharding, fit)
+        return found.values()
 
-    def _preferred(self, found: Sequence[Contender]) -> Contender:
+    def _preferred(self, found: Sequence[Contender]) -> Contender | None:
         """The simplest of those that are as fast as the fastest."""
-        fastest = min(one.step_seconds for one in found)
-        return min((one for one in found if one.step_seconds <= fastest * (1 + TIE)), key=self._preference)
+        fastest = min((one.step_seconds for one in found), default=0.0)
+        close = (one for one in found if one.step_seconds <= fastest * (1 + TIE))
+        return min(close, key=self._preference, default=None)
 
     def _likely(self, one: Contender) -> Contender | None:
         """As `fitting`, but the allocator's loss is taken as usual where nobody replayed it."""
