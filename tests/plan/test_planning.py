@@ -65,6 +65,19 @@ def test_a_plan_fits_and_its_file_has_no_findings(
     assert all(row.why_not for row in answer.considered[1:])
 
 
+def test_some_layers_recomputed_are_chosen_with_both_ends_named() -> None:
+    answer = plan("llama-13b", gpu="a100-80gb", gpus_per_node=8, objective="finetune", alternatives=False)
+    assert answer.chosen is not None
+    layers = answer.chosen.config.job.recomputed_layers
+    assert layers is not None
+    assert 0 < layers < 40
+    assert file_of(answer.chosen)["trimtab"]["checkpoint_activations"] == layers
+    assert f"{layers} layers recomputed" in answer.considered[0].summary
+    said = next(text for text in answer.why if text.startswith(f"activations of {layers} layers recomputed:"))
+    assert "keeping all" in said
+    assert "recomputing all" in said
+
+
 def test_a_larger_budget_is_never_worse() -> None:
     before = float("inf")
     for budget in (1.0, 2.0, 4.0, 8.0, 16.0, 64.0, 1000.0):

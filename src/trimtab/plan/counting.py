@@ -134,9 +134,14 @@ class Arithmetic:
             return None
         there = cluster.gpu.usable_bytes
         enough = max(int(answer.needed.expected), there + 1)
-        inside = answer.needed.expected - outside_allocator(cluster.world_size, config.stage)
-        lack = self._short(config, inside, cluster).lack
+        lack = -self.spare(config, cluster)
         return Shortfall(where="GPU memory", needed=enough, there=there, close=True, lack=lack)
+
+    def spare(self, config: Config, cluster: Cluster) -> int:
+        """Bytes that a GPU has and ``config`` does not need, with the probability asked for."""
+        needed = self.estimate(config, cluster).needed.expected
+        inside = needed - outside_allocator(cluster.world_size, config.stage)
+        return -self._short(config, inside, cluster).lack
 
     def estimate(self, config: Config, cluster: Cluster) -> Estimate:
         """The whole estimate, made once."""

@@ -197,8 +197,7 @@ def _same_but(one: Contender, other: Contender, what: str) -> bool:
     mine, theirs = one.config, other.config
     same = {
         "stage": mine.stage == theirs.stage,
-        "recomputation": one.family.is_partial == other.family.is_partial
-        and mine.job.checkpoint_activations == theirs.job.checkpoint_activations,
+        "recomputation": one.family.is_partial or mine.job.recomputation is theirs.job.recomputation,
         "offload": (mine.offload_optimizer, mine.offload_param)
         == (theirs.offload_optimizer, theirs.offload_param),
     }

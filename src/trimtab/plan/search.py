@@ -130,6 +130,8 @@ class Field:
         first = next((fit for one in self._ascending() if (fit := self.fitting(one)) is not None), None)
         if first is None:
             return None
+        if first.family.is_partial and self.exact:
+            first = self._recomputing_fewer(first)
         slowest = first.step_seconds * (1 + TIE)
         close = sorted((one for one in self.every() if one.step_seconds <= slowest), key=self._preference)
         simpler = (one for one in close if self._preference(one) < self._preference(first))
@@ -164,8 +166,25 @@ class Field:
             layers = model.all_layers if done else model.all_layers // 2
         if not 0 < layers < model.all_layers:
             return None
-        found = self._contender(one.family.recomputing(layers, cluster), one.micro)
-        self._partial[found.family.name, found.micro] = found = self._with_time(found)
+        return self._partially(one, layers)
+
+    def _recomputing_fewer(self, one: Contender) -> Contender:
+        """``one``, which fits, with fewer layers recomputed if the whole replay leaves room for that."""
+        job, spare = one.config.job, self.arithmetic.spare(one.config, self.cluster)
+        layers = job.recomputed_of(self.wishes.model.all_layers, self.wishes.model.name)
+        layers -= int(spare / self._saved_by_a_layer(one))
+        if not 0 < layers < (job.recomputed_layers or 0):
+            return one
+        fewer = self._partially(one, layers)
+        key = (fewer.family.name, fewer.micro)
+        if key not in self._short:
+            self._short[key] = self._weigh(fewer.config)
+        return self.fitting(fewer) or one
+
+    def _partially(self, one: Contender, layers: int) -> Contender:
+        """``one`` with so many layers recomputed."""
+        found = self._with_time(self._contender(one.family.recomputing(layers, self.cluster), one.micro))
+        self._partial[found.family.name, found.micro] = found
         return found
 
     def _saved_by_a_layer(self, one: Contender) -> float:
