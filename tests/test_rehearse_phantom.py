@@ -241,21 +241,21 @@ def test_t5s_permuted_bias_takes_the_plain_kernel_and_recomputation_frees_its_sc
 @needs_engine
 @pytest.mark.engine
 @pytest.mark.parametrize(
-    ("hf", "more", "some", "lora"),
+    ("hf", "stage", "more", "some", "lora"),
     [
-        (LLAMA, {}, 1, True),
-        (GPT2, {}, 2, True),
-        (T5, {"task": "seq2seq-lm", "target_length": 64}, 3, False),
+        (LLAMA, 1, {}, 1, True),
+        (GPT2, 3, {}, 2, True),
+        (T5, 2, {"task": "seq2seq-lm", "target_length": 64}, 3, False),
     ],
 )
 def test_some_layers_recomputed_take_what_the_arithmetic_counts(
-    hf: dict[str, Any], more: dict[str, Any], some: int, lora: bool
+    hf: dict[str, Any], stage: int, more: dict[str, Any], some: int, lora: bool
 ) -> None:
     names = {"llama": ("q_proj",), "gpt2": ("c_attn",), "t5": ("q",)}[hf["model_type"]]
     job = {"task": "causal-lm", "sequence_length": 128, "checkpoint_activations": some, **more}
     if lora:
         job["lora"] = {"r": 8, "target_modules": list(names)}
-    asked = request(2)
+    asked = request(stage)
     raw = {**asked.deepspeed, "train_micro_batch_size_per_gpu": asked.micro_batch, "trimtab": job}
     config = Config.from_mapping(raw)
     model = Model.from_hf(hf)

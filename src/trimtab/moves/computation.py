@@ -66,7 +66,7 @@ def recomputation(layers: bool | int) -> Move:
     return moved(
         "recomputation",
         layers,
-        title=f"Activations of {layers} layer{'s' * (layers > 1)} recomputed",
+        title=f"Activations of the first {'layer' if layers == 1 else f'{layers} layers'} recomputed",
         saves="the activations of those layers: of each only what enters it is kept",
         costs="a second forward pass of those layers; memory for the others' activations",
         needs="as many layers",
@@ -79,7 +79,11 @@ def recomputation(layers: bool | int) -> Move:
 
 def _amount(text: str) -> bool | int:
     """The value of a move's name: ``on``, ``off`` or a number of layers."""
-    return {"on": True, "off": False}[text] if text in ("on", "off") else int(text)
+    if text in ("on", "off"):
+        return text == "on"
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
 
 
 def _amounts(config: Config, model: Model, cluster: Cluster) -> tuple[Value, ...]:
