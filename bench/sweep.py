@@ -224,6 +224,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--first", type=int, default=0, help="the number of the first case")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--output", type=Path, default=ROOT / "bench/data/sweep.jsonl")
     parser.add_argument("--only", type=int)
@@ -245,7 +246,7 @@ def main() -> int:
         return 0
     done = {number for number, row in found.items() if row["revision"] == REVISION}
     started = time.time()
-    for number in sorted(set(range(options.count)) - done):
+    for number in sorted(set(range(options.first, options.first + options.count)) - done):
         if time.time() - started > options.seconds:
             break
         row = run(draw(number))

@@ -2,7 +2,8 @@
 
     python scripts/add_rates.py probe_h200x4.json
 
-Writes ``src/trimtab/data/probe_h200.json``: the same rows without their single samples, one a line.
+Writes ``src/trimtab/data/probe_h200.json``: the same rows without their single samples, one a line, and
+those collectives of the present sheet that ran over other numbers of GPUs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ def main(file: str) -> None:
         for row in sheet["measurements"]
         if row["seconds"]
     ]
-    write({**sheet, "measurements": rows}, TARGET)
+    ranks = {row["ranks"] for row in rows if row["kind"] == "collective"}
+    present = json.loads(TARGET.read_text(encoding="utf-8"))
+    others = [
+        row for row in present["measurements"] if row["kind"] == "collective" and row["ranks"] not in ranks
+    ]
+    machine = {**sheet["machine"], "gpus_per_node": max(ranks | {row["ranks"] for row in others})}
+    write({**sheet, "machine": machine, "measurements": rows + others}, TARGET)
     print(f"{len(rows)} rows of {sheet['machine']['gpu']}, {TARGET.stat().st_size} bytes: {TARGET}")
 
 

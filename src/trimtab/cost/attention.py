@@ -219,7 +219,8 @@ def eager(
 
 def repeat_keys(m: Machine, x: Tensor, shape: Shape) -> Tensor:
     """``repeat_kv``: every key head copied to the query heads that share it."""
-    return m.op(x.numel * (shape.heads // shape.kv_heads), (x,), (x.bytes,), item=x.item)
+    numel = x.numel * (shape.heads // shape.kv_heads)
+    return m.op(numel, (x,), (x.bytes,), item=x.item, kernel=ops.LOOKED_UP, shape=(numel,))
 
 
 def _product(

@@ -141,6 +141,18 @@ class Region:
         self.run, self.arguments, self.recomputed = _nothing, (), None
 
 
+BACKWARD = {
+    "native_layer_norm": "native_layer_norm_backward",
+    "native_dropout": "native_dropout_backward",
+    "embedding": "embedding_dense_backward",
+    "_softmax": "_softmax_backward_data",
+    "_log_softmax": "_log_softmax_backward_data",
+    "to fp32": "to bf16",
+    "to bf16": "to fp32",
+}
+"""Kernels that make all gradients of an operator at once, by the operator's own."""
+
+
 def backward_kernels(node: Node) -> Iterator[Kernel]:
     """The kernels that make a node's gradients."""
     sizes = [size for edge, size in zip(node.inputs, node.gradients, strict=True) if edge and size > PASS]
@@ -156,12 +168,16 @@ def backward_kernels(node: Node) -> Iterator[Kernel]:
             if node.inputs[place] is not None:
                 yield Kernel("backward", "product", moved, node.flops, (batch, *shape, item))
         if any(node.inputs[2:]):  # the bias: a sum over the rows
-            yield Kernel("backward", "moving", outcome)
+            yield Kernel("backward", "sum columns", outcome)
+    elif node.kernel in BACKWARD:
+        yield Kernel("backward", BACKWARD[node.kernel], node.moved + sum(sizes), node.flops, node.shape)
     else:
         moved = node.moved + sum(sizes) + 2 * node.scratch + node.tail
         count = len(sizes) + (node.scratch > 0) + (node.tail > 0)  # one a gradient, and those between
-        for _ in range(count):
-            yield Kernel("backward", "moving", moved // count, node.flops // count)
+        for place in range(count):
+            first = place == 0  # the gradient of the tensor itself; its factors' are sums over even products
+            name, shape = (node.kernel, node.shape) if first else ("moving", ())
+            yield Kernel("backward", name, moved // count, node.flops // count, shape)
 
 
 class Machine:

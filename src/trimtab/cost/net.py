@@ -107,16 +107,20 @@ class Net:
             return m.op(x.numel, (x,), (-1,), item=x.item)  # liger_kernel/ops/rope.py works in place
         part = x.view(int(x.numel * rotated))
         turned = self._rotate_half(part)
-        turned = ops.scale(m, turned)
-        straight = m.op(part.numel, (part,), (x.bytes,), item=x.item)
-        out = ops.add(m, straight, turned)
+        # cosines and sines are repeated for every head, and heads lie beside each other until they are turned
+        turned = ops.scale(m, turned, kernel=ops.LOOKED_UP)
+        straight = m.op(
+            part.numel, (part,), (x.bytes,), item=x.item, kernel=ops.LOOKED_UP, shape=(part.numel,)
+        )
+        out = ops.add(m, straight, turned, kernel=ops.LOOKED_UP)
         if rotated >= 1.0:
             return out
         return m.op(x.numel, (out, x), (-1, x.bytes), item=x.item)
 
     def _rotate_half(self, x: Tensor) -> Tensor:
         m = self.m
-        negative = m.op(x.numel // 2, (x,), (x.bytes,), item=x.item)
+        half = x.numel // 2
+        negative = m.op(half, (x,), (x.bytes,), item=x.item, kernel=ops.LOOKED_UP, shape=(half,))
         return m.op(x.numel, (negative, x), (negative.bytes, x.bytes), item=x.item)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, masked: bool = True) -> Tensor:

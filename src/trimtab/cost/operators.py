@@ -12,6 +12,8 @@ from trimtab.cost.reduction import reduction_bytes
 
 FLOAT = 4
 MASK = 1
+LOOKED_UP = "looked up"
+"""An element-wise kernel that looks up where each element lies (`trimtab.cost.meter.Kernel.name`)."""
 
 
 def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
@@ -36,14 +38,15 @@ def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) ->
     )
 
 
-def add(m: Machine, a: Tensor, b: Tensor) -> Tensor:
+def add(m: Machine, a: Tensor, b: Tensor, *, kernel: str = "moving") -> Tensor:
     """``a + b``, keeps nothing."""
-    return m.op(max(a.numel, b.numel), (a, b), (PASS, PASS), item=max(a.item, b.item))
+    numel = max(a.numel, b.numel)
+    return m.op(numel, (a, b), (PASS, PASS), item=max(a.item, b.item), kernel=kernel, shape=(numel,))
 
 
-def scale(m: Machine, x: Tensor) -> Tensor:
-    """``x`` times, or divided by, a number: keeps nothing."""
-    return m.op(x.numel, (x,), (x.bytes,), item=x.item)
+def scale(m: Machine, x: Tensor, *, kernel: str = "moving") -> Tensor:
+    """``x`` times, or divided by, a number or what does not train: keeps nothing."""
+    return m.op(x.numel, (x,), (x.bytes,), item=x.item, kernel=kernel, shape=(x.numel,))
 
 
 def shift(m: Machine, x: Tensor) -> Tensor:
@@ -59,24 +62,27 @@ def mul(m: Machine, a: Tensor, b: Tensor) -> Tensor:
 
 def cast(m: Machine, x: Tensor, item: int) -> Tensor:
     """``x`` in another precision; itself if it has it."""
-    return x if x.item == item else m.op(x.numel, (x,), (x.bytes,), item=item)
+    kernel = "to fp32" if item > x.item else "to bf16"
+    return x if x.item == item else m.op(x.numel, (x,), (x.bytes,), item=item, kernel=kernel)
 
 
 def copy(m: Machine, x: Tensor) -> Tensor:
-    """A contiguous copy."""
-    return m.op(x.numel, (x,), (PASS,), item=x.item)
+    """A contiguous copy of what is not."""
+    return m.op(x.numel, (x,), (PASS,), item=x.item, kernel=LOOKED_UP, shape=(x.numel,))
 
 
 def embedding(m: Machine, tokens: int, weight: Weight) -> Tensor:
     """Rows of ``weight``; its gradient is dense."""
-    return m.op(tokens * weight.columns, (weight,), (weight.bytes,), item=weight.item)
+    return m.op(tokens * weight.columns, (weight,), (weight.bytes,), item=weight.item, kernel="embedding")
 
 
 def dropout(m: Machine, x: Tensor, probability: float) -> Tensor:
     """``native_dropout``: keeps a mask of one byte an element; x itself where the probability is 0."""
     if not probability:
         return x
-    return m.op(x.numel, (x,), (x.bytes,), item=x.item, extra=(x.numel * MASK,))
+    return m.op(
+        x.numel, (x,), (x.bytes,), item=x.item, extra=(x.numel * MASK,), kernel="native_dropout"
+    )
 
 
 def softmax(m: Machine, x: Tensor, item: int | None = None) -> Tensor:
@@ -86,7 +92,15 @@ def softmax(m: Machine, x: Tensor, item: int | None = None) -> Tensor:
     ``softmax_backward_cuda_out``).
     """
     item = x.item if item is None else item
-    return m.op(x.numel, (x,), (x.bytes,), item=item, keep_output=True, scratch=x.numel * item)
+    return m.op(
+        x.numel,
+        (x,),
+        (x.bytes,),
+        item=item,
+        keep_output=True,
+        scratch=x.numel * item,
+        kernel="_softmax",
+    )
 
 
 def safe_softmax(m: Machine, x: Tensor) -> Tensor:
@@ -140,6 +154,8 @@ def layer_norm(m: Machine, x: Tensor, weight: Weight | None, bias: Weight | None
         item=x.item,
         keep=(x.storage,),
         extra=(rows * FLOAT, rows * FLOAT),
+        kernel="native_layer_norm",
+        shape=(rows, x.numel // max(1, rows)),
     )
 
 
@@ -173,6 +189,8 @@ def gemma_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
         item=FLOAT,
         keep=(scaled.storage,) if weight.trainable else (),
         scratch=scaled.bytes,
+        kernel=LOOKED_UP,
+        shape=(scaled.numel,),
     )
     return cast(m, out, x.item)
 
@@ -206,7 +224,16 @@ def _mul_by_rows(m: Machine, x: Tensor, factor: Tensor, item: int | None = None)
     # is wide before it is cast
     full = x.numel * item
     scratch = full if x.item == item else 2 * full
-    return m.op(x.numel, (x, factor), (x.bytes, factor.bytes), item=item, keep=keep, scratch=scratch)
+    return m.op(
+        x.numel,
+        (x, factor),
+        (x.bytes, factor.bytes),
+        item=item,
+        keep=keep,
+        scratch=scratch,
+        kernel=LOOKED_UP,
+        shape=(x.numel,),
+    )
 
 
 def _weighted(m: Machine, x: Tensor, weight: Weight) -> Tensor:
@@ -214,7 +241,15 @@ def _weighted(m: Machine, x: Tensor, weight: Weight) -> Tensor:
     scratch = x.bytes if weight.trainable else 0
     tail = x.bytes + reduction_bytes(x.numel // weight.numel, weight.numel, x.item) if weight.trainable else 0
     return m.op(
-        x.numel, (weight, x), (weight.bytes, x.bytes), item=x.item, keep=keep, scratch=scratch, tail=tail
+        x.numel,
+        (weight, x),
+        (weight.bytes, x.bytes),
+        item=x.item,
+        keep=keep,
+        scratch=scratch,
+        tail=tail,
+        kernel=LOOKED_UP,
+        shape=(x.numel,),
     )
 
 
@@ -222,6 +257,8 @@ def cross_entropy(m: Machine, logits: Tensor, *, fp32: bool) -> Tensor:
     """``cross_entropy``: keeps the log-probabilities, in fp32 where the loss casts the logits first."""
     with m.counted_as("logits and loss"):
         wide = cast(m, logits, FLOAT) if fp32 else logits
-        log_probabilities = m.op(wide.numel, (wide,), (wide.bytes,), item=wide.item, keep_output=True)
+        log_probabilities = m.op(
+            wide.numel, (wide,), (wide.bytes,), item=wide.item, keep_output=True, kernel="_log_softmax"
+        )
         del wide
         return m.op(1, (log_probabilities,), (log_probabilities.bytes,), item=FLOAT)

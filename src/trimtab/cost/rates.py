@@ -13,20 +13,26 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from trimtab.cluster import Cluster, Gpu, find_gpu
-from trimtab.errors import NotFound
+from trimtab.cluster import Cluster, Gpu, find_gpu, gpu_name
 from trimtab.folders import cache_folder
 
 SHIPPED = "probe_h200.json"
 ALIGNMENT = 8
 """Elements: 16-bit operands whose rows are not aligned to 16 bytes take other, slower kernels."""
 NEIGHBOURS = 4
+USUAL = "mul"
+"""The kernel that stands for all that no probe measures: two operands read, one written."""
+LOOKED_UP, LOOKED_UP_BYTES = "mul by rows fp32", 8
+"""The kernel that looks up where each element lies, and the bytes of one."""
 FEW = 20
 """With fewer rows of a kind than this a sheet does not tell how shapes matter: the shares below stand in."""
+ISSUED = ("add", "cast", "empty", "view", "linear", "layer_norm", "attention", "mul backward",
+          "linear backward", "python loop")  # fmt: skip
+"""What a probe lets the host issue that models do too."""
 NETWORK_EFFICIENCY = 0.70  # assumed: no network was measured
 
 # Shares of the datasheet's rates.  An 8192-cube ran at 793 TFLOP/s; the other three, and MOVING_SHARE, are a
@@ -47,8 +53,7 @@ FLASH_BACKWARD = 2.5  # five products of the scores' size against two (arXiv 230
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
+class Curve(NamedTuple):
     """Seconds by size, straight lines between measured points in the logarithm of both."""
 
     sizes: tuple[float, ...]
@@ -99,7 +104,17 @@ class Sheet:
         self.made: str = document["made"][:10]
         self.gpu = find_gpu(self.machine["gpu"])
         self.rows: list[Row] = [row for row in document["measurements"] if row["seconds"]]
-        self.issue: Mapping[str, float] = {row["name"]: row["seconds"] for row in self.of("issue")}
+
+    @cached_property
+    def host(self) -> Host:
+        """The host of the machine that was probed, by how fast it issues single operators."""
+        here, there = self._issue, _shipped()._issue
+        shares = sorted(here[name] / there[name] for name in ISSUED if name in here and name in there)
+        return HOST.times(shares[len(shares) // 2]) if shares else HOST
+
+    @cached_property
+    def _issue(self) -> Mapping[str, float]:
+        return {row["name"]: row["seconds"] for row in self.of("issue")}
 
     def of(self, kind: str, **only: Any) -> list[Row]:
         """The rows of one kind with these values."""
@@ -142,24 +157,32 @@ class Sheet:
 
     @lru_cache  # noqa: B019
     def moving(self, name: str | None) -> Curve | None:
-        """Seconds by bytes of a kernel that memory bounds; of all of them together for None."""
+        """Seconds by bytes of a kernel that memory bounds; of the usual one for None."""
         rows = [
             row
             for row in self.rows
             if row["kind"] in ("element-wise", "norm", "loss", "embedding", "optimizer")
             and row.get("cache", "cold") == "cold"
-            and (row["kind"] == "element-wise" if name is None else row["name"] == name)
+            and row["name"] == (name or USUAL)
         ]
         return Curve.of((row["bytes"], row["seconds"]) for row in rows) if rows else None
 
     @lru_cache  # noqa: B019
-    def collective(self, name: str) -> tuple[int, Curve] | None:
-        """Ranks of the largest group inside a node, and seconds by bytes of the whole tensor there."""
+    def norms(self, name: str) -> Points:
+        """Bytes a second by (rows, columns)."""
+        return [
+            ((math.log2(row["rows"]), math.log2(row["columns"])), row["bytes"] / row["seconds"])
+            for row in self.of("norm", name=name)
+        ]
+
+    @lru_cache  # noqa: B019
+    def collective(self, name: str, near: int) -> tuple[int, Curve] | None:
+        """Ranks of the group inside a node that is nearest in size, and seconds by bytes of the tensor."""
         rows = [row for row in self.of("collective", name=name) if row["group"] in ("world", "node")]
         rows = [row for row in rows if row["ranks"] <= self.machine["gpus_per_node"]]
         if not rows:
             return None
-        ranks = max(row["ranks"] for row in rows)
+        ranks = min({row["ranks"] for row in rows}, key=lambda ranks: abs(math.log(ranks / near)))
         return ranks, Curve.of((row["bytes"], row["seconds"]) for row in rows if row["ranks"] == ranks)
 
     @lru_cache  # noqa: B019
@@ -213,6 +236,34 @@ def _usual_share(precision: str, rows: int, inner: int, columns: int, batch: int
     return EVEN_SHARE if _is_even(rows, inner) else ODD_INNER_SHARE
 
 
+class Host(NamedTuple):
+    """Seconds of the host for what it does: Python, autograd and the engine's hooks.
+
+    A kernel's share of its module's call and of the views around it is in it; views and modules alone are
+    free.  Medians over the steps of bench/data/quiet_steps.jsonl on one and two GPUs, each phase begun with
+    the GPU idle.  The same pass took half to twice as long in other processes of the same machine.
+    """
+
+    forward: float = 34e-6
+    """A kernel of the forward pass."""
+    backward: float = 20e-6
+    """A kernel of the model's backward pass, or of what it recomputes."""
+    engine: float = 27e-6
+    """A kernel of the engine's own in the backward pass."""
+    step: float = 6.8e-6
+    """An operator or a view of the optimizer's step."""
+    fetch: float = 250e-6
+    """ZeRO-3's hooks around one use of a module, and what it does with a finished gradient."""
+    collective: float = 200e-6
+
+    def times(self, factor: float) -> Host:
+        """The same host, slower by ``factor``."""
+        return Host(*(seconds * factor for seconds in self))
+
+
+HOST = Host()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """Seconds of kernels, copies and collectives on one cluster."""
@@ -228,12 +279,18 @@ class Rates:
         """The GPU whose kernels are timed."""
         return self.cluster.gpu
 
+    @property
+    def host(self) -> Host:
+        """What the host needs to issue work: as measured, or as much slower as a probe found this one."""
+        return self.sheet.host
+
     def product(self, precision: str, rows: int, inner: int, columns: int, batch: int = 1) -> float:
         """Seconds of ``[rows, inner] @ [inner, columns]``, ``batch`` of them at once."""
         key = (precision, rows, inner, columns, batch)
         if key not in self._memo:
             even, batched = _is_even(rows, inner, columns), batch > 1
-            kinds = ((precision, batched, even), ("bf16", batched, even), ("bf16", False, even))
+            kinds = [(precision, batched, even), (precision, False, even), (precision, False, True)]
+            kinds += [("bf16", batched, even), ("bf16", False, even)]
             points = next((found for kind in kinds if len(found := self.sheet.products(*kind)) >= FEW), None)
             here = tuple(math.log2(size) for size in (rows, inner, columns, batch))
             ideal = ideal_product(self.gpu, precision, rows, inner, columns, batch)
@@ -271,12 +328,27 @@ class Rates:
             self._memo[key] = ideal / (_nearest(points, here) if points else ATTENTION_SHARE)
         return self._memo[key]
 
-    def moving(self, moved: float, name: str | None = None) -> float:
-        """Seconds of a kernel that moves ``moved`` bytes: the operator ``name`` if that was measured."""
+    def moving(self, moved: float, name: str | None = None, repeated: int = 0) -> float:
+        """Seconds of a kernel that moves ``moved`` bytes: the operator ``name`` if that was measured.
+
+        Args:
+            repeated: elements, if its operands lie differently in memory and each has to be looked up.
+        """
         curve = (name and self.sheet.moving(name)) or self.sheet.moving(None)
         if curve is None or len(curve.sizes) < 4:
             return KERNEL_SECONDS + moved / (self.gpu.memory_bytes_per_second * MOVING_SHARE)
-        return curve.at(moved * self.sheet.gpu.memory_bytes_per_second / self.gpu.memory_bytes_per_second)
+        scale = self.sheet.gpu.memory_bytes_per_second / self.gpu.memory_bytes_per_second
+        seconds = curve.at(moved * scale)
+        slow = self.sheet.moving(LOOKED_UP) if repeated else None
+        return max(seconds, slow.at(LOOKED_UP_BYTES * repeated * scale)) if slow else seconds
+
+    def norm(self, name: str, rows: int, columns: int, moved: float) -> float:
+        """Seconds of a layer norm, forward or backward, over ``rows`` of ``columns``."""
+        points = self.sheet.norms(name)
+        if not points or not rows:
+            return self.moving(moved, name)
+        rate = _nearest(points, (math.log2(rows), math.log2(columns)))
+        return moved / rate * self.sheet.gpu.memory_bytes_per_second / self.gpu.memory_bytes_per_second
 
     def collective(self, name: str, size: float, ranks: int, nodes: int = 1) -> float:
         """Seconds of a collective over ``ranks`` on ``nodes``; ``size`` is the whole tensor's bytes.
@@ -300,13 +372,15 @@ class Rates:
         their collectives take 0.11 and 0.28 s: what overlaps inside a node is not hidden.  Of a network's
         transfer the GPU has little to do.
         """
-        found = self.sheet.collective(name) or self.sheet.collective("all_reduce")
-        if ranks < 2 or found is None:
+        if ranks < 2:
+            return 0.0
+        here = max(2, ranks // nodes)
+        found = self.sheet.collective(name, here) or self.sheet.collective("all_reduce", here)
+        if found is None:
             return 0.0
         measured, curve = found
         share = (ranks - 1) / ranks
-        here = self.cluster.intra_link.bytes_per_second
-        link = self.sheet.gpu.intra_link.bytes_per_second / here
+        link = self.sheet.gpu.intra_link.bytes_per_second / self.cluster.intra_link.bytes_per_second
         inside = curve.at(size * share / ((measured - 1) / measured) * link)
         return inside + max(0, ranks // nodes - measured) * self.cluster.intra_link.latency_seconds
 
@@ -336,34 +410,6 @@ class Rates:
 HOST_RANK_BYTES_PER_SECOND = 100e9
 HOST_NODE_BYTES_PER_SECOND = 170e9
 HOST_CORE_BYTES_PER_SECOND = 10e9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
-    """Seconds of the host for what it does, by what it is.
-
-    A least-squares fit over the host-bound phases of measured steps (bench/data/real_worlds.jsonl: llama,
-    bert and t5 on two and four ranks); single steps of these differ by 15 %, machines by more.
-    """
-
-    forward: float = 10e-6
-    """An operator or a view of the forward pass."""
-    module: float = 35e-6
-    """A module's forward, beside its operators."""
-    backward: float = 20e-6
-    """An operator or a view of the backward pass, its share of the autograd node included."""
-    engine: float = 5.6e-6
-    """An operator or a view of the engine's own in the backward pass."""
-    step: float = 9e-6
-    """An operator or a view of the optimizer's step."""
-    hook: float = 70e-6
-    """What ZeRO-1 and 2 do with a finished gradient: 12 of the engine's operators and views (llama-z1)."""
-    fetch: float = 400e-6
-    """ZeRO-3's hooks around one use of a module, and what it does with a finished gradient."""
-    collective: float = 95e-6
-
-
-HOST = Host()
 
 
 def rates_of(cluster: Cluster) -> Rates:
@@ -397,11 +443,8 @@ def _kept(gpu: str) -> Path | None:
     best: tuple[int, Path] | None = None
     for file in sheet_folder().glob("*-x*.json"):
         name, _, ranks = file.stem.rpartition("-x")
-        try:
-            if find_gpu(name).name == gpu and ranks.isdigit():
-                best = max(best or (0, file), (int(ranks), file))
-        except NotFound:
-            continue
+        if gpu_name(name) == gpu and ranks.isdigit():
+            best = max(best or (0, file), (int(ranks), file))
     return best[1] if best else None
 
 

@@ -39,7 +39,7 @@ class ShardedOptimizer(Engine):
         if s.offload_optimizer == "none":
             self.held.append(self.new(self.partition * MASTER_ITEM, "master weights"))
             del clone
-            self.new(self.partition * MASTER_ITEM, "gradients")
+            self.momentary(self.partition * MASTER_ITEM, "gradients")
         else:
             del clone
             self._initialize_host(largest)
@@ -93,7 +93,7 @@ class ShardedOptimizer(Engine):
         self.waiting.append(weight)
         self.filled += weight.numel
         if weight.numel > s.reduce_bucket and s.contiguous_gradients and s.offload_optimizer != "none":
-            self.new(weight.numel * s.item, "gradients")  # cloned beside what autograd holds, :1446
+            self.momentary(weight.numel * s.item, "gradients")  # cloned beside what autograd holds, :1446
         if weight.numel <= s.reduce_bucket and s.contiguous_gradients:
             self.gradients.pop(weight.name, None)  # it is a view of the bucket now, :1458
 
@@ -107,9 +107,9 @@ class ShardedOptimizer(Engine):
             if owned and s.offload_optimizer != "none":
                 portion = min(weight.numel, self.partition)
                 if self.boundary:
-                    self.new(portion * NORM_ITEM, "temporaries")  # its norm, :1873
+                    self.momentary(portion * NORM_ITEM, "temporaries")  # its norm, :1873
                     if MASTER_ITEM not in (s.item, s.gradient_item):
-                        self.new(portion * MASTER_ITEM, "temporaries")  # :1903
+                        self.momentary(portion * MASTER_ITEM, "temporaries")  # :1903
                 self.gradients.pop(weight.name, None)
             elif owned:
                 self._copy_to_partition(weight)
@@ -140,7 +140,7 @@ class ShardedOptimizer(Engine):
                 flat = self.new(filled * item, "temporaries") if len(bucket) > 1 else None
                 for owner, count in bucket if self.compact else ():
                     if owner == 0:  # added to the fp32 partition through a copy, :1325
-                        self.new(count * s.gradient_item, "temporaries")
+                        self.momentary(count * s.gradient_item, "temporaries")
                 del flat
                 bucket, filled = [], 0
 
@@ -190,7 +190,7 @@ class ShardedOptimizer(Engine):
             self.accumulated = None
             return
         largest = max((weight.numel for weight in self.own), default=0)
-        self.new(min(largest, self.partition) * NORM_ITEM, "temporaries")
+        self.momentary(min(largest, self.partition) * NORM_ITEM, "temporaries")
         if s.gradient_item == MASTER_ITEM and s.stage == 2 and s.item != MASTER_ITEM:
             wide = self.accumulated  # already flat and fp32
         else:
@@ -226,9 +226,9 @@ class WideOptimizer(Engine):
         """Narrow gradients join the fp32 ones through wide copies, and stay (:503-523)."""
         s = self.settings
         for weight in self.trainable:
-            self.new(weight.numel * s.gradient_item, "temporaries")
+            self.momentary(weight.numel * s.gradient_item, "temporaries")
         if self.boundary:  # the flat ones, in the type that they are sent in (engine.py:1719)
-            self.new(self.partition * s.ranks * s.item, "temporaries")
+            self.momentary(self.partition * s.ranks * s.item, "temporaries")
 
     def step(self) -> None:
         """The moments appear at the first step; the narrow gradients go after it."""

@@ -16,7 +16,8 @@ from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.memory import Profile
 from trimtab.cost.meter import Kernel
-from trimtab.cost.rates import HOST, Rates, rates_of
+from trimtab.cost.operators import LOOKED_UP
+from trimtab.cost.rates import Rates, rates_of
 
 ENGINE_BYTES = {0: 4.0, 1: 6.5, 2: 5.4, 3: 6.5}
 """Bytes that the engine moves in the backward pass for a byte of gradients: into buckets, divided, out again.
@@ -30,10 +31,8 @@ STEP_BYTES = {0: 64, 1: 74, 2: 74, 3: 70}
 """Bytes of a step for a parameter that this rank owns: norms, copies, FusedAdam's 28; the same rehearsals."""
 STEP_DISPATCHES = {0: 20, 1: 24, 2: 24, 3: 8}
 """Operators and views of a step for a tensor that this rank owns: overflow check, norm; as above."""
-VIEWS = {"forward": 1.1, "backward": 1.2}
-"""Views, and operators that are not counted, for a kernel: 927 for 870 forward of llama-z1, 1690 for 1450
-backward."""
-MODULES = 0.34  # calls of modules for a forward kernel: 586 for llama-z1's 1740
+HOOKED = 2
+"""Kernels of the engine's for a finished gradient: 303 for GPT-2's 148 tensors, 614 for TinyLLaMA's 201."""
 HOST_STEP_BYTES = 42  # of an offloaded step for a parameter: norms, copies, Adam's 28; llama-z2-offload
 NVME_STATE_BYTES = 24  # master and two moments in and out
 LOW = {"kernels": 0.88, "host": 0.55, "links": 0.7}
@@ -160,7 +159,11 @@ class _Step:
                 dropout=bool(dropout),
                 masked=bool(masked),
             )
-        return rates.moving(kernel.moved)
+        if kernel.name == LOOKED_UP:
+            return rates.moving(kernel.moved, None, kernel.shape[0])
+        if kernel.name.startswith("native_layer_norm"):
+            return rates.norm(kernel.name, *kernel.shape, kernel.moved)
+        return rates.moving(kernel.moved, None if kernel.name == "moving" else kernel.name)
 
     def _engine(self) -> float:
         """Seconds of the engine's own kernels in one micro step."""
@@ -187,7 +190,7 @@ class _Step:
         """Seconds of the optimizer's step on the GPU, and of the GPU waiting for the host there."""
         config, profile = self.config, self.profile
         tensors = profile.trainable_tensors / (self.ranks if config.stage in (1, 2) else 1)
-        host = tensors * STEP_DISPATCHES[config.stage] * HOST.step
+        host = tensors * STEP_DISPATCHES[config.stage] * self.rates.host.step
         if config.offload_optimizer != "none":
             return 0.0, host
         device = self._stream(self.owned * STEP_BYTES[config.stage])
@@ -200,17 +203,16 @@ class _Step:
         kernels = {"forward": 0, "recompute": 0, "backward": 0}
         for kernel, runs in self.profile.work.items():
             kernels[kernel.phase] += runs
-        each = HOST.forward * (1 + VIEWS["forward"]) + HOST.module * MODULES
-        forward = kernels["forward"] * each
-        backward = kernels["recompute"] * each
-        backward += kernels["backward"] * HOST.backward * (1 + VIEWS["backward"])
+        host = self.rates.host
+        forward = kernels["forward"] * host.forward
+        backward = (kernels["recompute"] + kernels["backward"]) * host.backward
         if self.config.stage == 2 or (self.config.stage == 1 and self.batch.accumulation == 1):
-            backward += self.profile.trainable_tensors * HOST.hook
+            backward += self.profile.trainable_tensors * HOOKED * host.engine
         if self.sharded:
-            calls = self.profile.uses * HOST.fetch + 2 * self.profile.tensors * self.ranks * HOST.engine
             first = 1 / (2 + self.profile.recomputed)
-            forward, backward = forward + calls * first, backward + calls * (1 - first)
-            backward += self.profile.trainable_tensors * HOST.fetch
+            fetches = self.profile.uses * host.fetch
+            forward, backward = forward + fetches * first, backward + fetches * (1 - first)
+            backward += self.profile.trainable_tensors * HOOKED * host.engine
         return forward, backward
 
     # -- links ---------------------------------------------------------------------------------------------

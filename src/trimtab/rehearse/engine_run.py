@@ -312,8 +312,9 @@ class Run:
                     count=count,
                     view=bool(getattr(func, "is_view", False)),
                     host=host,
+                    uneven=uneven,
                 )
-                for (func, phase, class_name, inputs, outputs, host), count in ledger.operators.items()
+                for (func, phase, class_name, inputs, outputs, host, uneven), count in ledger.operators.items()
             ),
             collectives=tuple(
                 Collective(name=n, phase=p, bytes=b, group_size=g, stream=s, count=count)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -384,7 +384,8 @@ class Ledger(TorchDispatchMode):
             self.module_classes.get(module, ""),
             tuple(_signatures(args)) + (tuple(_signatures(kwargs.values())) if kwargs else ()),
             tuple(_signatures((result,))),
-            not _on_device((args, result)),
+            not any(True for _ in _device_tensors((args, result))),
+            len({_layout(one) for one in _device_tensors((args, result))}) > 1,
         )
         self._count(self.operators, "operator", key)
 
@@ -396,7 +397,7 @@ class Ledger(TorchDispatchMode):
     def note_kernel(self, name: str, tensors: Iterable[torch.Tensor], *, host: bool) -> None:
         """Note one of DeepSpeed's own kernels, which the dispatcher never sees."""
         if self.recording:
-            key = (name, self.phase, "", tuple(_signatures(tensors)), (), host)
+            key = (name, self.phase, "", tuple(_signatures(tensors)), (), host, False)
             self._count(self.operators, "operator", key)
 
     def _count(self, table: dict[Any, int], kind: str, key: Any) -> None:
@@ -431,15 +432,14 @@ class Ledger(TorchDispatchMode):
         return work if returns else None
 
 
-def _on_device(values: Any) -> bool:
-    """Whether a call touches the device: none of its tensors lives on the host alone."""
+def _device_tensors(values: Iterable[Any]) -> Iterator[FakeTensor]:
+    """The tensors of a call that live on the device."""
     for value in values:
         if isinstance(value, FakeTensor):
             if value.fake_device.type == corners.DEVICE:
-                return True
-        elif isinstance(value, (list, tuple)) and _on_device(value):
-            return True
-    return False
+                yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _device_tensors(value)
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
@@ -451,6 +451,11 @@ def _is_dense(tensor: torch.Tensor) -> bool:
                 return False
             expected *= size
     return True
+
+
+def _layout(tensor: torch.Tensor) -> tuple[tuple[int, int], ...]:
+    """Sizes and strides; kernels walk straight over operands whose layouts are all the same."""
+    return tuple(pair for pair in zip(tensor.shape, tensor.stride(), strict=True) if pair[0] != 1)
 
 
 def _is_tensors(value: Any) -> bool:

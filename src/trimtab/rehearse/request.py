@@ -188,6 +188,8 @@ class Operator:
     """True if it moves no data and starts no kernel."""
     host: bool = False
     """True if it runs on the host's memory alone."""
+    uneven: bool = False
+    """True if its tensors lie differently in memory: some are repeated along a dimension, or transposed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
