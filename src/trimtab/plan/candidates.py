@@ -42,6 +42,11 @@ class Family:
         """Whether some of the layers are recomputed and the others not."""
         return self.config.job.recomputed_layers is not None
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether any layers are recomputed."""
+        return self.config.job.checkpoint_activations
+
     def recomputing(self, layers: bool | int, cluster: Cluster) -> Family:
         """The same with so many layers recomputed."""
         move = recomputation(layers)

@@ -130,43 +130,79 @@ class Field:
         first = next((fit for one in self._ascending() if (fit := self.fitting(one)) is not None), None)
         if first is None:
             return None
-        if first.family.is_partial and self.exact:
-            first = self._recomputing_fewer(first)
         slowest = first.step_seconds * (1 + TIE)
         close = sorted((one for one in self.every() if one.step_seconds <= slowest), key=self._preference)
         simpler = (one for one in close if self._preference(one) < self._preference(first))
-        return next((fit for one in simpler if (fit := self.fitting(one)) is not None), first)
+        chosen = next((fit for one in simpler if (fit := self.fitting(one)) is not None), first)
+        if not chosen.family.is_partial:
+            return chosen
+        chosen = self._simpler_partial(chosen, slowest)
+        return self._recomputing_fewer(chosen) if self.exact else chosen
 
     def _ascending(self) -> Iterator[Contender]:
         """All of them by time; one that does not fit is followed by itself with more layers recomputed."""
         number = count()
-        waiting = [(one.step_seconds, next(number), one) for one in self.every()]
+        waiting = [(one.step_seconds, next(number), one, 0) for one in self.every()]
         while waiting:  # in order from the start: a heap
-            _, _, one = heapq.heappop(waiting)
+            _, _, one, layers = heapq.heappop(waiting)
+            if layers:  # so far only its least time was known
+                made = self._partially(one, layers)
+                heapq.heappush(waiting, (made.step_seconds, next(number), made, 0))
+                continue
             yield one
-            more = self._recomputing_more(one) if self.fitting(one) is None else None
-            if more is not None:
-                heapq.heappush(waiting, (more.step_seconds, next(number), more))
+            layers = 0 if self.fitting(one) is not None else self._layers_needed(one)
+            if layers:
+                heapq.heappush(waiting, (self._least_seconds(one, layers), next(number), one, layers))
 
-    def _recomputing_more(self, one: Contender) -> Contender | None:
-        """``one`` with as many more layers recomputed as it lacks memory; None where that cannot help."""
-        model, cluster, job = self.wishes.model, self.cluster, one.config.job
-        if job.recomputation is True:
-            return None
-        most = with_micro_batch(one.family.recomputing(True, cluster), one.micro, cluster)
-        if self.arithmetic.shortfall(most, cluster) is not None:
-            return None
-        done = job.recomputed_of(model.all_layers, model.name)
-        short = self.arithmetic.shortfall(one.config, cluster) or self._short.get(
-            (one.family.name, one.micro)
-        )
+    def _simpler_partial(self, first: Contender, slowest: float) -> Contender:
+        """The simplest at the micro batch of ``first`` that some recomputed layers make fit, and as fast."""
+        cluster = self.cluster
+        kept = [one for one in self.every() if one.micro == first.micro and not one.family.recomputes]
+        for start in sorted(kept, key=self._preference):
+            if start.family.recomputing(1, cluster).complexity >= first.family.complexity:
+                break
+            one: Contender | None = start
+            while one is not None and one.step_seconds <= slowest:
+                fit = self.fitting(one)
+                if fit is not None:
+                    return fit
+                layers = self._layers_needed(one)
+                soon = layers and self._least_seconds(one, layers) <= slowest
+                one = self._partially(one, layers) if soon else None
+        return first
+
+    def _layers_needed(self, one: Contender) -> int:
+        """How many layers ``one``, which does not fit, must recompute at least; 0 where that cannot help."""
+        every, cluster = self.wishes.model.all_layers, self.cluster
+        whole = self._recomputed(one)
+        if (
+            one.config.job.recomputation is True
+            or self.arithmetic.shortfall(whole.config, cluster) is not None
+        ):
+            return 0
+        done = one.config.job.recomputed_of(every, self.wishes.model.name)
+        key = (one.family.name, one.micro)
+        short = self.arithmetic.shortfall(one.config, cluster) or self._short.get(key)
         if short is not None:
             layers = done + max(1, math.ceil(short.lack / self._saved_by_a_layer(one)))
         else:  # a proof refused it, and does not say by how much: half of them once, then all
-            layers = model.all_layers if done else model.all_layers // 2
-        if not 0 < layers < model.all_layers:
-            return None
-        return self._partially(one, layers)
+            layers = every if done else every // 2
+        return layers if layers < every else 0
+
+    def _recomputed(self, one: Contender) -> Contender:
+        """``one`` with all layers recomputed."""
+        family = one.family.recomputing(True, self.cluster)
+        known = (each for each in self._every or () if each.micro == one.micro)
+        found = next((each for each in known if each.family.name == family.name), None)
+        return found or self._contender(family, one.micro)
+
+    def _least_seconds(self, one: Contender, layers: int) -> float:
+        """Less than a step of ``one`` takes with so many layers recomputed: a line up to all of them."""
+        every = self.wishes.model.all_layers
+        done = one.config.job.recomputed_of(every, self.wishes.model.name)
+        more = self._recomputed(one).step_seconds - one.step_seconds
+        line = one.step_seconds + more * (layers - done) / (every - done)
+        return max(one.step_seconds, line * (1 - TIE))
 
     def _recomputing_fewer(self, one: Contender) -> Contender:
         """``one``, which fits, with fewer layers recomputed if the whole replay leaves room for that."""
