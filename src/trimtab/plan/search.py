@@ -174,11 +174,9 @@ class Field:
     def _layers_needed(self, one: Contender) -> int:
         """How many layers ``one``, which does not fit, must recompute at least; 0 where that cannot help."""
         every, cluster = self.wishes.model.all_layers, self.cluster
-        whole = self._recomputed(one)
-        if (
-            one.config.job.recomputation is True
-            or self.arithmetic.shortfall(whole.config, cluster) is not None
-        ):
+        if one.config.job.recomputation is True:
+            return 0
+        if self.arithmetic.shortfall(self._recomputed(one).config, cluster) is not None:
             return 0
         done = one.config.job.recomputed_of(every, self.wishes.model.name)
         key = (one.family.name, one.micro)
