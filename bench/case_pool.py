@@ -12,6 +12,7 @@ A job is one JSON line:
 ``family``, ``order`` once one of a family ran out of memory, those of a higher order are not tried
 ``cap_gib``           what PyTorch's allocator is held to
 ``timeout``           seconds
+``initialize``        whether weights are as the architecture asks, and not just random
 ``profile``           whether to say where a step's time goes as well (scripts/profiled_step.py)
 
 What else it has is copied to its row under ``job``.  ``scripts/prove_on_gpu.py`` does the measuring.
@@ -207,6 +208,7 @@ class Pool:
                 "world": job["world"], "device": options.device, "tiny": options.tiny,
                 "max_accumulation": 10**6,
                 "cap_gib": job.get("cap_gib"), "profile": job.get("profile", False),
+                "initialize": job.get("initialize", False),
             }  # fmt: skip
             environment = {
                 "WORLD_SIZE": str(job["world"]), "LOCAL_WORLD_SIZE": str(min(job["world"], 8)),

@@ -95,6 +95,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--profile", action="store_true", help="say where a step's time goes as well (profiled_step.py)"
     )
+    parser.add_argument(
+        "--initialize", action="store_true", help="weights as the architecture asks; slower to make"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -115,6 +118,7 @@ def run_child(name: str, path: Path, options: argparse.Namespace) -> dict:
     ]
     arguments += ["--cap-gib", str(options.cap_gib)] if options.cap_gib else []
     arguments += ["--tiny"] * options.tiny + ["--profile"] * options.profile
+    arguments += ["--initialize"] * options.initialize
     arguments += (["--world", str(options.world)] if options.world else [])
     command = [sys.executable, *arguments]
     if options.real and options.gpus > 1:
@@ -245,7 +249,7 @@ def measure(options: argparse.Namespace, row: dict) -> None:
     )
 
     started = time.time()
-    built = build_model(config, hf, Build(initialize=False), device=options.device)
+    built = build_model(config, hf, Build(initialize=options.initialize), device=options.device)
     row.update(parameters=built.parameters, trainable=built.trainable, model_seconds=time.time() - started)
     remember(row, "model", options.device)
     started = time.time()

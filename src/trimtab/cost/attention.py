@@ -164,6 +164,7 @@ def plain(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape, bias: Tenso
             view_of=scores,
             scratch=bias.numel * ops.FLOAT,
         )
+        m.works(ops.LOOKED_UP, 2 * scores.bytes, shape=(scores.numel,))
     softmaxed = ops.safe_softmax(m, scores)
     del scores
     probabilities = ops.dropout(m, softmaxed, shape.dropout)

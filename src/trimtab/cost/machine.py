@@ -149,6 +149,7 @@ BACKWARD = {
     "_log_softmax": "_log_softmax_backward_data",
     "to fp32": "to bf16",
     "to bf16": "to fp32",
+    "mean rows fp32": "looked up",
 }
 """Kernels that make all gradients of an operator at once, by the operator's own."""
 
@@ -261,15 +262,18 @@ class Machine:
         if weights:
             self.listener.before_use(weights)
         saves = len(keep) + len(extra) + keep_output
+        moved = numel * item + sum(one.bytes for one in inputs if one is not None)
+        own = self.sharded and kernel == "product"  # stage 3's linear saves when it is done (zero/linear.py)
+        if own:
+            self.works(kernel, moved, flops, shape)
         if recorded and keep:
             keep = self._save(keep)
         if view_of is not None:
             out = Tensor(numel, item, view_of.storage)
         else:
             out = Tensor(numel, item, self.new(numel * item))
-            moved = out.bytes + sum(one.bytes for one in inputs if one is not None)
-            phase = "recompute" if self._replaying else self.phase
-            self.meter.work[Kernel(phase, kernel, moved, flops, shape)] += 1
+            if not own:
+                self.works(kernel, moved, flops, shape)
         if recorded and (keep_output or extra):
             own = tuple(self.new(count) for count in extra)
             keep = (*keep, *self._save((*own, out.storage) if keep_output else own))
@@ -284,7 +288,12 @@ class Machine:
 
     def adds(self, count: int) -> None:
         """Count a kernel that adds to ``count`` bytes in place, and makes nothing."""
-        self.meter.work[Kernel("recompute" if self._replaying else self.phase, "moving", 2 * count)] += 1
+        self.works("moving", 2 * count)
+
+    def works(self, kernel: str, moved: int, flops: int = 0, shape: tuple[int, ...] = ()) -> None:
+        """Count a kernel by itself."""
+        phase = "recompute" if self._replaying else self.phase
+        self.meter.work[Kernel(phase, kernel, moved, flops, shape)] += 1
 
     def _save(self, storages: tuple[Storage, ...]) -> tuple[Storage, ...]:
         if self._replaying is not None:

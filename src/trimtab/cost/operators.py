@@ -107,6 +107,9 @@ def safe_softmax(m: Machine, x: Tensor) -> Tensor:
     """``_safe_softmax``: a softmax, and which of the scores are masked, while it runs (attention.cpp)."""
     out = softmax(m, x)
     m.tensor(x.numel, MASK)
+    m.works("moving", x.bytes + x.numel * MASK)
+    m.works("mean rows fp32", x.numel * MASK)
+    m.works(LOOKED_UP, 2 * x.bytes, shape=(x.numel,))
     return out
 
 
@@ -213,7 +216,10 @@ def _rsqrt_of_mean_square(m: Machine, wide: Tensor, rows: int) -> Tensor:
     square = m.op(
         wide.numel, (wide,), (wide.bytes,), item=FLOAT, keep=(wide.storage,), scratch=2 * wide.bytes
     )
-    mean = m.op(rows, (square,), (square.bytes,), item=FLOAT)
+    mean = m.op(
+        rows, (square,), (square.bytes,), item=FLOAT, kernel="mean rows fp32", shape=(wide.numel,)
+    )
+    m.adds(mean.bytes)  # epsilon
     return m.op(rows, (mean,), (mean.bytes,), item=FLOAT, keep_output=True)
 
 

@@ -87,13 +87,37 @@ Points = list[tuple[tuple[float, ...], float]]
 """Places (logarithms of shapes) and the share of the roofline that was measured there."""
 
 
-def _nearest(points: Points, here: tuple[float, ...]) -> float:
-    """The share at ``here``: of the nearest measured places, by the inverse of their squared distance."""
+def _nearest(points: Points, here: tuple[float, ...], grows: tuple[int, ...] = ()) -> float:
+    """The share at ``here``.
+
+    Where places are known that differ from it along one axis only, the line through them, level beyond its
+    ends: a kernel that fills the GPU fills it when it is larger.  Else of the nearest places, by the inverse
+    of their squared distance.
+
+    Args:
+        grows: axes to try, the first first.
+    """
+    for axis in grows:
+        line = sorted((place[axis], share) for place, share in points if _same_but(place, here, axis))
+        if line:
+            return _on_line(line, here[axis])
     near = sorted(
         (sum((a - b) ** 2 for a, b in zip(here, place, strict=True)), share) for place, share in points
     )[:NEIGHBOURS]
     weights = [1 / (distance + 1e-6) for distance, _ in near]
     return sum(w * share for w, (_, share) in zip(weights, near, strict=True)) / sum(weights)
+
+
+def _same_but(place: tuple[float, ...], here: tuple[float, ...], axis: int) -> bool:
+    return place[:axis] == here[:axis] and place[axis + 1 :] == here[axis + 1 :]
+
+
+def _on_line(line: list[tuple[float, float]], at: float) -> float:
+    after = bisect_left(line, (at, 0.0))
+    if after == 0 or after == len(line):
+        return line[min(after, len(line) - 1)][1]
+    (x0, y0), (x1, y1) = line[after - 1], line[after]
+    return y0 if x1 == x0 else y0 + (y1 - y0) * (at - x0) / (x1 - x0)
 
 
 class Sheet:
@@ -184,6 +208,12 @@ class Sheet:
             return None
         ranks = min({row["ranks"] for row in rows}, key=lambda ranks: abs(math.log(ranks / near)))
         return ranks, Curve.of((row["bytes"], row["seconds"]) for row in rows if row["ranks"] == ranks)
+
+    @lru_cache  # noqa: B019
+    def fresh_copies(self, direction: str) -> Curve | None:
+        """Seconds by bytes of copies through memory of the host that is not pinned and has to be touched."""
+        rows = self.of("fresh copy", direction=direction)
+        return Curve.of((row["bytes"], row["seconds"]) for row in rows) if rows else None
 
     @lru_cache  # noqa: B019
     def copies(self, direction: str) -> Curve:
@@ -298,7 +328,7 @@ class Rates:
                 share = _usual_share(precision, rows, inner, columns, batch)
                 self._memo[key] = KERNEL_SECONDS + ideal / share
             else:
-                self._memo[key] = ideal / _nearest(points, here)
+                self._memo[key] = ideal / _nearest(points, here, (0, 1, 3))  # tokens are rows, or summed over
         return self._memo[key]
 
     def attention(
@@ -325,7 +355,7 @@ class Rates:
             )
             here = (math.log2(math.sqrt(queries * keys)), math.log2(width), math.log2(calls))
             ideal = ideal_attention(self.gpu, precision, calls, queries, keys, width, causal, backward)
-            self._memo[key] = ideal / (_nearest(points, here) if points else ATTENTION_SHARE)
+            self._memo[key] = ideal / (_nearest(points, here, (2,)) if points else ATTENTION_SHARE)
         return self._memo[key]
 
     def moving(self, moved: float, name: str | None = None, repeated: int = 0) -> float:
@@ -347,7 +377,7 @@ class Rates:
         points = self.sheet.norms(name)
         if not points or not rows:
             return self.moving(moved, name)
-        rate = _nearest(points, (math.log2(rows), math.log2(columns)))
+        rate = _nearest(points, (math.log2(rows), math.log2(columns)), (0,))
         return moved / rate * self.sheet.gpu.memory_bytes_per_second / self.gpu.memory_bytes_per_second
 
     def collective(self, name: str, size: float, ranks: int, nodes: int = 1) -> float:
@@ -384,8 +414,11 @@ class Rates:
         inside = curve.at(size * share / ((measured - 1) / measured) * link)
         return inside + max(0, ranks // nodes - measured) * self.cluster.intra_link.latency_seconds
 
-    def copy(self, direction: str, size: float) -> float:
-        """Seconds of a pinned copy ``to device`` or ``to host``."""
+    def copy(self, direction: str, size: float, *, pinned: bool = True) -> float:
+        """Seconds of a copy ``to device`` or ``to host``, through fresh memory of the host if not pinned."""
+        if not pinned:
+            curve = self.sheet.fresh_copies(direction)
+            return curve.at(size) if curve else size / FRESH_BYTES_PER_SECOND[direction]
         link = self.sheet.gpu.host_link.bytes_per_second / self.gpu.host_link.bytes_per_second
         curve = self.sheet.copies(direction)
         if len(curve.sizes) < 4:
@@ -405,6 +438,9 @@ class Rates:
         return size * node.gpus_per_node / rate
 
 
+FRESH_BYTES_PER_SECOND = {"to host": 1.2e9, "to device": 2.9e9}
+"""Pages are mapped, and types changed, on the way: the steps of gpt2-x1-z3-param-keep-m64 and
+tinyllama-1.1b-x1-z3-param-keep-m16, and of gpt2-x1-z3-optimizer-keep-m64, in bench/data/grid_x1.jsonl."""
 # the steps of llama-z2-offload in real_worlds.jsonl, whose norms, copies and Adam move 42 bytes a parameter:
 # one rank alone 275M in 0.11 s, four together 0.28 s, two of twice as many 0.30 s. A core's share is assumed
 HOST_RANK_BYTES_PER_SECOND = 100e9

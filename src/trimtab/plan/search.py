@@ -51,6 +51,11 @@ class Contender:
         return self.speed.step_seconds
 
     @property
+    def careful_seconds(self) -> float:
+        """What it is ranked by: hosts differ twofold, and a choice has to be good on a slow one too."""
+        return (self.speed.step_seconds + (self.speed.slow_host_seconds or self.speed.step_seconds)) / 2
+
+    @property
     def seconds_per_token(self) -> float:
         """Of the whole cluster."""
         return self.speed.step_seconds / (self.speed.tokens_per_step * self.cluster.world_size)
@@ -123,15 +128,15 @@ class Field:
             if self.divides and all(self._host_is_short(one) for one in offloading):
                 found += self._timed(on_disk(self.wishes, self.cluster))
             self._every = found
-        return sorted(self._every, key=lambda one: (one.step_seconds, one.family.complexity, one.micro))
+        return sorted(self._every, key=lambda one: (one.careful_seconds, one.family.complexity, one.micro))
 
     def best(self) -> Contender | None:
         """The one to choose: the simplest of those that fit and are as fast as the fastest that fits."""
         first = next((fit for one in self._ascending() if (fit := self.fitting(one)) is not None), None)
         if first is None:
             return None
-        slowest = first.step_seconds * (1 + TIE)
-        close = sorted((one for one in self.every() if one.step_seconds <= slowest), key=self._preference)
+        slowest = first.careful_seconds * (1 + TIE)
+        close = sorted((one for one in self.every() if one.careful_seconds <= slowest), key=self._preference)
         simpler = (one for one in close if self._preference(one) < self._preference(first))
         chosen = next((fit for one in simpler if (fit := self.fitting(one)) is not None), first)
         if not chosen.family.is_partial:
@@ -142,12 +147,12 @@ class Field:
     def _ascending(self) -> Iterator[Contender]:
         """All of them by time; one that does not fit is followed by itself with more layers recomputed."""
         number = count()
-        waiting = [(one.step_seconds, next(number), one, 0) for one in self.every()]
+        waiting = [(one.careful_seconds, next(number), one, 0) for one in self.every()]
         while waiting:  # in order from the start: a heap
             _, _, one, layers = heapq.heappop(waiting)
             if layers:  # so far only its least time was known
                 made = self._partially(one, layers)
-                heapq.heappush(waiting, (made.step_seconds, next(number), made, 0))
+                heapq.heappush(waiting, (made.careful_seconds, next(number), made, 0))
                 continue
             yield one
             layers = 0 if self.fitting(one) is not None else self._layers_needed(one)
@@ -162,7 +167,7 @@ class Field:
             if start.family.recomputing(1, cluster).complexity >= first.family.complexity:
                 break
             one: Contender | None = start
-            while one is not None and one.step_seconds <= slowest:
+            while one is not None and one.careful_seconds <= slowest:
                 fit = self.fitting(one)
                 if fit is not None:
                     return fit
@@ -198,9 +203,9 @@ class Field:
         """Less than a step of ``one`` takes with so many layers recomputed: a line up to all of them."""
         every = self.wishes.model.all_layers
         done = one.config.job.recomputed_of(every, self.wishes.model.name)
-        more = self._recomputed(one).step_seconds - one.step_seconds
-        line = one.step_seconds + more * (layers - done) / (every - done)
-        return max(one.step_seconds, line * (1 - TIE))
+        more = self._recomputed(one).careful_seconds - one.careful_seconds
+        line = one.careful_seconds + more * (layers - done) / (every - done)
+        return max(one.careful_seconds, line * (1 - TIE))
 
     def _recomputing_fewer(self, one: Contender) -> Contender:
         """``one``, which fits, with fewer layers recomputed if the whole replay leaves room for that."""
@@ -285,14 +290,14 @@ class Field:
             if short is not None:
                 losers.append(Loser(contender=one, shortfall=short))
         fitting += self._partial_rows()
-        fitting.sort(key=lambda one: (one.step_seconds, one.family.complexity))
+        fitting.sort(key=lambda one: (one.careful_seconds, one.family.complexity))
         losers.sort(key=lambda one: one.shortfall.needed / one.shortfall.there)
         return fitting, losers
 
     def _partial_rows(self) -> Iterable[Contender]:
         """Of those with some layers recomputed that were found to fit, the fastest of each sharding."""
         found: dict[tuple[str, ...], Contender] = {}
-        for key, one in sorted(self._partial.items(), key=lambda item: item[1].step_seconds):
+        for key, one in sorted(self._partial.items(), key=lambda item: item[1].careful_seconds):
             fit = self.fitting(one) if key in self._short else None
             if fit is not None:
                 found.setdefault(one.family.sharding, fit)
@@ -300,8 +305,8 @@ class Field:
 
     def _preferred(self, found: Sequence[Contender]) -> Contender | None:
         """The simplest of those that are as fast as the fastest."""
-        fastest = min((one.step_seconds for one in found), default=0.0)
-        close = (one for one in found if one.step_seconds <= fastest * (1 + TIE))
+        fastest = min((one.careful_seconds for one in found), default=0.0)
+        close = (one for one in found if one.careful_seconds <= fastest * (1 + TIE))
         return min(close, key=self._preference, default=None)
 
     def _likely(self, one: Contender) -> Contender | None:
@@ -335,7 +340,11 @@ class Field:
 
     def _with_time(self, one: Contender) -> Contender:
         seconds = self.retimed.get((one.family.name, one.micro))
-        return one if seconds is None else replace(one, speed=replace(one.speed, step_seconds=seconds))
+        return (
+            one
+            if seconds is None
+            else replace(one, speed=replace(one.speed, step_seconds=seconds, slow_host_seconds=seconds))
+        )
 
     def _families(self) -> Iterable[list[Contender]]:
         found: dict[tuple[str, ...], list[Contender]] = {}

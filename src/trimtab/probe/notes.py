@@ -16,6 +16,9 @@ SAMPLES = 3
 SAMPLE_SECONDS = 2e-3
 """A sample repeats a kernel until it takes about this long."""
 MOST_REPEATS = 40
+REST = 4
+"""Idle time before a sample, in samples: kernels that draw much power run slower the longer they run alone,
+and among the others of a step they never run long."""
 COLD_BYTES = 192 * 2**20
 """Operands that together exceed every cache (an H200's second level holds 60 MB, a B200's 126 MB)."""
 
@@ -84,12 +87,21 @@ class Notes:
         repeats = max(1, min(MOST_REPEATS, round(SAMPLE_SECONDS / max(once, 1e-6))))
         calls = [bodies[number % len(bodies)] for number in range(max(repeats, len(bodies)))]
         if once > SAMPLE_SECONDS:
-            return [self._seconds(*calls) / len(calls) for _ in range(SAMPLES)]
+            calls = calls[:2]
+            samples = []
+            for _ in range(SAMPLES):
+                time.sleep(REST * once)
+                samples.append(self._seconds(*calls) / len(calls))
+            return samples
         graph = self._captured(calls)
         if graph is None:
             return [self._seconds(*calls) / len(calls) for _ in range(SAMPLES)]
         graph.replay()
-        return [self._seconds(graph.replay) / len(calls) for _ in range(SAMPLES)]
+        samples = []
+        for _ in range(SAMPLES):
+            time.sleep(REST * once * len(calls))
+            samples.append(self._seconds(graph.replay) / len(calls))
+        return samples
 
     def _captured(self, calls: Sequence[Callable[[], Any]]) -> Any:
         """The calls as one graph, whose replay leaves the host's launches out; None if they refuse."""

@@ -366,13 +366,7 @@ class Ledger(TorchDispatchMode):
             target = result if isinstance(result, torch.Tensor) else args[0]
             source = args[0] if func is aten._to_copy.default else args[1]
             if isinstance(source, torch.Tensor) and source.device.type != target.device.type:
-                on_device = target.device.type == corners.DEVICE
-                host_side = source if on_device else target
-                self.note_copy(
-                    "to_device" if on_device else "to_host",
-                    target.numel() * target.element_size(),
-                    self.is_pinned(host_side),
-                )
+                self._note_transfer(target, source, waits=not (kwargs or {}).get("non_blocking", args[2:3] == (True,)))
                 return
         module = self.module_stack[-1] if self.module_stack else ""
         if not module and self.phase == "backward":
@@ -388,6 +382,18 @@ class Ledger(TorchDispatchMode):
             len({_layout(one) for one in _device_tensors((args, result))}) > 1,
         )
         self._count(self.operators, "operator", key)
+
+    def _note_transfer(self, target: torch.Tensor, source: torch.Tensor, *, waits: bool) -> None:
+        """Note a copy over the host link; one that waits and changes the type does so on the host.
+
+        native/cuda/Copy.cu, ``copy_kernel_cuda``: the host's side is then a fresh tensor, not pinned.
+        """
+        to_device = target.device.type == corners.DEVICE
+        changes = waits and target.dtype != source.dtype
+        moved = source if changes and not to_device else target
+        pinned = self.is_pinned(source if to_device else target) and not changes
+        size = moved.numel() * moved.element_size()
+        self.note_copy("to_device" if to_device else "to_host", size, pinned)
 
     def note_copy(self, direction: str, size: int, pinned: bool) -> None:
         """Note one copy between host and device or host and disk."""

@@ -260,7 +260,8 @@ class _Replay:
             self.spans.append(Span(name=one.direction, lane="disk", start=start, seconds=seconds))
             return
         direction = "to device" if one.direction == "to_device" else "to host"
-        self._launch(f"copy {direction}", self.rates.copy(direction, one.bytes), cause="offload")
+        seconds = self.rates.copy(direction, one.bytes, pinned=one.pinned)
+        self._launch(f"copy {direction}", seconds, cause="offload")
         if not one.pinned:  # a pageable copy returns when it is done
             self._host_waits(self.clocks[self.stream])
 
