@@ -27,8 +27,8 @@ TIE = 0.03
 
 Of GPT-2 on one H200 (bench/data/grid_x1.jsonl) it puts ZeRO 3 3 % before ZeRO 1, which was 5 % faster.
 """
-
-
+WORTH = 0.01
+"""The share of a step from which on another whole replay of the allocator is made to save layers."""
 Line = tuple[tuple[str, ...], bool]
 
 
@@ -208,11 +208,16 @@ class Field:
         return max(one.careful_seconds, line * (1 - TIE))
 
     def _recomputing_fewer(self, one: Contender) -> Contender:
-        """``one``, which fits, with fewer layers recomputed if the whole replay leaves room for that."""
-        job, spare = one.config.job, self.arithmetic.spare(one.config, self.cluster)
-        layers = job.recomputed_of(self.wishes.model.all_layers, self.wishes.model.name)
-        layers -= int(spare / self._saved_by_a_layer(one))
-        if not 0 < layers < (job.recomputed_layers or 0):
+        """``one``, which fits, with fewer layers recomputed if the whole replay leaves room for that.
+
+        Not for less than `WORTH` of a step.
+        """
+        every = self.wishes.model.all_layers
+        done = one.config.job.recomputed_of(every, self.wishes.model.name)
+        spare = self.arithmetic.spare(one.config, self.cluster)
+        layers = max(1, done - int(spare / self._saved_by_a_layer(one)))
+        each = (self._recomputed(one).careful_seconds - one.careful_seconds) / (every - done)
+        if (done - layers) * each < WORTH * one.careful_seconds:
             return one
         fewer = self._partially(one, layers)
         key = (fewer.family.name, fewer.micro)
