@@ -194,7 +194,9 @@ def keep_logs(options: argparse.Namespace) -> None:
                 log.write(path.read_text("utf-8", errors="replace")[-20_000:] + "\n")
 
 
-def as_job(options: argparse.Namespace, name: str, stage: int, micro: int, recompute: bool) -> dict[str, Any]:
+def as_job(
+    options: argparse.Namespace, name: str, stage: int, micro: int, recompute: bool | int
+) -> dict[str, Any]:
     """An answer as a job at the common global batch, or as near below it as its micro batch comes."""
     from grid import job as grid_job
 
@@ -251,7 +253,7 @@ def main() -> int:
     answer["plan"] = {"seconds": round(time.time() - started, 2), "summary": made.summary, "experiments": 0}
     config = made.config
     micro = config.batch(1).micro
-    jobs.insert(0, as_job(options, "plan", config.stage, micro, bool(config.job.checkpoint_activations)))
+    jobs.insert(0, as_job(options, "plan", config.stage, micro, config.job.recomputation))
 
     file = options.work / "jobs.jsonl"
     file.write_text("".join(json.dumps(one) + "\n" for one in jobs), encoding="utf-8")

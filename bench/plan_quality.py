@@ -79,7 +79,7 @@ def _config(row: Row) -> dict[str, Any]:
         "model": row["job"]["model"],
         "task": "causal-lm",
         "sequence_length": row["seq"],
-        "checkpoint_activations": bool(row["checkpointing"]),
+        "checkpoint_activations": row["checkpointing"],
         "attention": row["attention"],
     }
     return {**row["deepspeed_config"], "trimtab": block}
@@ -108,7 +108,7 @@ def point(config: Config, world: int) -> Point:
         config.stage,
         config.offload_optimizer,
         config.offload_param,
-        job.checkpoint_activations,
+        job.activations,
         batch.micro,
         config.stage in (1, 2) and bool(config.zero("overlap_comm")),
     )
@@ -116,8 +116,8 @@ def point(config: Config, world: int) -> Point:
 
 def named(place: Point) -> str:
     """A point in words."""
-    stage, optimizer, param, recompute, micro, overlap = place
-    words = [f"ZeRO-{stage}", f"micro {micro}", "recomputed" if recompute else "kept"]
+    stage, optimizer, param, activations, micro, overlap = place
+    words = [f"ZeRO-{stage}", f"micro {micro}", activations]
     words += [f"optimizer {optimizer}"] * (optimizer != "none") + [f"param {param}"] * (param != "none")
     words += ["overlapped"] * overlap
     return ", ".join(words)

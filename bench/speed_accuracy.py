@@ -99,7 +99,7 @@ def _case(row: dict[str, Any], name: str) -> Case:
     block: dict[str, Any] = {
         "task": TASKS[row["arch"]],
         "sequence_length": row["seq"],
-        "checkpoint_activations": bool(row["checkpointing"]),
+        "checkpoint_activations": row["checkpointing"],
         "attention": row["attention"],
     }
     if row["tgt"]:

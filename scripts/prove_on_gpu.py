@@ -235,7 +235,7 @@ def measure(options: argparse.Namespace, row: dict) -> None:
         tgt=job.target_length,
         mbs=batch.micro,
         gas=batch.accumulation,
-        checkpointing=job.checkpoint_activations,
+        checkpointing=job.recomputation,
         attention=hf._attn_implementation,
         lora=raw["trimtab"].get("lora"),
         allocator_cap_gib=options.cap_gib,

@@ -64,6 +64,11 @@ class Model:
     classifier_dropout: float
     labels: int
 
+    @property
+    def all_layers(self) -> int:
+        """Transformer layers, an encoder-decoder's in both stacks."""
+        return self.layers + self.decoder_layers
+
     @classmethod
     def from_hf(cls, given: Mapping[str, Any], name: str = "", *, source: str = "") -> Model:
         """The model of a Hugging Face config, which need only hold what differs from its class's defaults.

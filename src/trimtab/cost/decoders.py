@@ -75,9 +75,9 @@ def _tokens(net: Net) -> int:
 
 
 def _llama(net: Net) -> Tensor:
-    embedded = net.embedding("model.embed_tokens", _tokens(net))
+    embedded = net.words("model.embed_tokens", _tokens(net))
     x = ops.scale(net.m, embedded) if net.model.family == "gemma" else embedded
-    x = net.start(ops.dropout(net.m, x, net.model.embedding_dropout))
+    x = ops.dropout(net.m, x, net.model.embedding_dropout)
     layer = _parallel_layer if net.model.parallel_residual else _llama_layer
     for path in net.layers("model.layers"):
         x = net.layer(partial(layer, net, path), x)
@@ -175,9 +175,9 @@ def split(net: Net, packed: Tensor, *sizes: int) -> tuple[Tensor, ...]:
 
 def _gpt2(net: Net) -> Tensor:
     m, model = net.m, net.model
-    words = net.embedding("transformer.wte", _tokens(net))
+    words = net.words("transformer.wte", _tokens(net))
     places = net.embedding("transformer.wpe", net.job.sequence_length)
-    x = net.start(net.dropout(ops.add(m, words, places), model.embedding_dropout))
+    x = net.dropout(ops.add(m, words, places), model.embedding_dropout)
     for path in net.layers("transformer.h"):
         x = net.layer(partial(_gpt2_layer, net, path), x)
     return net.norm(x, "transformer.ln_f")
@@ -214,9 +214,9 @@ def _two_layers(net: Net, first: str, second: str, x: Tensor) -> Tensor:
 
 def _gpt_neo(net: Net) -> Tensor:
     m, model = net.m, net.model
-    words = net.embedding("transformer.wte", _tokens(net))
+    words = net.words("transformer.wte", _tokens(net))
     places = net.embedding("transformer.wpe", net.job.sequence_length)
-    x = net.start(net.dropout(ops.add(m, words, places), model.embedding_dropout))
+    x = net.dropout(ops.add(m, words, places), model.embedding_dropout)
     for path in net.layers("transformer.h"):
         x = net.layer(partial(_gpt_neo_layer, net, path), x)
     return net.norm(x, "transformer.ln_f")
@@ -243,7 +243,7 @@ def _gpt_neo_layer(net: Net, path: str, x: Tensor) -> Tensor:
 
 def _gptj(net: Net) -> Tensor:
     model = net.model
-    x = net.start(net.dropout(net.embedding("transformer.wte", _tokens(net)), model.embedding_dropout))
+    x = net.dropout(net.words("transformer.wte", _tokens(net)), model.embedding_dropout)
     for path in net.layers("transformer.h"):
         x = net.layer(partial(_gptj_layer, net, path), x)
     return net.norm(x, "transformer.ln_f")
@@ -274,7 +274,7 @@ def _gptj_attention(net: Net, path: str, x: Tensor) -> Tensor:
 
 def _neox(net: Net) -> Tensor:
     model = net.model
-    x = net.start(net.dropout(net.embedding("gpt_neox.embed_in", _tokens(net)), model.embedding_dropout))
+    x = net.dropout(net.words("gpt_neox.embed_in", _tokens(net)), model.embedding_dropout)
     for path in net.layers("gpt_neox.layers"):
         x = net.layer(partial(_neox_layer, net, path), x)
     return net.norm(x, "gpt_neox.final_layer_norm")
@@ -313,7 +313,7 @@ def _neox_attention(net: Net, path: str, x: Tensor) -> Tensor:
 
 def _phi(net: Net) -> Tensor:
     model = net.model
-    x = net.start(net.dropout(net.embedding("model.embed_tokens", _tokens(net)), model.embedding_dropout))
+    x = net.dropout(net.words("model.embed_tokens", _tokens(net)), model.embedding_dropout)
     for path in net.layers("model.layers"):
         x = net.layer(partial(_phi_layer, net, path), x)
     return net.norm(x, "model.final_layernorm")
@@ -340,11 +340,11 @@ def _phi_attention(net: Net, path: str, x: Tensor) -> Tensor:
 
 def _opt(net: Net) -> Tensor:
     m = net.m
-    words = net.embedding("model.decoder.embed_tokens", _tokens(net))
+    words = net.words("model.decoder.embed_tokens", _tokens(net))
     if "model.decoder.project_in.weight" in net.weights:
         words = net.linear(words, "model.decoder.project_in")
     places = net.embedding("model.decoder.embed_positions", _tokens(net))
-    x = net.start(ops.add(m, words, places))
+    x = ops.add(m, words, places)
     for path in net.layers("model.decoder.layers"):
         x = net.layer(partial(_opt_layer, net, path), x)
     if "model.decoder.final_layer_norm.weight" in net.weights:

@@ -21,19 +21,27 @@ class Weight:
     """A parameter as the machine sees it: a size, whether it trains, and the gradients still to come.
 
     ``index`` is its place among the model's parameters, ``columns`` the width of a row: the inputs of a
-    linear layer, the width of an embedding.
+    linear layer, the width of an embedding.  ``linear`` is False where the model does not multiply by it with
+    ``F.linear``, which stage 3 replaces (GPT-2's Conv1D).
     """
 
     __slots__ = (
-        "bytes", "columns", "edge", "index", "item", "name", "numel", "pending", "shared", "trainable",
-        "uses",
+        "bytes", "columns", "edge", "index", "item", "linear", "name", "numel", "pending", "shared",
+        "trainable", "uses",
     )  # fmt: skip
 
     def __init__(
-        self, name: str, numel: int, item: int, index: int = 0, columns: int = 0, trainable: bool = True
+        self,
+        name: str,
+        numel: int,
+        item: int,
+        index: int = 0,
+        columns: int = 0,
+        trainable: bool = True,
+        linear: bool = True,
     ) -> None:
         self.name, self.numel, self.item, self.index = name, numel, item, index
-        self.columns, self.trainable = columns, trainable
+        self.columns, self.trainable, self.linear = columns, trainable, linear
         self.bytes = numel * item
         self.edge = self if trainable else None
         """Where its gradient goes."""

@@ -38,6 +38,8 @@ class Profile(NamedTuple):
 
     parameters: int
     trainable: int
+    recomputed: float
+    """Share of the layers whose activations are recomputed."""
     tensors: int
     """Parameter tensors, and how many of them train."""
     trainable_tensors: int
@@ -165,6 +167,7 @@ def profile(
     return Profile(
         parameters=sum(one.numel for one in weights),
         trainable=sum(one.numel for one in weights if one.trainable),
+        recomputed=job.recomputed_of(model.all_layers, model.name) / model.all_layers,
         tensors=len(weights),
         trainable_tensors=sum(one.trainable for one in weights),
         built=run.built,
@@ -221,7 +224,7 @@ def recorded(
     del inputs
     tape.turn_to_phase(RELEASE)
     machine.kept.clear()
-    strides = {path: _stride(path, weights) for path in tape.stacks}
+    strides = {stack: _stride(stack[0], weights) for stack in tape.stacks}
     return Recording(tape, strides, [weight.numel for weight in weights.values()])
 
 

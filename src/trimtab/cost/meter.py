@@ -59,8 +59,8 @@ class Account(Protocol):
     def move(self, count: int, part: int, new: int) -> None:
         """They count as another part from now on."""
 
-    def layers(self, path: str, count: int) -> Iterator[int]:
-        """The layers of a stack of ``count`` equal ones that are to be run."""
+    def layers(self, path: str, first: int, end: int) -> Iterator[int]:
+        """Those that are to be run of the equal layers from ``first`` to before ``end`` at ``path``."""
 
     def turn_to(self, place: object) -> None:
         """What follows belongs to ``place``: the present one when an operator was recorded."""
@@ -134,9 +134,9 @@ class Meter:
         self.peak_parts = self.parts.copy()
         self.peak_at = self.now
 
-    def layers(self, path: str, count: int) -> Iterator[int]:
+    def layers(self, path: str, first: int, end: int) -> Iterator[int]:
         """All of them."""
-        return iter(range(count))
+        return iter(range(first, end))
 
     def turn_to(self, place: object) -> None:
         """A meter does not ask what belongs where."""

@@ -108,17 +108,28 @@ def needed(config: Config, model: Model, cluster: Cluster) -> tuple[Profile, Nee
         RefusedConfig: the batch does not solve for this world.
         UnknownArchitecture: the arithmetic does not know the model type.
     """
-    gpu, world = cluster.gpu, cluster.world_size
-    hopper = gpu.vendor == "nvidia" and float(gpu.compute_capability) >= 9
-    workspace = WORKSPACE_BYTES[hopper]
-    counted = profile(config, model, world, allocator=True, whole=False, workspace_bytes=workspace)
-    used = max(reading.peak_used for reading in counted.readings.values())
-    quick = Need(expected=max(used, counted.allocated_peak), ratios=QUICK_RATIOS)
-    room = gpu.usable_bytes - outside_allocator(world, config.stage)
+    counted, quick = quickly_needed(config, model, cluster)
+    world = cluster.world_size
+    room = cluster.gpu.usable_bytes - outside_allocator(world, config.stage)
     if not 1 - DECIDED < quick.probability_within(room) < DECIDED:
         return counted, quick
-    counted = profile(config, model, world, allocator=True, workspace_bytes=workspace)
+    counted = profile(config, model, world, allocator=True, workspace_bytes=_workspace_bytes(cluster))
     return counted, Need(expected=smallest_capacity(counted, room), ratios=REPLAY_RATIOS)
+
+
+def quickly_needed(config: Config, model: Model, cluster: Cluster) -> tuple[Profile, Need]:
+    """The same by the quick replay alone, whatever room there is."""
+    workspace = _workspace_bytes(cluster)
+    counted = profile(
+        config, model, cluster.world_size, allocator=True, whole=False, workspace_bytes=workspace
+    )
+    used = max(reading.peak_used for reading in counted.readings.values())
+    return counted, Need(expected=max(used, counted.allocated_peak), ratios=QUICK_RATIOS)
+
+
+def _workspace_bytes(cluster: Cluster) -> int:
+    gpu = cluster.gpu
+    return WORKSPACE_BYTES[gpu.vendor == "nvidia" and float(gpu.compute_capability) >= 9]
 
 
 def smallest_capacity(counted: Profile, room: int | None = None) -> float:

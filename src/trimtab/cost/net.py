@@ -19,7 +19,7 @@ LORA = ".lora_A.default.weight"
 class Net:
     """What the families' forward passes are written against."""
 
-    __slots__ = ("batch", "embedded", "fp16", "job", "m", "model", "weights")
+    __slots__ = ("_recomputes", "batch", "fp16", "job", "m", "model", "to_recompute", "weights")
 
     def __init__(
         self,
@@ -33,8 +33,10 @@ class Net:
     ) -> None:
         self.m, self.model, self.job, self.batch = m, model, job, batch
         self.weights, self.fp16 = weights, fp16
-        self.embedded: Weight | None = None
-        """The embedding that was read last."""
+        self.to_recompute = job.recomputed_of(model.all_layers, model.name)
+        """How many of the layers still to come are recomputed."""
+        self._recomputes = False
+        """Whether the layer that runs is one of them."""
 
     @property
     def item(self) -> int:
@@ -73,8 +75,17 @@ class Net:
 
     def embedding(self, path: str, tokens: int) -> Tensor:
         """Rows of the embedding at ``path``."""
-        self.embedded = self.weights[path + ".weight"]
-        return ops.embedding(self.m, tokens, self.embedded)
+        return ops.embedding(self.m, tokens, self.weights[path + ".weight"])
+
+    def words(self, path: str, tokens: int) -> Tensor:
+        """Rows of the input's embedding, which recomputation makes to need a gradient where it is frozen.
+
+        transformers/modeling_utils.py, ``enable_input_require_grads``: by a hook on that module.
+        """
+        x = self.embedding(path, tokens)
+        if x.edge is not None or not self.job.checkpoint_activations:
+            return x
+        return self.m.leaf(x, self.weights[path + ".weight"])
 
     def activation(self, x: Tensor, name: str | None = None) -> Tensor:
         """The model's activation."""
@@ -125,14 +136,19 @@ class Net:
         out = att.flash(m, q, k, v, shape)
         return ops.copy(m, out) if shape.by_head else out
 
-    def layers(self, path: str) -> Iterator[str]:
-        """The paths of the layers to be run of the stack at ``path``."""
-        return (f"{path}.{index}" for index in self.m.meter.layers(path, self.model.layers))
+    def layers(self, path: str, count: int | None = None) -> Iterator[str]:
+        """The paths of the layers to be run of the stack of ``count`` (default: the model's) at ``path``."""
+        count = self.model.layers if count is None else count
+        recomputed = min(count, self.to_recompute)
+        self.to_recompute -= recomputed
+        for self._recomputes, first, end in ((True, 0, recomputed), (False, recomputed, count)):
+            for index in self.m.meter.layers(path, first, end):
+                yield f"{path}.{index}"
 
     def layer(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """One transformer layer, recomputed in the backward pass if the job says so."""
         inside = partial(self.module, run)
-        return self.m.checkpoint(inside, x) if self.job.checkpoint_activations else inside(x)
+        return self.m.checkpoint(inside, x) if self._recomputes else inside(x)
 
     def module(self, run: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
         """``run(*arguments)`` as a module that has no parameters of its own."""
@@ -144,12 +160,6 @@ class Net:
         self.m.enter()
         return self.m.leave(ops.dropout(self.m, x, probability))
 
-    def start(self, x: Tensor) -> Tensor:
-        """The embedded input; made to need a gradient where frozen weights and recomputation require it."""
-        if x.edge is not None or not self.job.checkpoint_activations:
-            return x
-        return self.m.leaf(x, self.embedded)
-
 
 def weights_of(parameters: Iterable[Parameter], item: int, *, conv1d: bool) -> tuple[Weight, ...]:
     """The machine's weights for ``parameters``, in their order; ``item`` bytes an element."""
@@ -157,5 +167,5 @@ def weights_of(parameters: Iterable[Parameter], item: int, *, conv1d: bool) -> t
     for index, one in enumerate(parameters):
         transposed = conv1d and len(one.shape) == 2 and ".h." in one.name and "lora_" not in one.name
         columns = one.shape[0] if transposed else one.shape[-1]
-        weights.append(Weight(one.name, one.numel, item, index, columns, one.trainable))
+        weights.append(Weight(one.name, one.numel, item, index, columns, one.trainable, not transposed))
     return tuple(weights)

@@ -20,8 +20,9 @@ def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) ->
     """``x @ weight.T + bias``; keeps x if the weight trains (``mm``, ``addmm``)."""
     rows = x.numel // weight.columns
     columns = weight.numel // weight.columns
-    keep = (x.storage,) if weight.trainable or m.sharded else ()  # stage 3's own linear keeps it always
-    if bias is not None and m.sharded:  # zero/linear.py:52-59: there the bias is added by a kernel of its own
+    replaced = m.sharded and weight.linear
+    keep = (x.storage,) if weight.trainable or replaced else ()  # stage 3's own linear keeps it always
+    if bias is not None and replaced:  # zero/linear.py:52-59: there the bias is added by a kernel of its own
         m.adds(rows * columns * x.item)
     return m.op(
         rows * columns,

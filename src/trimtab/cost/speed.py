@@ -237,7 +237,7 @@ class _Step:
         if self.config.stage == 2 or (self.config.stage == 1 and self.batch.accumulation == 1):
             backward += self.profile.trainable_tensors * HOOKED * host.engine
         if self.sharded:
-            first = 1 / (3 if self.config.job.checkpoint_activations else 2)
+            first = 1 / (2 + self.profile.recomputed)
             fetches = self.profile.uses * host.fetch
             forward, backward = forward + fetches * first, backward + fetches * (1 - first)
             backward += self.profile.trainable_tensors * (host.fetch + HOOKED * host.engine)

@@ -4,7 +4,8 @@ What a model allocates and when depends on its shape, the batch and the job, not
 it.  So the counting machine runs a micro step on a `Tape`, which notes every storage's beginning and end,
 every use of a parameter and every finished gradient, and a `Recording` plays that back to as many engines as
 are asked about.  A stack of equal layers is run on four of them: the first two, one that stands for all
-between, and the last (`tests/cost/test_tape.py` holds the result against whole models).
+between, and the last (`tests/cost/test_tape.py` holds the result against whole models).  Where some layers of
+a model are recomputed and the others kept, those are two stacks.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ step's, the end of what lived as long as that; the backward pass; the end of the
 PHASES = (START, FORWARD, RELEASE, BACKWARD, FINISH)
 
 TAKE, GIVE, MOVE, USE, USED, GRADIENT = range(1, 7)
-Place = tuple[str, int]
-"""A stack's path and one of the layers that are run."""
+Stack = tuple[str, int]
+"""Equal layers: their path, and the place of the first of them there."""
+Place = tuple[Stack, int]
+"""A stack and one of its layers that are run, counted from its first."""
 Numbers = dict[tuple[int, int], dict[int, int]]
 """The requests that were made, by group of sections and layer."""
 Chunk = tuple[int, int, int, tuple[int, ...]]
@@ -152,7 +155,8 @@ class Tape:
 
     def __init__(self, *, shown: int = SHOWN) -> None:
         self.shown = shown
-        self.stacks: dict[str, int] = {}
+        self.stacks: dict[Stack, int] = {}
+        """How many layers each has."""
         self.phases: list[list[int]] = [[] for _ in PHASES]
         """Numbers of the sections of each."""
         self.sections: list[Section] = []
@@ -174,12 +178,15 @@ class Tape:
         self.phases[self.phase].append(len(self.sections))
         self.sections.append(self._section)
 
-    def layers(self, path: str, count: int) -> Iterator[int]:
+    def layers(self, path: str, first: int, end: int) -> Iterator[int]:
         """The first few, each a section of its own."""
-        self.stacks[path] = count
-        for index in range(min(count, self.shown)):
-            self.turn_to((path, index))
-            yield index
+        if first == end:
+            return
+        stack = (path, first)
+        self.stacks[stack] = end - first
+        for index in range(min(end - first, self.shown)):
+            self.turn_to((stack, index))
+            yield first + index
         self.turn_to(None)
 
     # -- an account ------------------------------------------------------------------------------------
@@ -224,7 +231,7 @@ class Tape:
 class Recording:
     """A micro step of a whole model, layers repeated as often as the model has them."""
 
-    def __init__(self, tape: Tape, strides: Mapping[str, int], numels: Sequence[int]) -> None:
+    def __init__(self, tape: Tape, strides: Mapping[Stack, int], numels: Sequence[int]) -> None:
         """``strides``: by stack, how many parameters a layer has; ``numels``: of every parameter."""
         self._numels = numels
         self.sections, self.stacks, self.shown = tape.sections, tape.stacks, tape.shown
@@ -237,7 +244,7 @@ class Recording:
         """By section, one number for all layers of a stack in one phase: that of the first."""
         groups = list(range(len(self.sections)))
         for numbers in phases:
-            firsts: dict[str, int] = {}
+            firsts: dict[Stack, int] = {}
             for number in numbers:
                 place = self.sections[number].place
                 if place is not None:
@@ -252,11 +259,11 @@ class Recording:
             if place is None or self.stacks[place[0]] <= self.shown or place[1] < REPEATED:
                 yield number, place[1] if place else 0, 0
                 continue
-            path, shown = place
-            last = self.stacks[path] - 1
+            stack, shown = place
+            last = self.stacks[stack] - 1
             layers: Sequence[int] = range(REPEATED, last) if shown == REPEATED else (last,)
             for layer in reversed(layers) if phase == BACKWARD else layers:
-                yield number, layer, (layer - shown) * self._strides[path]
+                yield number, layer, (layer - shown) * self._strides[stack]
 
     @cached_property
     def work(self) -> Work:
@@ -393,10 +400,10 @@ class Recording:
         there, seen, group = self.sections[home].place, self.sections[here].place, self._groups[home]
         if there is None:
             return group, 0
-        path, shown = there
-        if seen is not None and seen[0] == path and abs(seen[1] - shown) <= 1:
+        stack, shown = there
+        if seen is not None and seen[0] == stack and abs(seen[1] - shown) <= 1:
             return group, layer + shown - seen[1]
-        return group, self.stacks[path] - 1 if shown == self.shown - 1 else shown
+        return group, self.stacks[stack] - 1 if shown == self.shown - 1 else shown
 
     # -- what the bytes are ----------------------------------------------------------------------------
 

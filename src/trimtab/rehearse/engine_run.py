@@ -134,6 +134,7 @@ class Run:
             head=head,
             parameters=total,
             trainable_parameters=trainable,
+            recomputed=build.recomputed_share(model),
             init_peak_bytes=init_peak,
             optimizer=type(getattr(wrapper, "optimizer", wrapper)).__name__,
             engine_optimizer=type(wrapper).__name__,

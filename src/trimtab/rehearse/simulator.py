@@ -357,19 +357,19 @@ def speed_of(simulated: Simulated, record: Rehearsal, config: Config, rates: Rat
         host_seconds=simulated.host_seconds,
         tokens_per_step=batch.micro * batch.accumulation * job.sequence_length,
         samples_per_step=batch.micro * batch.accumulation,
-        model_flops=_model_flops(record, job.checkpoint_activations) / max(1, micros) * batch.accumulation,
+        model_flops=_model_flops(record) / max(1, micros) * batch.accumulation,
         parts=tuple((name, seconds) for name, seconds in parts.items() if seconds),
         source=rates.source,
     )
 
 
-def _model_flops(record: Rehearsal, recomputed: bool) -> float:
+def _model_flops(record: Rehearsal) -> float:
     """Operations of products and attention, those that recomputation repeats left out."""
     done: defaultdict[str, float] = defaultdict(float)
     for one in record.operators:
         done[one.phase] += one.count * flops_of(one)
     backward = done["backward"]
-    return done["forward"] + max(done["forward"], backward - done["forward"] if recomputed else backward)
+    return done["forward"] + max(done["forward"], backward - record.recomputed * done["forward"])
 
 
 def trace(simulated: Simulated) -> dict[str, Any]:
