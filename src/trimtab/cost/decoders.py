@@ -26,7 +26,16 @@ def body(net: Net) -> Tensor:
     }
     forward = families.get(net.model.model_type, _llama)
     net.m.enter()
-    return net.m.leave(forward(net))
+    if net.job.attention == "eager":
+        net.given = tuple(net.m.tensor(_tokens(net) * net.job.sequence_length) for _ in range(_masks(net)))
+    out = forward(net)
+    net.given = ()
+    return net.m.leave(out)
+
+
+def _masks(net: Net) -> int:
+    """The causal masks of eager attention, one for each kind of layer (masking_utils.py, ``eager_mask``)."""
+    return 2 if 0 < net.model.sliding_layers < net.model.layers else 1
 
 
 KNOWN = frozenset(
@@ -187,9 +196,8 @@ def _gpt2_layer(net: Net, path: str, x: Tensor) -> Tensor:
     m = net.m
     residual = x
     x = net.norm(x, f"{path}.ln_1")
-    out = net.module(partial(_gpt2_attention, net, path), x)
-    x = ops.add(m, out, residual)
-    del out
+    attended = net.module(partial(_gpt2_attention, net, path), x)
+    x = ops.add(m, attended, residual)
     residual = x
     x = net.norm(x, f"{path}.ln_2")
     return ops.add(m, residual, net.module(partial(_gpt2_mlp, net, path), x))

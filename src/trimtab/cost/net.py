@@ -19,7 +19,7 @@ LORA = ".lora_A.default.weight"
 class Net:
     """What the families' forward passes are written against."""
 
-    __slots__ = ("batch", "embedded", "fp16", "job", "m", "model", "weights")
+    __slots__ = ("batch", "embedded", "fp16", "given", "job", "m", "model", "weights")
 
     def __init__(
         self,
@@ -35,6 +35,8 @@ class Net:
         self.weights, self.fp16 = weights, fp16
         self.embedded: Weight | None = None
         """The embedding that was read last."""
+        self.given: tuple[Tensor, ...] = ()
+        """What every layer is given beside its input: masks."""
 
     @property
     def item(self) -> int:
@@ -127,8 +129,9 @@ class Net:
 
     def layer(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """One transformer layer, recomputed in the backward pass if the job says so."""
-        inside = partial(self.module, run)
-        return self.m.checkpoint(inside, x) if self.job.checkpoint_activations else inside(x)
+        if not self.job.checkpoint_activations:
+            return self.module(run, x)
+        return self.m.checkpoint(lambda x, *_: self.module(run, x), x, *self.given)
 
     def module(self, run: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
         """``run(*arguments)`` as a module that has no parameters of its own."""
@@ -153,5 +156,5 @@ def weights_of(parameters: Iterable[Parameter], item: int, *, conv1d: bool) -> t
     for index, one in enumerate(parameters):
         transposed = conv1d and len(one.shape) == 2 and ".h." in one.name and "lora_" not in one.name
         columns = one.shape[0] if transposed else one.shape[-1]
-        weights.append(Weight(one.name, one.numel, item, index, columns, one.trainable))
+        weights.append(Weight(one.name, one.numel, item, index, columns, one.trainable, transposed))
     return tuple(weights)
