@@ -236,7 +236,7 @@ def _gpt_neo_layer(net: Net, path: str, x: Tensor) -> Tensor:
     x = net.norm(x, f"{path}.ln_1")
     q, k, v = (net.linear(x, f"{inner}.{name}_proj") for name in "qkv")
     # models/gpt_neo: scores in fp32, a causal mask by torch.where
-    out = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
+    out, net.attention_weights = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
     del q, k, v
     out = net.dropout(net.linear(out, f"{inner}.out_proj"), model.residual_dropout)
     x = ops.add(m, out, residual)
@@ -272,7 +272,7 @@ def _gptj_attention(net: Net, path: str, x: Tensor) -> Tensor:
     q, k, v = (net.linear(x, f"{path}.attn.{name}_proj") for name in "qkv")
     share = model.rotary_dim / model.head_dim
     k, q = net.rotary(k, share), net.rotary(q, share)
-    out = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
+    out, net.attention_weights = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
     del q, k, v
     return net.dropout(net.linear(out, f"{path}.attn.out_proj"), model.residual_dropout)
 

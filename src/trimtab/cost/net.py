@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 
 from trimtab.cost import attention as att
 from trimtab.cost import operators as ops
@@ -19,7 +18,7 @@ LORA = ".lora_A.default.weight"
 class Net:
     """What the families' forward passes are written against."""
 
-    __slots__ = ("batch", "embedded", "fp16", "given", "job", "m", "model", "weights")
+    __slots__ = ("attention_weights", "batch", "embedded", "fp16", "given", "job", "m", "model", "weights")
 
     def __init__(
         self,
@@ -37,6 +36,8 @@ class Net:
         """The embedding that was read last."""
         self.given: tuple[Tensor, ...] = ()
         """What every layer is given beside its input: masks."""
+        self.attention_weights: Tensor | None = None
+        """Of eager attention; a local of the layer, mostly ``_``, until it returns."""
 
     @property
     def item(self) -> int:
@@ -115,7 +116,8 @@ class Net:
         m = self.m
         if self.job.attention == "eager" or self.model.attention_softcap:
             wide = None if self.model.model_type == "gpt2" or self.model.kind == "encoder" else ops.FLOAT
-            return att.eager(m, q, k, v, shape, softmax_item=wide, mask=masked)
+            out, self.attention_weights = att.eager(m, q, k, v, shape, softmax_item=wide, mask=masked)
+            return out
         if self.item == ops.FLOAT and shape.kv_heads != shape.heads:
             return att.plain(m, q, k, v, shape)  # no fused kernel shares keys in fp32
         if self.item == ops.FLOAT or shape.head_dim > att.FLASH_HEAD_LIMIT:
@@ -130,8 +132,14 @@ class Net:
     def layer(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """One transformer layer, recomputed in the backward pass if the job says so."""
         if not self.job.checkpoint_activations:
+            return self._whole(run, x)
+        return self.m.checkpoint(lambda x, *_: self._whole(run, x), x, *self.given)
+
+    def _whole(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        try:
             return self.module(run, x)
-        return self.m.checkpoint(lambda x, *_: self.module(run, x), x, *self.given)
+        finally:
+            self.attention_weights = None
 
     def module(self, run: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
         """``run(*arguments)`` as a module that has no parameters of its own."""

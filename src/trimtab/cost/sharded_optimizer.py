@@ -64,6 +64,11 @@ class ShardedOptimizer(Engine):
 
     # -- gradients -------------------------------------------------------------------------------------
 
+    @property
+    def telling_micros(self) -> int:
+        """One between too, where the last reduces gradients as they come and the others keep them all."""
+        return 3 if self.settings.stage == 1 and self.settings.overlap_comm else 2
+
     def on_gradient(self, weight: Weight, gradient: Storage) -> None:
         """``process_gradients``: the first one makes the buckets; stage 2 fills them at once (:2284)."""
         s = self.settings
