@@ -386,7 +386,7 @@ expects).
 HELD_OUT = """\
 ### Jobs drawn after the arithmetic was finished
 
-{count} more of the same kind, from number 100,000 on (`bench/data/held_out.jsonl`). Nobody looked at the
+{count} more of the same kind, from number 200,000 on (`bench/data/held_out.jsonl`). Nobody looked at the
 phantom's answers before the arithmetic was finished. Of the peaks that would be allocated, {inside:.1%} lie
 within the bounds.
 """.splitlines()
