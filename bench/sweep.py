@@ -1,6 +1,7 @@
 """The arithmetic against the phantom engine, over thousands of drawn jobs.
 
     python bench/sweep.py --count 2000             goes on where bench/data/sweep.jsonl ends
+    python bench/sweep.py --first 200000 --count 200 --output bench/data/held_out.jsonl
     python bench/sweep.py --recount                the arithmetic again, of every row (after a change to it)
     python bench/sweep.py --summary --worst 20     errors by family, stage, ..., and the cases furthest apart
 

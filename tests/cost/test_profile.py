@@ -218,6 +218,23 @@ def test_eager_attention_keeps_its_scores() -> None:
     assert eager.live["forward"] - fused.live["forward"] > 3 * scores
 
 
+def test_recomputed_layers_hold_the_mask_of_eager_attention() -> None:
+    fused, eager = (
+        run("llama", 2, attention=kind, sequence_length=512, checkpoint_activations=True)
+        for kind in ("sdpa", "eager")
+    )
+    assert eager.live["forward"] - fused.live["forward"] == 2 * 512 * 512 * 2
+
+
+def test_a_micro_step_between_takes_most_where_only_the_last_reduces_as_gradients_come() -> None:
+    zero = {"overlap_comm": True, "reduce_bucket_size": 10**7}
+    two, three, four = (
+        run("gpt2", 1, stage=1, zero=zero, accumulation=count, sequence_length=16).phase_peaks["backward"]
+        for count in (2, 3, 4)
+    )
+    assert two < three == four
+
+
 def test_fused_kernels_keep_less() -> None:
     plain, fused = (run("llama", 2, kernels=kind) for kind in ("plain", "fused"))
     assert fused.peak < plain.peak

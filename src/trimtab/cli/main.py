@@ -75,10 +75,14 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _invoke(name: str, arguments: list[str]) -> int:
-    gc.disable()  # modules are no garbage, and quick commands end before looking for any pays
+    if name in commands.QUICK:
+        gc.disable()  # these end before looking for garbage pays
     quick = commands.quick(name)
     code = quick(arguments) if quick is not None else None
-    return _invoke_typer(name, arguments) if code is None else code
+    if code is not None:
+        return code
+    gc.enable()
+    return _invoke_typer(name, arguments)
 
 
 def _invoke_typer(name: str, arguments: list[str]) -> int:
@@ -98,7 +102,6 @@ def _invoke_typer(name: str, arguments: list[str]) -> int:
     flags += [flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)]
     try:
         with command.make_context(f"trimtab {name}", _with_dashes(arguments, flags)) as context:
-            gc.enable()
             code = command.invoke(context)
     except typer.Exit as leave:
         return leave.exit_code

@@ -196,8 +196,11 @@ def eager(
     bias: Tensor | None = None,
     mask: bool = True,
     contiguous_output: bool = True,
-) -> Tensor:
-    """Scores, softmax, dropout and product one by one, as ``eager_attention_forward`` of the model's file."""
+) -> tuple[Tensor, Tensor]:
+    """Scores, softmax, dropout and product one by one, as ``eager_attention_forward`` of the model's file.
+
+    Returns the output and the attention weights.
+    """
     if shape.kv_heads != shape.heads:
         k, v = repeat_keys(m, k, shape), repeat_keys(m, v, shape)
     if score_item is not None:
@@ -215,7 +218,7 @@ def eager(
     del scores
     probabilities = ops.dropout(m, ops.cast(m, probabilities, item), shape.dropout)
     out = _product(m, probabilities, v, q.numel, shape.weighting, item=item, copies=(False, True))
-    return ops.copy(m, out) if contiguous_output else out
+    return ops.copy(m, out) if contiguous_output else out, probabilities
 
 
 def repeat_keys(m: Machine, x: Tensor, shape: Shape) -> Tensor:

@@ -26,7 +26,16 @@ def body(net: Net) -> Tensor:
     }
     forward = families.get(net.model.model_type, _llama)
     net.m.enter()
-    return net.m.leave(forward(net))
+    if net.job.attention == "eager":
+        net.given = tuple(net.m.tensor(_tokens(net) * net.job.sequence_length) for _ in range(_masks(net)))
+    out = forward(net)
+    net.given = ()
+    return net.m.leave(out)
+
+
+def _masks(net: Net) -> int:
+    """The causal masks of eager attention, one for each kind of layer (masking_utils.py, ``eager_mask``)."""
+    return 2 if 0 < net.model.sliding_layers < net.model.layers else 1
 
 
 KNOWN = frozenset(
@@ -187,9 +196,8 @@ def _gpt2_layer(net: Net, path: str, x: Tensor) -> Tensor:
     m = net.m
     residual = x
     x = net.norm(x, f"{path}.ln_1")
-    out = net.module(partial(_gpt2_attention, net, path), x)
-    x = ops.add(m, out, residual)
-    del out
+    attended = net.module(partial(_gpt2_attention, net, path), x)
+    x = ops.add(m, attended, residual)
     residual = x
     x = net.norm(x, f"{path}.ln_2")
     return ops.add(m, residual, net.module(partial(_gpt2_mlp, net, path), x))
@@ -228,7 +236,7 @@ def _gpt_neo_layer(net: Net, path: str, x: Tensor) -> Tensor:
     x = net.norm(x, f"{path}.ln_1")
     q, k, v = (net.linear(x, f"{inner}.{name}_proj") for name in "qkv")
     # models/gpt_neo: scores in fp32, a causal mask by torch.where
-    out = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
+    out, net.attention_weights = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
     del q, k, v
     out = net.dropout(net.linear(out, f"{inner}.out_proj"), model.residual_dropout)
     x = ops.add(m, out, residual)
@@ -264,7 +272,7 @@ def _gptj_attention(net: Net, path: str, x: Tensor) -> Tensor:
     q, k, v = (net.linear(x, f"{path}.attn.{name}_proj") for name in "qkv")
     share = model.rotary_dim / model.head_dim
     k, q = net.rotary(k, share), net.rotary(q, share)
-    out = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
+    out, net.attention_weights = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
     del q, k, v
     return net.dropout(net.linear(out, f"{path}.attn.out_proj"), model.residual_dropout)
 

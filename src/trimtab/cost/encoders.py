@@ -155,7 +155,7 @@ class _Stack:
         bias = self._bias(shape, cross=cross, path=path)
         causal = self.encoded is not None and not cross
         if net.job.attention == "eager":
-            return att.eager(m, q, k, v, shape, bias=bias, mask=causal)
+            return att.eager(m, q, k, v, shape, bias=bias, mask=causal)[0]
         if cross:  # zeros, contiguous
             return att.efficient(m, q, k, v, shape, bias)
         if (

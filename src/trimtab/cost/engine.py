@@ -110,6 +110,11 @@ class Engine:
         """
         return None
 
+    @property
+    def telling_micros(self) -> int:
+        """How many micro steps tell of all: the first and the last."""
+        return 2
+
     def begin_micro(self, *, boundary: bool) -> None:
         """A micro step starts; ``boundary`` if the optimizer steps after it."""
         self.boundary = boundary

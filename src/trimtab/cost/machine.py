@@ -21,13 +21,12 @@ class Weight:
     """A parameter as the machine sees it: a size, whether it trains, and the gradients still to come.
 
     ``index`` is its place among the model's parameters, ``columns`` the width of a row: the inputs of a
-    linear layer, the width of an embedding.  ``linear`` is False where the model does not multiply by it with
-    ``F.linear``, which stage 3 replaces (GPT-2's Conv1D).
+    linear layer, the width of an embedding; ``transposed`` if the inputs are its rows (``Conv1D``).
     """
 
     __slots__ = (
-        "bytes", "columns", "edge", "index", "item", "linear", "name", "numel", "pending", "shared",
-        "trainable", "uses",
+        "bytes", "columns", "edge", "index", "item", "name", "numel", "pending", "shared", "trainable",
+        "transposed", "uses",
     )  # fmt: skip
 
     def __init__(
@@ -38,10 +37,10 @@ class Weight:
         index: int = 0,
         columns: int = 0,
         trainable: bool = True,
-        linear: bool = True,
+        transposed: bool = False,
     ) -> None:
         self.name, self.numel, self.item, self.index = name, numel, item, index
-        self.columns, self.trainable, self.linear = columns, trainable, linear
+        self.columns, self.trainable, self.transposed = columns, trainable, transposed
         self.bytes = numel * item
         self.edge = self if trainable else None
         """Where its gradient goes."""
@@ -58,7 +57,7 @@ class Node:
 
     __slots__ = (
         "flops", "gradients", "inputs", "keeps_gathered", "kernel", "module", "moved", "part", "place",
-        "region", "saved", "saves", "scratch", "shape", "slot", "tail", "transposed", "weights",
+        "region", "saved", "saves", "scratch", "shape", "slot", "sums", "tail", "transposed", "weights",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -75,6 +74,8 @@ class Node:
         """Whether no input needs a gradient: no hook then tells the engine that its backward pass is over."""
         self.transposed = False
         """Whether its weight's gradient is a view of what it makes: ``mm(...).t()``."""
+        self.sums = False
+        """Whether its own backward pass sums a broadcast gradient, and not autograd after it."""
         self.module = False
         """Whether it stands for the end of a module without parameters of its own."""
 
@@ -236,6 +237,7 @@ class Machine:
         shape: tuple[int, ...] = (),
         view_of: Tensor | None = None,
         transposed: bool = False,
+        sums: bool = False,
         gathered: bool = False,
     ) -> Tensor:
         """Run one operator.
@@ -248,11 +250,13 @@ class Machine:
             keep_output: whether it keeps the output too.
             extra: bytes of further tensors that it makes and keeps (dropout masks, log-sum-exps).
             scratch: bytes that its backward pass needs while it runs.
-            tail: bytes that summing a broadcast gradient needs, after what it kept is gone.
+            tail: bytes that summing a broadcast gradient needs.
             flops: floating-point operations of the forward pass.
             kernel, shape: its kernel's name and sizes, as in `trimtab.cost.meter.Kernel`.
             view_of: the tensor that the output only looks at; nothing is allocated then.
             transposed: whether the gradients of its weights are views.
+            sums: whether its own backward pass sums, or autograd once that has returned
+                (torch/csrc/autograd/engine.cpp, ``validate_outputs``).
             gathered: whether its weights are gathered for a module around it.
         """
         item = self.item if item is None else item
@@ -263,8 +267,8 @@ class Machine:
             self.listener.before_use(weights)
         saves = len(keep) + len(extra) + keep_output
         moved = numel * item + sum(one.bytes for one in inputs if one is not None)
-        own = self.sharded and kernel == "product"  # stage 3's linear saves when it is done (zero/linear.py)
-        if own:
+        own = self.sharded and kernel == "product" and any(not weight.transposed for weight in weights)
+        if own:  # stage 3's own linear saves when it is done (zero/linear.py)
             self.works(kernel, moved, flops, shape)
         if recorded and keep:
             keep = self._save(keep)
@@ -283,7 +287,7 @@ class Machine:
             node = self._record(out, edges, weights, gradients, keep, saves, (scratch, tail))
             if node is not None:
                 node.flops, node.kernel, node.shape = flops, kernel, shape
-                node.transposed = transposed
+                node.transposed, node.sums = transposed, sums
         return out
 
     def adds(self, count: int) -> None:
@@ -434,6 +438,8 @@ class Machine:
             self.meter.work[kernel] += 1
         self.part = part
         del scratch
+        if not node.sums:
+            saved = ()  # the node keeps its own a little longer; what was recomputed is gone
         if node.tail:
             self.new(node.tail)
         node.saved = ()

@@ -297,8 +297,8 @@ class _Run:
         """An optimizer step; the first one's peaks are not noted."""
         engine, meter = self.engine, self.meter
         recorded = meter.record is not None
-        micros = min(engine.settings.accumulation, 2 if recorded or self._steps else 1)
-        left = engine.after_micro() if micros == 2 and not recorded else None
+        micros = min(engine.settings.accumulation, engine.telling_micros if recorded or self._steps else 1)
+        left = engine.after_micro() if micros > 1 and not recorded else None
         for micro in range(micros):
             if micro and left is not None and engine.after_micro() == left:
                 break  # it would go as the one before it

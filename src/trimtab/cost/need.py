@@ -28,8 +28,8 @@ Ratios = tuple[tuple[float, float], ...]
 # the smallest capacity of a whole replay over what one quick replay sees in use at once: 217 measured jobs,
 # 13 ready ones and 400 of bench/sweep.py (scripts/make_spread.py)
 QUICK_RATIOS: Ratios = (
-    (0.0, 0.833), (0.005, 0.911), (0.025, 0.942), (0.1, 0.971), (0.25, 0.999), (0.5, 1.003), (0.75, 1.015),
-    (0.9, 1.067), (0.975, 1.141), (0.995, 1.219), (1.0, 1.384),
+    (0.0, 0.833), (0.005, 0.916), (0.025, 0.942), (0.1, 0.971), (0.25, 1.0), (0.5, 1.003), (0.75, 1.017),
+    (0.9, 1.062), (0.975, 1.137), (0.995, 1.219), (1.0, 1.387),
 )  # fmt: skip
 # the smallest capacity of a GPU over that of a whole replay: by judgement. No GPU's smallest capacity was
 # searched for; of 67 jobs on a whole H200, 66 ran or ran out of memory as a replay at its room says (the

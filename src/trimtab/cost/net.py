@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 
 from trimtab.cost import attention as att
 from trimtab.cost import operators as ops
@@ -19,7 +18,10 @@ LORA = ".lora_A.default.weight"
 class Net:
     """What the families' forward passes are written against."""
 
-    __slots__ = ("_recomputes", "batch", "fp16", "job", "m", "model", "to_recompute", "weights")
+    __slots__ = (
+        "_recomputes", "attention_weights", "batch", "embedded", "fp16", "given", "job", "m", "model",
+        "to_recompute", "weights",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -37,6 +39,12 @@ class Net:
         """How many of the layers still to come are recomputed."""
         self._recomputes = False
         """Whether the layer that runs is one of them."""
+        self.embedded: Weight | None = None
+        """The embedding that was read last."""
+        self.given: tuple[Tensor, ...] = ()
+        """What every layer is given beside its input: masks."""
+        self.attention_weights: Tensor | None = None
+        """Of eager attention; a local of the layer, mostly ``_``, until it returns."""
 
     @property
     def item(self) -> int:
@@ -128,7 +136,8 @@ class Net:
         m = self.m
         if self.job.attention == "eager" or self.model.attention_softcap:
             wide = None if self.model.model_type == "gpt2" or self.model.kind == "encoder" else ops.FLOAT
-            return att.eager(m, q, k, v, shape, softmax_item=wide, mask=masked)
+            out, self.attention_weights = att.eager(m, q, k, v, shape, softmax_item=wide, mask=masked)
+            return out
         if self.item == ops.FLOAT and shape.kv_heads != shape.heads:
             return att.plain(m, q, k, v, shape)  # no fused kernel shares keys in fp32
         if self.item == ops.FLOAT or shape.head_dim > att.FLASH_HEAD_LIMIT:
@@ -147,8 +156,15 @@ class Net:
 
     def layer(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """One transformer layer, recomputed in the backward pass if the job says so."""
-        inside = partial(self.module, run)
-        return self.m.checkpoint(inside, x) if self._recomputes else inside(x)
+        if not self._recomputes:
+            return self._whole(run, x)
+        return self.m.checkpoint(lambda x, *_: self._whole(run, x), x, *self.given)
+
+    def _whole(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        try:
+            return self.module(run, x)
+        finally:
+            self.attention_weights = None
 
     def module(self, run: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
         """``run(*arguments)`` as a module that has no parameters of its own."""
@@ -167,5 +183,5 @@ def weights_of(parameters: Iterable[Parameter], item: int, *, conv1d: bool) -> t
     for index, one in enumerate(parameters):
         transposed = conv1d and len(one.shape) == 2 and ".h." in one.name and "lora_" not in one.name
         columns = one.shape[0] if transposed else one.shape[-1]
-        weights.append(Weight(one.name, one.numel, item, index, columns, one.trainable, not transposed))
+        weights.append(Weight(one.name, one.numel, item, index, columns, one.trainable, transposed))
     return tuple(weights)

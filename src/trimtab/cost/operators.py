@@ -17,12 +17,16 @@ LOOKED_UP = "looked up"
 
 
 def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
-    """``x @ weight.T + bias``; keeps x if the weight trains (``mm``, ``addmm``)."""
+    """``x @ weight.T + bias``; keeps x if the weight trains (``mm``, ``addmm``).
+
+    Stage 3 has a linear function of its own (zero/linear.py:41-112), which ``Conv1D`` does not call: it keeps
+    x always, and a kernel of its own adds the bias.
+    """
     rows = x.numel // weight.columns
     columns = weight.numel // weight.columns
-    replaced = m.sharded and weight.linear
-    keep = (x.storage,) if weight.trainable or replaced else ()  # stage 3's own linear keeps it always
-    if bias is not None and replaced:  # zero/linear.py:52-59: there the bias is added by a kernel of its own
+    own = m.sharded and not weight.transposed
+    keep = (x.storage,) if weight.trainable or own else ()
+    if bias is not None and own:
         m.adds(rows * columns * x.item)
     return m.op(
         rows * columns,
@@ -32,7 +36,8 @@ def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) ->
         item=x.item,
         tail=reduction_bytes(rows, columns, x.item) if bias is not None and bias.trainable else 0,
         flops=2 * rows * weight.numel,
-        transposed=not m.sharded,
+        transposed=not (own or weight.transposed),
+        sums=own,
         kernel="product",
         shape=(1, rows, weight.columns, columns, x.item),
     )
@@ -126,10 +131,7 @@ def keeps_input(m: Machine, x: Tensor) -> Tensor:
 def new_gelu(m: Machine, x: Tensor) -> Tensor:
     """``NewGELUActivation`` (activations.py:66), written out in elementary operators."""
     half = scale(m, x)
-    cube = keeps_input(m, x)
-    inner = scale(m, add(m, x, scale(m, cube)))
-    del cube
-    return mul(m, half, shift(m, tanh(m, inner)))
+    return mul(m, half, shift(m, tanh(m, scale(m, add(m, x, scale(m, keeps_input(m, x)))))))
 
 
 def activation(m: Machine, x: Tensor, name: str) -> Tensor:

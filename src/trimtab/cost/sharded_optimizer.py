@@ -64,6 +64,11 @@ class ShardedOptimizer(Engine):
 
     # -- gradients -------------------------------------------------------------------------------------
 
+    @property
+    def telling_micros(self) -> int:
+        """One between too, where the last reduces gradients as they come and the others keep them all."""
+        return 3 if self.settings.stage == 1 and self.settings.overlap_comm else 2
+
     def on_gradient(self, weight: Weight, gradient: Storage) -> None:
         """``process_gradients``: the first one makes the buckets; stage 2 fills them at once (:2284)."""
         s = self.settings
@@ -105,7 +110,7 @@ class ShardedOptimizer(Engine):
         for weight in self.waiting:
             owned = weight.name in self._owned_names
             if owned and s.offload_optimizer != "none":
-                portion = min(weight.numel, self.partition)
+                portion = self._portion(weight)
                 if self.boundary:
                     self.momentary(portion * NORM_ITEM, "temporaries")  # its norm, :1873
                     if MASTER_ITEM not in (s.item, s.gradient_item):
@@ -118,6 +123,10 @@ class ShardedOptimizer(Engine):
                 self.gradients.pop(weight.name, None)
         self.waiting.clear()
         self.filled = 0
+
+    def _portion(self, weight: Weight) -> int:
+        """Elements of one of the rank's own parameters that lie in its partition (:1755, :1866)."""
+        return min(weight.numel, self.partition - self.starts[weight.index])
 
     def _average(self, item: int) -> None:
         """``average_tensor``: slices by rank, flattened bucket by bucket where there are several (:1599)."""
@@ -189,8 +198,8 @@ class ShardedOptimizer(Engine):
         if s.offload_optimizer != "none":
             self.accumulated = None
             return
-        largest = max((weight.numel for weight in self.own), default=0)
-        self.momentary(min(largest, self.partition) * NORM_ITEM, "temporaries")
+        largest = max((self._portion(weight) for weight in self.own), default=0)
+        self.momentary(largest * NORM_ITEM, "temporaries")
         if s.gradient_item == MASTER_ITEM and s.stage == 2 and s.item != MASTER_ITEM:
             wide = self.accumulated  # already flat and fp32
         else:
