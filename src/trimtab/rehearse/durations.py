@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from trimtab.cost.rates import FLASH_BACKWARD, Rates
+from trimtab.cost.rates import Rates
+from trimtab.cost.tables import FLASH_BACKWARD
 from trimtab.rehearse.request import Operator
 
 ITEMS = {
