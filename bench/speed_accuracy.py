@@ -95,9 +95,8 @@ def cases() -> Iterator[Case]:
         )
     for name in ("real_worlds.jsonl", "quiet_steps.jsonl", "grid_x1.jsonl", "grid_x2.jsonl"):
         for row in _rows(name):
-            apart = "cores" in row
-            alone = apart or row["id"].endswith("-nccl4")  # bench/data/README.md
-            case = _case(row if alone else {**row, "beside": "other jobs"}, row["id"])
+            apart = "cores" in row  # else processes of the next jobs were importing: bench/data/README.md
+            case = _case(row if apart else {**row, "beside": "other jobs"}, row["id"])
             yield dataclasses.replace(case, apart=apart, fitted=not name.startswith("grid"))
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as some
 
 from trimtab import load_config
 from trimtab.cluster import Cluster
-from trimtab.cost.rates import Curve, rates_of
+from trimtab.cost.rates import rates_of
+from trimtab.cost.tables import Curve, made_of
 from trimtab.estimate import estimate
 from trimtab.probe.kept import write
 
@@ -71,7 +72,7 @@ def test_the_largest_probe_of_this_card_counts_and_is_named(
     assert any("scaled by the datasheets" in text for text in other.assumptions)
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "empty"))
     shipped = estimate(config, Cluster.of("h200", 4))
-    assert any("of measured H200 steps" in text for text in shipped.assumptions)
+    assert any("of a probed H200" in text for text in shipped.assumptions)
     assert slow.speed.step_seconds > shipped.speed.step_seconds * 2
 
 
@@ -115,10 +116,29 @@ def test_the_hosts_memory_is_shared_by_the_ranks_of_a_node() -> None:
     assert alone < together
 
 
-def test_the_shipped_sheet_is_one_a_probe_could_write() -> None:
-    from trimtab.cost.rates import _shipped
+def test_the_shipped_tables_are_those_of_the_kept_measurements() -> None:
+    root = Path(__file__).parents[2]
+    kept = json.loads((root / "bench" / "data" / "probe_h200.json").read_text("utf-8"))
+    shipped = json.loads((root / "src" / "trimtab" / "data" / "rates_h200.json").read_text("utf-8"))
+    assert shipped == json.loads(json.dumps(made_of(kept))), "run scripts/add_rates.py"
 
-    found = _shipped()
-    assert found.gpu.name == "h200"
-    assert all(row["seconds"] > 0 for row in found.rows)
-    json.dumps(found.rows)
+
+def test_a_layer_is_read_along_its_tokens_and_level_beyond_them() -> None:
+    rates = rates_of(Cluster.of("h200"))
+    measured = rates.product("bf16", 16384, 4096, 11008)
+    assert rates.product("bf16", 65536, 4096, 11008) == pytest.approx(4 * measured, rel=0.01)
+    either_way = rates.product("bf16", 4096, 8192, 11008), rates.product("bf16", 11008, 8192, 4096)
+    assert either_way[0] == pytest.approx(either_way[1], rel=0.1)
+
+
+def test_what_a_probe_left_out_comes_from_the_shipped_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "empty"))
+    shipped = rates_of(Cluster.of("h200", 4)).norm("native_layer_norm", 4096, 1024, 4096 * 1024 * 4)
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
+    write(sheet(), tmp_path / "probe" / "nvidia-h200-x4.json")
+    own = rates_of(Cluster.of("h200", 4))
+    assert own.norm("native_layer_norm", 4096, 1024, 4096 * 1024 * 4) == shipped
+    assert own.copy("to device", 2**30) == pytest.approx(0.03)
+    assert own.copy("to host", 2**28, pinned=False) > 10 * own.copy("to host", 2**28)
