@@ -3,6 +3,9 @@
     python bench/plan_quality.py bench/data/grid_x1.jsonl bench/data/grid_x4.jsonl [--json]
     python bench/plan_quality.py bench/data/grid_x1.jsonl --answers FOLDER
 
+``--replayed N`` lets the plan rehearse up to N candidates, each taking the time or the running out of memory that
+its row of the grid has: what ``trimtab plan --probe`` does on a GPU, from the same measurements again.
+
 Each row of a grid is one measured configuration: ``world``, ``config`` (the whole file, or the parts that
 `bench/case_pool.py` writes), ``step_seconds``, ``oom`` or ``out_of_memory``.  Rows of one model, world,
 global batch and sequence make a grid.  The plan is asked for that job without any run, or its answer is read
@@ -27,7 +30,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from trimtab.cluster import Cluster  # noqa: E402
 from trimtab.config import Config  # noqa: E402
-from trimtab.plan import Plan, plan  # noqa: E402
+from trimtab.plan import Plan, Proof, plan  # noqa: E402
 
 TARGET = 0.97
 Row = Mapping[str, Any]
@@ -124,7 +127,12 @@ def named(place: Point) -> str:
 
 
 def judge(
-    key: Grid, rows: list[Row], gpu: str, host_memory_bytes: int | None, given: Row | None = None
+    key: Grid,
+    rows: list[Row],
+    gpu: str,
+    host_memory_bytes: int | None,
+    given: Row | None = None,
+    replayed: int = 0,
 ) -> Verdict:
     """The plan for one grid's job against its rows; ``given`` is its JSON, else it is asked for."""
     model, world, batch, length, kernels = key
@@ -137,7 +145,20 @@ def judge(
         else:
             times[place] = min(times.get(place, float("inf")), float(row["step_seconds"]))
     best = min(times, key=lambda place: times[place])
-    first, proven = None, ()
+    first: str | None = None
+    proven: tuple[str, ...] = ()
+
+    def rehearsed(config: Config, _: Cluster) -> Proof:
+        place = point(config, world)
+        fits = place not in short
+        return Proof(
+            how="rehearsal",
+            fits=fits,
+            fits_probability=float(fits),
+            needed_bytes=None,
+            step_seconds=times.get(place),
+        )
+
     if given is None:
         answer = plan(
             model,
@@ -149,6 +170,13 @@ def judge(
             sequence_length=length,
             kernels=kernels,
             alternatives=False,
+            prove=replayed,
+            prover=rehearsed if replayed else None,
+        )
+        proven = tuple(
+            f"{named(point(one.contender.config, world))}: "
+            + ("not in the grid" if one.proof.step_seconds is None else f"{one.proof.step_seconds:.3f} s")
+            for one in answer.proven
         )
         assert answer.chosen is not None, f"no plan for {key}"
         chosen = point(answer.chosen.config, world)
@@ -232,13 +260,16 @@ def main() -> int:
     parser.add_argument("--gpu", default="h200")
     parser.add_argument("--host-memory-gib", type=float, help="of the machine that was measured")
     parser.add_argument("--answers", type=Path, help="a folder of `trimtab plan --json`; else plans are made")
+    parser.add_argument("--replayed", type=int, default=0, metavar="N", help="candidates to rehearse from rows")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     memory = None if options.host_memory_gib is None else int(options.host_memory_gib * 2**30)
     found = sorted(grids(read(options.files)).items())
     given = None if options.answers is None else answers(options.answers)
     verdicts = [
-        judge(key, rows, options.gpu, memory, None if given is None else given[key])
+        judge(
+            key, rows, options.gpu, memory, None if given is None else given[key], options.replayed
+        )
         for key, rows in found
         if given is None or key in given
     ]

@@ -35,7 +35,8 @@ def plan_for(
 
     Args:
         file: the name of the file in the launch line.
-        prove: how many of the best candidates go through ``prover``, which re-ranks them.
+        prove: how many of the best candidates go through ``prover``, which re-ranks them; once the first is
+            timed, those that may be as fast.
         prover: runs the real engine; the answers themselves never do.
         alternatives: also say what other machines would change.
     """
@@ -48,11 +49,17 @@ def plan_for(
         one = best.contender
         own = next(each for each in fields if each.cluster == one.cluster)
         proof = next((each.proof for each in proven if each.contender.config == one.config), None)
-        if prover is not None and proof is None and len(proven) < prove:
-            proof = prover(one.config, one.cluster)
-            proven.append(Proven(contender=one, proof=proof))
-            if proof.fits_probability >= wishes.sure and proof.step_seconds is not None:
-                own.retime(one, proof.step_seconds)
+        if prover is not None and len(proven) < prove:
+            timed = proof is not None and proof.step_seconds is not None
+            tried = one if proof is None else own.rival(one) if timed else None
+            if tried is not None:
+                found = prover(tried.config, tried.cluster)
+                proven.append(Proven(contender=tried, proof=found))
+                if found.fits_probability < wishes.sure:
+                    own.refute(tried)
+                elif found.step_seconds is not None:
+                    own.retime(tried, found.step_seconds)
+                own.settled = len(proven) == prove
                 continue
         answer = arithmetic.estimate(one.config, one.cluster)
         if (answer if proof is None else proof).fits_probability >= wishes.sure:

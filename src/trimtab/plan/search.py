@@ -25,8 +25,10 @@ from trimtab.plan.wishes import Wishes
 TIE = 0.04
 """Step times within this share of the fastest count as equal: the arithmetic cannot tell them apart.
 
-Of GPT-2 on one H200 (bench/data/grid_x1.jsonl) it puts ZeRO 3 3 % before ZeRO 1, which was 5 % faster.
+The closed form's median error over steps that nothing was fitted to (docs/speed.md).
 """
+MEASURED_TIE = 0.01
+"""The same once times are measured: as far as single steps of one run differ where the GPU bounds them."""
 WORTH = 0.01
 """The share of a step from which on another whole replay of the allocator is made to save layers."""
 Line = tuple[tuple[str, ...], bool]
@@ -87,6 +89,8 @@ class Field:
     """By line the smallest micro batch that a proof refused."""
     retimed: dict[tuple[tuple[str, ...], int], float] = field(default_factory=dict)
     """Step seconds that were measured, by family and micro batch."""
+    settled: bool = False
+    """Whether nothing more is measured: then only what was can be the best."""
     _every: list[Contender] | None = None
     _impossible: list[Family] = field(default_factory=list)
     """Families whose weights and optimizer states alone are too large."""
@@ -132,10 +136,12 @@ class Field:
 
     def best(self) -> Contender | None:
         """The one to choose: the simplest of those that fit and are as fast as the fastest that fits."""
+        if self.settled and self.retimed:
+            return self._best_measured()
         first = next((fit for one in self._ascending() if (fit := self.fitting(one)) is not None), None)
         if first is None:
             return None
-        slowest = first.careful_seconds * (1 + TIE)
+        slowest = first.careful_seconds * (1 + (MEASURED_TIE if self.retimed else TIE))
         close = sorted((one for one in self.every() if one.careful_seconds <= slowest), key=self._preference)
         simpler = (one for one in close if self._preference(one) < self._preference(first))
         chosen = next((fit for one in simpler if (fit := self.fitting(one)) is not None), first)
@@ -143,6 +149,14 @@ class Field:
             return chosen
         chosen = self._simpler_partial(chosen, slowest)
         return self._recomputing_fewer(chosen) if self.exact else chosen
+
+    def _best_measured(self) -> Contender | None:
+        every = (*self.every(), *self._partial.values())
+        timed = [one for one in every if (one.family.name, one.micro) in self.retimed]
+        timed = [fit for one in timed if (fit := self.fitting(one)) is not None]
+        slowest = min((one.careful_seconds for one in timed), default=0.0) * (1 + MEASURED_TIE)
+        close = (one for one in timed if one.careful_seconds <= slowest)
+        return min(close, key=self._preference, default=None)
 
     def _ascending(self) -> Iterator[Contender]:
         """All of them by time; one that does not fit is followed by itself with more layers recomputed."""
@@ -334,6 +348,17 @@ class Field:
                 short = self.shortfall(each)
             if short is not None:
                 return Loser(contender=each, shortfall=short)
+        return None
+
+    def rival(self, best: Contender) -> Contender | None:
+        """The fastest that fits, that nobody measured yet and that may still beat ``best``; None without one."""
+        for one in sorted(self.every(), key=lambda each: each.careful_seconds):
+            if one.careful_seconds > best.careful_seconds * (1 + TIE):
+                break
+            known = one.config == best.config or (one.family.name, one.micro) in self.retimed
+            fit = None if known else self.fitting(one)
+            if fit is not None:
+                return fit
         return None
 
     def retime(self, one: Contender, step_seconds: float) -> None:
