@@ -88,7 +88,7 @@ def run(settings: Settings, *, prediction: Mapping[str, Any] | None = None) -> O
 
         batches = micro_batches(
             setup.training, seed=settings.seed, start=at.samples, micro=setup.batch.micro,
-            rank=ranks.rank, world=setup.batch.data_parallel, workers=settings.workers,
+            rank=setup.replica_of(ranks.rank), world=setup.batch.data_parallel, workers=settings.workers,
         )  # fmt: skip
         progress = stack.enter_context(Progress(total=setup.steps, start=at.step, shown=ranks.first))
         for note in setup.notes:
@@ -127,7 +127,7 @@ def run(settings: Settings, *, prediction: Mapping[str, Any] | None = None) -> O
         if settings.export:
             export_model(
                 engine, setup.prepared.tokenizer, folder.model, ranks,
-                stage=setup.config.stage, adapter=setup.config.job.lora is not None,
+                config=setup.config,
             )  # fmt: skip
             facts["model"] = str(folder.model)
         report = closing_report(folder, facts=facts, prediction=prediction) if ranks.first else None
@@ -177,7 +177,8 @@ def _build(setup: Setup, settings: Settings, ranks: Ranks, deepspeed: Any) -> tu
 
     torch.manual_seed(settings.seed)  # the same on every rank: the same weights everywhere
     built = build_model(setup.config, setup.hf, setup.build, device=settings.device)
-    torch.manual_seed(settings.seed + 1 + ranks.rank)  # from here on each rank its own dropout
+    # from here on each rank its own dropout, but for those that compute parts of one and the same tensor
+    torch.manual_seed(settings.seed + 1 + setup.replica_of(ranks.rank))
     values = setup.config.deepspeed()
     values.setdefault("steps_per_print", 2**31)
     engine, _, _, _ = deepspeed.initialize(
@@ -213,12 +214,13 @@ def _step(
     sums = ranks.add(total, tokens, *by_rank)
     seconds = time.monotonic() - started
     norm = engine.get_global_grad_norm()
+    tokens = int(sums[1]) // setup.config.data_parallel_divisor  # each rank of a replica has counted its own
     row = {
         "loss": sums[0] / setup.batch.accumulation / ranks.world,
         "lr": engine.get_lr()[0],
         "grad_norm": None if norm is None else float(norm),
-        "tokens": int(sums[1]),
-        "tokens_per_second": sums[1] / seconds,
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds,
         "seconds": seconds,
     }
     return row, int(max(sums[2:]))
@@ -240,8 +242,9 @@ def _evaluate(engine: Any, setup: Setup, settings: Settings, ranks: Ranks, event
         return
     count = max(1, min(EVALUATION_BATCHES, len(setup.validation) // (micro * world)))
     batches = micro_batches(
-        setup.validation, seed=settings.seed, start=0, micro=micro, rank=ranks.rank, world=world
-    )
+        setup.validation, seed=settings.seed, start=0, micro=micro,
+        rank=setup.replica_of(ranks.rank), world=world,
+    )  # fmt: skip
     engine.eval()
     total = 0.0
     with torch.no_grad():
@@ -257,7 +260,7 @@ def _restore(engine: Any, checkpoint: Path, setup: Setup, settings: Settings, ra
     manifest = read_manifest(checkpoint)
     check_resumable(
         manifest, checkpoint, world=ranks.world, model=setup.model_digest,
-        data=setup.data_digest, seed=settings.seed,
+        data=setup.data_digest, seed=settings.seed, split=setup.config.tensor_parallel,
     )  # fmt: skip
     saving.load(engine, checkpoint, ranks, frozen=setup.saves_frozen)
     return Position(manifest.step, manifest.samples, manifest.tokens)
@@ -273,6 +276,7 @@ def _save(
         "loss": None if at.loss is None else at.loss.hex(),
         "world_size": ranks.world,
         "stage": setup.config.stage,
+        "tensor_parallel": setup.config.tensor_parallel,
         "seed": settings.seed,
         "model": setup.model_digest,
         "data": setup.data_digest,
