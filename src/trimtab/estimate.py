@@ -20,6 +20,7 @@ from trimtab.errors import NotFound, UnknownArchitecture, Unsupported, UsageErro
 from trimtab.job import LIGER
 from trimtab.model import Model, find_model
 from trimtab.parameters import tasks_of
+from trimtab.parameters.tensor_parallel import why_not as why_not_split
 from trimtab.units import GIB
 
 if TYPE_CHECKING:
@@ -80,12 +81,17 @@ class Estimate:
     @property
     def tokens_per_second_per_gpu(self) -> float:
         """Tokens of the encoder or decoder-only input a second and GPU."""
-        return self.speed.tokens_per_step / self.speed.step_seconds
+        return self.speed.tokens_per_step / self._gpu_seconds
 
     @property
     def samples_per_second_per_gpu(self) -> float:
         """Samples a second and GPU."""
-        return self.speed.samples_per_step / self.speed.step_seconds
+        return self.speed.samples_per_step / self._gpu_seconds
+
+    @property
+    def _gpu_seconds(self) -> float:
+        """Of one step, on all GPUs that share a replica."""
+        return self.speed.step_seconds * self.config.data_parallel_divisor
 
     @property
     def mfu(self) -> float:
@@ -116,7 +122,8 @@ def estimate(
         NotFound: the model's name is unknown.
         RefusedConfig: DeepSpeed would refuse the configuration.
         UnknownArchitecture: the arithmetic does not know the model type, or Liger does not.
-        Unsupported: pipeline stages, tensor or sequence parallelism, which are not counted.
+        Unsupported: pipeline stages or sequence parallelism, which are not counted, or layers that AutoTP
+            does not split.
     """
     if model is None:
         if config.job.model is None:
@@ -166,11 +173,11 @@ def with_run(answer: Estimate, tokens: int) -> Estimate:
     if tokens < 1:
         raise UsageError(f"{tokens} tokens: a run needs at least 1")
     cluster, config = answer.cluster, answer.config
-    ranks = cluster.world_size // config.data_parallel_divisor
+    replicas = cluster.world_size // config.data_parallel_divisor
     run = whole_run(
         tokens,
-        tokens_per_second=answer.tokens_per_second_per_gpu * ranks,
-        tokens_per_step=answer.speed.tokens_per_step * ranks,
+        tokens_per_second=answer.tokens_per_second_per_gpu * cluster.world_size,
+        tokens_per_step=answer.speed.tokens_per_step * replicas,
         gpus=cluster.world_size,
         checkpoint_bytes=checkpoint_bytes(config, answer.profile),
         write_bytes_per_second=cluster.nvme_write_bytes_per_second * cluster.nodes,
@@ -213,9 +220,15 @@ def _refuse_other_heads(config: Config, model: Model) -> None:
 
 def _refuse_other_engines(config: Config, model: Model) -> None:
     """What the arithmetic would answer without having counted it."""
+    if config.tensor_parallel > 1:
+        reason = why_not_split(config, model)
+        if reason is not None:
+            raise Unsupported(
+                f"{config.name}: tensor_parallel.autotp_size {config.tensor_parallel}: {reason}. "
+                "Remove it, or set it to 1"
+            )
     wide = {
         "pipeline stages (trimtab.pipeline_stages)": config.job.pipeline_stages,
-        "tensor parallelism (tensor_parallel.autotp_size)": int(config.get("tensor_parallel.autotp_size", 0)),
         "sequence parallelism (sequence_parallel_size)": int(config.get("sequence_parallel_size", 1)),
     }
     for what, size in wide.items():

@@ -56,7 +56,7 @@ def weights(item: int = 2, *, frozen: bool = False) -> list[Weight]:
 
 def started(given: Settings, parameters: list[Weight] | None = None) -> Engine:
     engine = engine_for(Meter(), parameters or weights(given.item), given)
-    engine.build()
+    engine.build(engine.weights)
     engine.initialize()
     return engine
 

@@ -77,7 +77,7 @@ class Engine:
 
     def __init__(self, meter: Meter, weights: Sequence[Weight], settings: Settings) -> None:
         self.meter, self.settings = meter, settings
-        self.weights = list(weights)
+        self.weights = weights
         self.trainable = [weight for weight in self.weights if weight.trainable]
         self.frozen = [weight for weight in self.weights if not weight.trainable]
         self.numel = sum(weight.numel for weight in self.trainable)
@@ -93,9 +93,15 @@ class Engine:
         """A storage of ``count`` bytes counted as ``part``, made on ``stream``."""
         return Storage(self.meter, count, PART[part], stream)
 
-    def build(self) -> None:
+    def build(self, whole: Sequence[Weight]) -> None:
         """The model's own weights, before ``deepspeed.initialize``."""
-        self.model = [self.new(weight.bytes, "parameters") for weight in self.weights]
+        self.model = [self.new(weight.bytes, "parameters") for weight in whole]
+
+    def split(self) -> None:
+        """AutoTP puts this rank's part in the place of each weight that it splits (module_inject/layers.py)."""
+        for place, weight in enumerate(self.weights):
+            if weight.bytes != self.model[place].bytes:
+                self.model[place] = self.new(weight.bytes, "parameters")
 
     def initialize(self) -> None:
         """``deepspeed.initialize``."""

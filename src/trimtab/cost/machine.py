@@ -135,6 +135,9 @@ class Region:
 
 def backward_kernels(node: Node) -> Iterator[Kernel]:
     """The kernels that make a node's gradients."""
+    if node.kernel == "all_reduce":
+        yield Kernel("backward", "all_reduce", node.moved)
+        return
     sizes = [size for edge, size in zip(node.inputs, node.gradients, strict=True) if edge and size > PASS]
     if not sizes:
         return
@@ -261,6 +264,10 @@ class Machine:
     def adds(self, count: int) -> None:
         """Count a kernel that adds to ``count`` bytes in place, and makes nothing."""
         self.meter.work[Kernel("recompute" if self._replaying else self.phase, "moving", 2 * count)] += 1
+
+    def communicates(self, name: str, count: int) -> None:
+        """Count a collective ``name`` over the tensor-parallel group: ``count`` bytes of its tensor."""
+        self.meter.work[Kernel("recompute" if self._replaying else self.phase, name, count)] += 1
 
     def _save(self, storages: tuple[Storage, ...]) -> tuple[Storage, ...]:
         if self._replaying is not None:

@@ -23,6 +23,7 @@ from trimtab.cost.wrappers import engine_for
 from trimtab.job import Job, Lora
 from trimtab.model import Model
 from trimtab.parameters import buffers, parameters
+from trimtab.parameters.tensor_parallel import narrowed, portions, split_of
 
 PHASES = ("init", "forward", "backward", "step")
 # fp32 elements of state per parameter: torch.optim, deepspeed/ops
@@ -38,6 +39,10 @@ class Profile:
 
     parameters: int
     trainable: int
+    """Of the whole model."""
+    own_parameters: int
+    own_trainable: int
+    """Of what this rank computes with: fewer where AutoTP splits the layers."""
     tensors: int
     """Parameter tensors, and how many of them train."""
     trainable_tensors: int
@@ -146,7 +151,8 @@ def profile(
     """
     settings = settings_of(config, world_size)
     job = config.job
-    weights = weights_for(model, job.task, job.lora, settings.item)
+    size = config.tensor_parallel
+    weights = weights_for(model, job.task, job.lora, settings.item, size)
     recording = recorded(
         model,
         replace(job, model=None),
@@ -154,20 +160,24 @@ def profile(
         settings.item,
         sharded=settings.stage == 3,
         fp16=config.precision == "fp16",
+        size=size,
     )
+    uncut = weights_for(model, job.task, job.lora, settings.item) if size > 1 else weights
     job_buffers = [one.bytes for one in buffers(model, job.task)]
     run = _Run(recording, engine_for(Meter([] if allocator and whole else None), weights, settings))
-    run.all_steps(job_buffers, workspace_bytes)
+    run.all_steps(uncut, job_buffers, workspace_bytes)
     replayed = run
     if allocator and not whole:
         replayed = _Run(recording, engine_for(Recorder(), weights, settings), whole=False)
-        replayed.all_steps(job_buffers, workspace_bytes)
+        replayed.all_steps(uncut, job_buffers, workspace_bytes)
     record = replayed.record
     readings = replay(record)
     engine, peak = run.engine, max(run.peaks.values())
     return Profile(
-        parameters=sum(one.numel for one in weights),
-        trainable=sum(one.numel for one in weights if one.trainable),
+        parameters=sum(one.numel for one in uncut),
+        trainable=sum(one.numel for one in uncut if one.trainable),
+        own_parameters=sum(one.numel for one in weights),
+        own_trainable=sum(one.numel for one in weights if one.trainable),
         tensors=len(weights),
         trainable_tensors=sum(one.trainable for one in weights),
         built=run.built,
@@ -188,16 +198,30 @@ def profile(
 
 
 @lru_cache(maxsize=16)
-def weights_for(model: Model, task: str, lora: Lora | None, item: int) -> tuple[Weight, ...]:
-    """The machine's weights in the order of ``named_parameters()``, ``item`` bytes an element."""
-    return weights_of(parameters(model, task, lora), item, conv1d=model.model_type == "gpt2")
+def weights_for(model: Model, task: str, lora: Lora | None, item: int, size: int = 1) -> tuple[Weight, ...]:
+    """The machine's weights in the order of ``named_parameters()``, ``item`` bytes an element.
+
+    Of a model that AutoTP splits over ``size`` ranks those that the first rank holds.
+    """
+    found = portions(model, task, size) if size > 1 else parameters(model, task, lora)
+    return weights_of(found, item, conv1d=model.model_type == "gpt2")
 
 
 @lru_cache(maxsize=256)
 def recorded(
-    model: Model, job: Job, batch: int, item: int, *, sharded: bool, fp16: bool, shown: int = SHOWN
+    model: Model,
+    job: Job,
+    batch: int,
+    item: int,
+    *,
+    sharded: bool,
+    fp16: bool,
+    size: int = 1,
+    shown: int = SHOWN,
 ) -> Recording:
     """A micro step of ``batch`` samples: whatever the engine, as long as ``sharded`` says if it is stage 3.
+
+    ``size`` ranks share it by AutoTP.
 
     Jobs that differ only in buckets, ranks, offload or stages 0 to 2 share it.
 
@@ -210,9 +234,11 @@ def recorded(
     prefix = "base_model.model." if job.lora else ""
     weights = {
         weight.name.removeprefix(prefix).replace(".modules_to_save.default", ""): weight
-        for weight in weights_for(model, job.task, job.lora, item)
+        for weight in weights_for(model, job.task, job.lora, item, size)
     }
-    net = Net(m=machine, model=model, job=job, batch=batch, weights=weights, fp16=fp16)
+    split = split_of(model, job.task, size) if size > 1 else None
+    run = narrowed(model, size) if size > 1 else model
+    net = Net(m=machine, model=run, job=job, batch=batch, weights=weights, fp16=fp16, split=split)
     tokens = batch * (job.sequence_length + 2 * (job.target_length or job.sequence_length))
     inputs = machine.tensor(tokens, 8)
     tape.turn_to_phase(FORWARD)
@@ -249,12 +275,14 @@ class _Run:
         self._numbers: Numbers = {}
         self._steps = 0
 
-    def all_steps(self, buffer_bytes: Sequence[int], workspace_bytes: int) -> None:
-        """The start, a first step and the one that is measured."""
+    def all_steps(self, whole: Sequence[Weight], buffer_bytes: Sequence[int], workspace_bytes: int) -> None:
+        """The start, a first step and the one that is measured; ``whole`` is the model as it is built."""
         engine, meter = self.engine, self.meter
-        engine.build()
+        engine.build(whole)
         registered = [Storage(meter, one, PART["parameters"]) for one in buffer_bytes]
         self.built = meter.live
+        if whole is not engine.weights:
+            engine.split()
         engine.initialize()
         self.initialized, self.init_peak = meter.live, meter.peak
         meter.mark(NOTE)

@@ -28,9 +28,10 @@ class Kernel(NamedTuple):
     phase: str
     """``forward``, ``backward`` or ``recompute``."""
     name: str
-    """``product``, ``attention``, or ``moving`` for what memory alone bounds."""
+    """``product``, ``attention``, or ``moving`` for what memory alone bounds; ``all_reduce`` and
+    ``all_gather`` over a tensor-parallel group."""
     moved: int
-    """Bytes read and written."""
+    """Bytes read and written; of a collective those of its whole tensor."""
     flops: int = 0
     shape: tuple[int, ...] = ()
     """Of a product: batch, rows, inner size, columns, and bytes of an element.  Of attention: batch x heads,

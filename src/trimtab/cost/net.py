@@ -7,10 +7,12 @@ from functools import partial
 
 from trimtab.cost import attention as att
 from trimtab.cost import operators as ops
+from trimtab.cost import tensor_parallel
 from trimtab.cost.machine import Machine, Tensor, Weight
 from trimtab.job import Job
 from trimtab.model import Model
 from trimtab.parameters import Parameter
+from trimtab.parameters.tensor_parallel import Split
 
 INDEX_BYTES = 8
 LORA = ".lora_A.default.weight"
@@ -19,7 +21,7 @@ LORA = ".lora_A.default.weight"
 class Net:
     """What the families' forward passes are written against."""
 
-    __slots__ = ("batch", "embedded", "fp16", "job", "m", "model", "weights")
+    __slots__ = ("batch", "embedded", "fp16", "job", "m", "model", "split", "weights")
 
     def __init__(
         self,
@@ -30,9 +32,10 @@ class Net:
         batch: int,
         weights: Mapping[str, Weight],
         fp16: bool = False,
+        split: Split | None = None,
     ) -> None:
         self.m, self.model, self.job, self.batch = m, model, job, batch
-        self.weights, self.fp16 = weights, fp16
+        self.weights, self.fp16, self.split = weights, fp16, split
         self.embedded: Weight | None = None
         """The embedding that was read last."""
 
@@ -46,6 +49,9 @@ class Net:
     def linear(self, x: Tensor, path: str) -> Tensor:
         """The linear layer at ``path``, with its LoRA branch if it has one (peft tuners/lora/layer.py)."""
         m, weights = self.m, self.weights
+        if self.split is not None and path in self.split.styles:
+            weight, bias = weights[path + ".weight"], weights.get(path + ".bias")
+            return tensor_parallel.linear(m, x, weight, bias, self.split.styles[path], self.split.size)
         adapted = weights.get(path + LORA)
         base = path + ".base_layer" if adapted else path
         out = ops.linear(m, x, weights[base + ".weight"], weights.get(base + ".bias"))
@@ -74,6 +80,8 @@ class Net:
     def embedding(self, path: str, tokens: int) -> Tensor:
         """Rows of the embedding at ``path``."""
         self.embedded = self.weights[path + ".weight"]
+        if self.split is not None and path in self.split.styles:
+            return tensor_parallel.embedding(self.m, tokens, self.embedded)
         return ops.embedding(self.m, tokens, self.embedded)
 
     def activation(self, x: Tensor, name: str | None = None) -> Tensor:

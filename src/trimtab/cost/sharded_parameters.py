@@ -48,19 +48,19 @@ class ShardedParameters(Engine):
 
     hears_uses = True
 
-    def build(self) -> None:
+    def build(self, whole: Sequence[Weight]) -> None:
         """Under ``zero.Init`` every rank holds its shard of each parameter alone."""
         s = self.settings
         self.shards = [-(-weight.numel // s.ranks) for weight in self.weights]
         """By parameter, the elements of a rank's share."""
         self.gather_stream, self.reduce_stream = (GATHER, REDUCE) if s.overlap_comm else (MAIN, MAIN)
         self.secondary: dict[int, Storage] = {}
-        for weight in self.weights:
-            whole = self.new(weight.bytes, "parameters")
+        for weight in whole:
+            gathered = self.new(weight.bytes, "parameters")
             self._keep_secondary(weight.index)
             if s.offload_param == "none":
                 self.model.append(self.new(self.shards[weight.index] * s.item, "parameters"))
-            del whole
+            del gathered
 
     def initialize(self) -> None:
         """The flat shard, fp32 sub-groups, gradient partition, one bucket (:735-800, :1120-1175, :1301)."""

@@ -36,6 +36,8 @@ backward."""
 MODULES = 0.34  # calls of modules for a forward kernel: 586 for llama-z1's 1740
 HOST_STEP_BYTES = 42  # of an offloaded step for a parameter: norms, copies, Adam's 28; llama-z2-offload
 NVME_STATE_BYTES = 24  # master and two moments in and out
+COLLECTIVES = ("all_reduce", "all_gather")
+"""Kernels of `Profile.work` that run over a tensor-parallel group (`trimtab.cost.tensor_parallel`)."""
 LOW = {"kernels": 0.88, "host": 0.55, "links": 0.7}
 HIGH = {"kernels": 1.12, "host": 1.6, "links": 1.5}
 """Bounds of what kernels, the host and links take, about the expected value."""
@@ -80,9 +82,9 @@ class _Step:
         self.batch = config.batch(cluster.world_size)
         self.ranks = max(1, cluster.world_size // config.data_parallel_divisor)
         self.sharded = config.stage == 3
-        self.weight_bytes = profile.parameters * config.parameter_bytes
-        self.gradient_bytes = profile.trainable * config.parameter_bytes
-        self.owned = profile.trainable / (self.ranks if config.stage else 1)
+        self.weight_bytes = profile.own_parameters * config.parameter_bytes
+        self.gradient_bytes = profile.own_trainable * config.parameter_bytes
+        self.owned = profile.own_trainable / (self.ranks if config.stage else 1)
         self.precision = config.precision if config.precision in ("bf16", "fp16") else "fp32"
 
     def speed(self) -> Speed:
@@ -90,7 +92,8 @@ class _Step:
         count = self.batch.accumulation
         kernels = self._kernels()
         engine = self._engine()
-        device = sum(kernels.values()) + engine
+        summed = self._within_layers()
+        device = sum(kernels.values()) + engine + summed
         first = self._forward_share * device
         host_forward, host_backward = self._issue()
         # the device ends with its own work, or with what the host issued last
@@ -104,10 +107,11 @@ class _Step:
             "issuing": waiting * count + step_waiting,
             "reducing gradients": reduced,
             "gathering parameters": gathered,
+            "summing activations": summed * count,
             "offload": offload,
         }
         total = sum(parts.values())
-        communication = reduced + gathered
+        communication = reduced + gathered + summed * count
         sure = total - waiting * count - step_waiting - communication - offload
         unsure = waiting * count + step_waiting
         job = self.config.job
@@ -121,7 +125,7 @@ class _Step:
             + (unsure + HOST_SLACK * (host_forward + host_backward) * count) * HIGH["host"]
             + (communication + offload) * HIGH["links"],
             compute_seconds=sum(kernels.values()) * count + engine * count + step,
-            communication_seconds=reduced + gathered,
+            communication_seconds=communication,
             offload_seconds=offload,
             host_seconds=waiting * count + step_waiting,
             tokens_per_step=self.batch.micro * count * job.sequence_length,
@@ -138,6 +142,8 @@ class _Step:
         found = {"products": 0.0, "attention": 0.0, "memory-bound kernels": 0.0}
         names = {"product": "products", "attention": "attention"}
         for kernel, runs in self.profile.work.items():
+            if kernel.name in COLLECTIVES:
+                continue
             found[names.get(kernel.name, "memory-bound kernels")] += runs * self._seconds(kernel)
         return found
 
@@ -198,12 +204,15 @@ class _Step:
     def _issue(self) -> tuple[float, float]:
         """Seconds of the host to issue a forward and a backward pass: operators, views, modules, hooks."""
         kernels = {"forward": 0, "recompute": 0, "backward": 0}
+        collectives = {"forward": 0, "recompute": 0, "backward": 0}
         for kernel, runs in self.profile.work.items():
-            kernels[kernel.phase] += runs
+            (collectives if kernel.name in COLLECTIVES else kernels)[kernel.phase] += runs
         each = HOST.forward * (1 + VIEWS["forward"]) + HOST.module * MODULES
         forward = kernels["forward"] * each
         backward = kernels["recompute"] * each
         backward += kernels["backward"] * HOST.backward * (1 + VIEWS["backward"])
+        forward += collectives["forward"] * HOST.collective
+        backward += (collectives["recompute"] + collectives["backward"]) * HOST.collective
         if self.config.stage == 2 or (self.config.stage == 1 and self.batch.accumulation == 1):
             backward += self.profile.trainable_tensors * HOST.hook
         if self.sharded:
@@ -225,11 +234,22 @@ class _Step:
             return 0.0
         calls = max(1, math.ceil(size / bucket))
         each, nodes = size / calls, self.cluster.nodes
-        total = calls * self.rates.collective(name, each, self.ranks, nodes)
+        groups = self.config.tensor_parallel  # each has ranks on every node
+        total = calls * self.rates.collective(name, each, self.ranks, nodes, groups)
         if not window:
             return total
         beside = calls * self.rates.beside(name, each, self.ranks, nodes)
         return beside + max(0.0, total - beside - window)
+
+    def _within_layers(self) -> float:
+        """Seconds of a micro step's collectives over the ranks that share its layers; nothing hides them."""
+        size = self.config.tensor_parallel
+        nodes = -(-size // self.cluster.gpus_per_node)
+        return sum(
+            runs * self.rates.collective(kernel.name, kernel.moved, size, nodes)
+            for kernel, runs in self.profile.work.items()
+            if kernel.name in COLLECTIVES
+        )
 
     def _communication(self, compute: float) -> tuple[float, float]:
         """Seconds of reducing gradients and of gathering parameters in a step that nothing hides.
@@ -275,18 +295,18 @@ class _Step:
 
     def _offload(self) -> float:
         config, rates, cluster = self.config, self.rates, self.cluster
-        count, share = self.batch.accumulation, self.profile.trainable / self.ranks
+        count, share = self.batch.accumulation, self.profile.own_trainable / self.ranks
+        local = min(cluster.world_size, cluster.gpus_per_node)
         seconds = 0.0
         if config.offload_optimizer != "none":
-            seconds += rates.host_moving(share * HOST_STEP_BYTES, min(self.ranks, cluster.gpus_per_node))
+            seconds += rates.host_moving(share * HOST_STEP_BYTES, local)
             seconds += rates.copy("to host", count * share * config.gradient_bytes)
             seconds += rates.copy("to device", share * config.parameter_bytes)
-        local = min(self.ranks, cluster.gpus_per_node)
         if config.offload_optimizer == "nvme":
             node = share * local * NVME_STATE_BYTES / 2
             seconds += node / cluster.nvme_read_bytes_per_second + node / cluster.nvme_write_bytes_per_second
         if config.offload_param != "none":
-            reads = self.profile.parameters / self.ranks * config.parameter_bytes * 2 * count
+            reads = self.profile.own_parameters / self.ranks * config.parameter_bytes * 2 * count
             seconds += rates.copy("to device", reads)
             if config.offload_param == "nvme":
                 seconds += reads * local / cluster.nvme_read_bytes_per_second

@@ -1,7 +1,8 @@
 """AutoTP: which modules DeepSpeed 0.19.8 splits over a tensor-parallel group, how, and what it cannot train.
 
 With `tensor_parallel.autotp_size` the engine follows transformers' own plan where the class has one
-(module_inject/tp_plan_converter.py), and else splits every linear layer inside the layers (module_inject/auto_tp.py, tp_parser).
+(module_inject/tp_plan_converter.py), and else splits the linear layers inside the layers
+(module_inject/auto_tp.py, ``tp_parser``).
 That the losses of a split model are those of the whole one was seen on two and four ranks for each of
 `PLANNED` and `BY_NAME` (fp32, SGD, four steps).
 """
@@ -32,14 +33,17 @@ BY_NAME = frozenset(
 # scaled embeddings and soft-capped logits keep a tied head whole (runtime/engine.py:1163-1180)
 _WHOLE_HEAD = frozenset(("gemma", "gemma2"))
 
+_PLAN = "transformers' plan holds rowwise_split_input, which AutoTP refuses (tp_plan_converter.py:44)"
+_FUSED = "AutoTP splits its query_key_value and leaves its heads whole: the first forward pass fails"
+_NORM = "AutoTP counts one rank's shard of relative_attention_bias in the norm that gradients are clipped by"
 _BROKEN: Mapping[str, str] = {
     "gpt2": "AutoTP refuses GPT-2 (module_inject/auto_tp.py:292, AutoTP.supported)",
-    "phi3": "its plan holds rowwise_split_input, which AutoTP refuses (module_inject/tp_plan_converter.py:44)",
-    "olmo2": "its plan holds rowwise_split_input, which AutoTP refuses (module_inject/tp_plan_converter.py:44)",
-    "bloom": "AutoTP splits its fused query_key_value and leaves its alibi whole: the first forward pass fails",
-    "falcon": "AutoTP splits its fused query_key_value and leaves its heads whole: the first forward pass fails",
-    "t5": "AutoTP counts the shards of relative_attention_bias once in the norm that gradients are clipped by",
-    "mt5": "AutoTP counts the shards of relative_attention_bias once in the norm that gradients are clipped by",
+    "phi3": _PLAN,
+    "olmo2": _PLAN,
+    "bloom": _FUSED,
+    "falcon": _FUSED,
+    "t5": _NORM,
+    "mt5": _NORM,
 }
 _COLUMNS = frozenset((
     "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "fc1", "c_fc", "fc_in", "query_key_value",
@@ -84,8 +88,8 @@ def why_not(config: Config, model: Model) -> str | None:
 def wrong_norm(config: Config) -> bool:
     """Whether gradients are clipped by the norm of one rank's shard: FP16_UnfusedOptimizer.
 
-    ``get_weight_norm`` is given gradients, which do not say that their parameter is split: a bf16 Llama's norm
-    was 1.11 on two ranks where one had 1.37.
+    ``get_weight_norm`` is given gradients, which do not say that their parameter is split: a small Llama
+    had a norm of 1.11 on two ranks where one had 1.37 (bf16, SGD).
     """
     if (
         config.stage

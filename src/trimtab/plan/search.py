@@ -49,7 +49,8 @@ class Contender:
     @property
     def seconds_per_token(self) -> float:
         """Of the whole cluster."""
-        return self.speed.step_seconds / (self.speed.tokens_per_step * self.cluster.world_size)
+        replicas = self.cluster.world_size // self.config.data_parallel_divisor
+        return self.speed.step_seconds / (self.speed.tokens_per_step * replicas)
 
     @property
     def line(self) -> Line:

@@ -99,6 +99,8 @@ class Run:
         corners.quiet_engine(lambda flag: ledger.remember(flag, [0.0]))
         config = Config.from_mapping(request.deepspeed)
         dtype = build.DTYPES[config.precision]
+        if config.tensor_parallel > 1:
+            corners.split_layers(config.tensor_parallel)
         with (
             ledger,
             calls.torch_calls(self._tensor(torch.tensor), attention.scaled_dot_product_attention),
@@ -119,6 +121,8 @@ class Run:
                 config=build.engine_config(request),
                 dist_init_required=False,
             )
+            if config.tensor_parallel > 1:
+                corners.trust_samples(engine)
             corners.quiet_engine(lambda flag: ledger.remember(flag, [0.0]))
             parts.label_model(ledger, model)
             parts.label_engine(ledger, engine)

@@ -202,6 +202,7 @@ class Run:
         return "init" if self.step == 0 else self.phase if self.step == 2 else "timed"
 
     def _run(self, config: Config) -> tuple[str, ...]:
+        from trimtab.rehearse import corners
         from trimtab.train.engine import import_deepspeed
         from trimtab.train.model import Build, build_model, prepare_config, quiet_transformers
         from trimtab.train.samples import random_batch
@@ -218,12 +219,16 @@ class Run:
         self.model, self.parameters, self.trainable = built.module, built.parameters, built.trainable
         self.modules = {id(module): name or "the model" for name, module in built.module.named_modules()}
         self.phase = "initialize"
+        if config.tensor_parallel > 1:
+            corners.split_layers(config.tensor_parallel)
         self.engine, *_ = deepspeed.initialize(
             model=built.module,
             model_parameters=[p for p in built.module.parameters() if p.requires_grad],
             config=config.deepspeed(),
             dist_init_required=False,
         )
+        if config.tensor_parallel > 1:
+            corners.trust_samples(self.engine)
         memory.close("init")
         micro = config.batch(request.world_size).micro
 

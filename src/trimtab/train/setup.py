@@ -62,7 +62,7 @@ class Setup:
         return str(self.prepared.store.facts["digest"])
 
     def replica_of(self, rank: int) -> int:
-        """Which of the model's replicas ``rank`` belongs to: neighbours share one (utils/groups.py:150-175)."""
+        """Which replica ``rank`` has a part of: neighbours share one (utils/groups.py:150-175)."""
         return rank // self.config.data_parallel_divisor
 
     @property
