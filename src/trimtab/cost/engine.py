@@ -98,7 +98,7 @@ class Engine:
         self.model = [self.new(weight.bytes, "parameters") for weight in whole]
 
     def split(self) -> None:
-        """AutoTP puts this rank's part in the place of each weight that it splits (module_inject/layers.py)."""
+        """AutoTP puts this rank's part in the place of every weight that it splits."""
         for place, weight in enumerate(self.weights):
             if weight.bytes != self.model[place].bytes:
                 self.model[place] = self.new(weight.bytes, "parameters")

@@ -96,6 +96,24 @@ def on_disk(wishes: Wishes, cluster: Cluster) -> tuple[Family, ...]:
     )
 
 
+def split(wishes: Wishes, cluster: Cluster) -> tuple[Family, ...]:
+    """Those whose layers AutoTP splits inside a node: where one sample a GPU is too much, or all there is.
+
+    ZeRO stage 3 does not go with it, and what AutoTP leaves whole is sharded by the lower stages.
+    """
+    sizes = (size for size in (2, 4, 8) if size <= cluster.gpus_per_node)
+    shardings = (
+        (*sharding, moves.tensor_parallel(size))
+        for size in sizes
+        for sharding in (
+            (moves.zero_stage(1),),
+            (moves.zero_stage(2),),
+            (moves.zero_stage(2), moves.offload_optimizer("cpu")),
+        )
+    )
+    return _all(wishes, cluster, shardings)
+
+
 def _all(wishes: Wishes, cluster: Cluster, shardings: Iterable[tuple[Move, ...]]) -> tuple[Family, ...]:
     start = plain(wishes, cluster)
     made = (

@@ -25,6 +25,8 @@ def summary(one: Contender) -> str:
     words = [f"ZeRO-{config.stage}", f"micro batch {one.micro} × {one.accumulation}"]
     if config.job.checkpoint_activations:
         words.append("recomputed")
+    if config.tensor_parallel > 1:
+        words.append(f"layers over {config.tensor_parallel} GPUs")
     places = {"optimizer": config.offload_optimizer, "parameters": config.offload_param}
     words += [
         f"{what} on {'NVMe' if where == 'nvme' else 'CPU'}"
@@ -114,6 +116,7 @@ def _why(chosen: Bill, answer: Estimate, field: Field, wishes: Wishes) -> Iterat
     others = [other for other in fitting if other.family.name != one.family.name]
     yield from _sharding(one, others, losers)
     yield from _offload(one, others, losers)
+    yield from _split(one, others, losers)
     yield from _recomputation(one, others, losers)
     yield _micro(one, field)
     yield _format(answer, wishes)
@@ -166,6 +169,23 @@ def _offloads(one: Contender) -> bool:
     return (one.config.offload_optimizer, one.config.offload_param) != ("none", "none")
 
 
+def _split(one: Contender, others: Sequence[Contender], losers: Sequence[Loser]) -> Iterator[str]:
+    size = one.config.tensor_parallel
+    if size == 1:
+        split = [other for other in others if other.config.tensor_parallel > 1]
+        if split:
+            yield f"whole layers on every GPU: the fastest that splits them is {why_slower(split[0], one)}"
+        return
+    whole = [other for other in others if other.config.tensor_parallel == 1]
+    if whole:
+        slower = why_slower(whole[0], one)
+        yield f"layers over {size} GPUs (AutoTP): with whole layers the fastest is {slower}"
+        return
+    lost = next((each for each in losers if each.contender.config.tensor_parallel == 1), None)
+    if lost is not None:
+        yield f"layers over {size} GPUs (AutoTP): with whole layers the leanest {why_not_fits(lost)}"
+
+
 def _recomputation(one: Contender, others: Sequence[Contender], losers: Sequence[Loser]) -> Iterator[str]:
     on = one.config.job.checkpoint_activations
     name = "activations recomputed" if on else "activations kept"
@@ -191,12 +211,17 @@ def _same_but(one: Contender, other: Contender, what: str) -> bool:
         "recomputation": mine.job.checkpoint_activations == theirs.job.checkpoint_activations,
         "offload": (mine.offload_optimizer, mine.offload_param)
         == (theirs.offload_optimizer, theirs.offload_param),
+        "split": mine.tensor_parallel == theirs.tensor_parallel,
     }
     return all(equal for name, equal in same.items() if name != what)
 
 
 def _micro(one: Contender, field: Field) -> str:
-    text = f"micro batch {one.micro} × {one.accumulation} accumulated × {one.cluster.world_size} GPUs"
+    shared = one.config.tensor_parallel
+    groups = f"{one.cluster.world_size // shared} groups of {shared} GPUs"
+    if shared == 1:
+        groups = f"{one.cluster.world_size} GPUs"
+    text = f"micro batch {one.micro} × {one.accumulation} accumulated × {groups}"
     if one.accumulation == 1:
         return f"{text}: the whole share of a GPU"
     beyond = field.beyond(one)

@@ -14,7 +14,7 @@ from trimtab import moves
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.speed import Speed
-from trimtab.plan.candidates import Family, families, on_disk, smaller_bucket, with_micro_batch
+from trimtab.plan.candidates import Family, families, on_disk, smaller_bucket, split, with_micro_batch
 from trimtab.plan.counting import Arithmetic, Shortfall
 from trimtab.plan.wishes import Wishes
 
@@ -80,6 +80,8 @@ class Field:
     retimed: dict[tuple[tuple[str, ...], int], float] = field(default_factory=dict)
     """Step seconds that were measured, by family and micro batch."""
     _every: list[Contender] | None = None
+    _widened: bool = False
+    """Whether families with split layers have joined."""
     _impossible: list[Family] = field(default_factory=list)
     """Families whose weights and optimizer states alone are too large."""
     _lean: dict[tuple[tuple[str, ...], int], Contender] = field(default_factory=dict)
@@ -121,7 +123,20 @@ class Field:
         return sorted(self._every, key=lambda one: (one.step_seconds, one.family.complexity, one.micro))
 
     def best(self) -> Contender | None:
-        """The one to choose: the simplest of those that fit and are as fast as the fastest that fits."""
+        """The one to choose: the simplest of those that fit and are as fast as the fastest that fits.
+
+        Layers are split (AutoTP) only where no more than one sample fits or is there for a GPU: with more,
+        all-reduces in every layer cost what a larger micro batch does not.
+        """
+        found = self._best()
+        if (found is None or found.micro == 1) and self.divides and not self._widened:
+            self._widened = True
+            possible = [one for one in split(self.wishes, self.cluster) if not self._cannot(one)]
+            self._every = [*(self._every or ()), *self._timed(possible)]
+            return self._best()
+        return found
+
+    def _best(self) -> Contender | None:
         order = self.every()
         first = next((fit for one in order if (fit := self.fitting(one)) is not None), None)
         if first is None:
@@ -237,8 +252,11 @@ class Field:
     def _timed(self, these: Iterable[Family]) -> Iterator[Contender]:
         for family in these:
             options = moves.MOVES["micro-batch"].options(family.config, self.wishes.model, self.cluster)
+            shared = family.config.tensor_parallel
             for size in options:
                 assert isinstance(size, int)
+                if size > shared > 1:  # as many samples a group as it has GPUs, which had one each
+                    continue
                 yield self._contender(family, size)
 
     def _contender(self, family: Family, size: int) -> Contender:
