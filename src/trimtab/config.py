@@ -176,8 +176,12 @@ class Config:
     @property
     def data_parallel_divisor(self) -> int:
         """Ranks that share one data-parallel replica (sequence and tensor parallelism, pipeline stages)."""
-        sequence = int(self.get("sequence_parallel_size", 1))
-        return sequence * self.tensor_parallel * self.job.pipeline_stages
+        return self.sequence_parallel * self.tensor_parallel * self.job.pipeline_stages
+
+    @property
+    def sequence_parallel(self) -> int:
+        """Ranks over which Ulysses spreads the tokens of every sample; 1 without it."""
+        return int(self.get("sequence_parallel_size", 1))
 
     @property
     def tensor_parallel(self) -> int:

@@ -20,7 +20,7 @@ from trimtab.errors import NotFound, UnknownArchitecture, Unsupported, UsageErro
 from trimtab.job import LIGER
 from trimtab.model import Model, find_model
 from trimtab.parameters import tasks_of
-from trimtab.parameters.tensor_parallel import why_not as why_not_split
+from trimtab.parameters.parallel import check_parallel
 from trimtab.units import GIB
 
 if TYPE_CHECKING:
@@ -220,13 +220,7 @@ def _refuse_other_heads(config: Config, model: Model) -> None:
 
 def _refuse_other_engines(config: Config, model: Model) -> None:
     """What the arithmetic would answer without having counted it."""
-    if config.tensor_parallel > 1:
-        reason = why_not_split(config, model)
-        if reason is not None:
-            raise Unsupported(
-                f"{config.name}: tensor_parallel.autotp_size {config.tensor_parallel}: {reason}. "
-                "Remove it, or set it to 1"
-            )
+    check_parallel(config, model)
     wide = {
         "pipeline stages (trimtab.pipeline_stages)": config.job.pipeline_stages,
         "sequence parallelism (sequence_parallel_size)": int(config.get("sequence_parallel_size", 1)),

@@ -29,6 +29,7 @@ from trimtab.train.model import build_model
 from trimtab.train.ranks import Ranks, StopSignals, join
 from trimtab.train.report import closing_report
 from trimtab.train.sampling import sample_text
+from trimtab.train.sequences import loss_of_part, part_of, share_attention, weight_of_part
 from trimtab.train.settings import Settings, as_mapping
 from trimtab.train.setup import Setup, check_room, set_up, write_effective
 
@@ -122,7 +123,7 @@ def run(settings: Settings, *, prediction: Mapping[str, Any] | None = None) -> O
 
         _evaluate(engine, setup, settings, ranks, events, at.step)
         facts: dict[str, Any] = {"world_size": ranks.world, "checkpoint": str(saved), **parameters}
-        if setup.config.job.task == "causal-lm":
+        if setup.config.job.task == "causal-lm" and setup.config.sequence_parallel == 1:
             facts["sample"] = _sample(engine, setup, settings)
         if settings.export:
             export_model(
@@ -178,13 +179,14 @@ def _build(setup: Setup, settings: Settings, ranks: Ranks, deepspeed: Any) -> tu
     torch.manual_seed(settings.seed)  # the same on every rank: the same weights everywhere
     built = build_model(setup.config, setup.hf, setup.build, device=settings.device)
     # from here on each rank its own dropout, but for those that compute parts of one and the same tensor
-    torch.manual_seed(settings.seed + 1 + setup.replica_of(ranks.rank))
+    torch.manual_seed(settings.seed + 1 + ranks.rank // setup.config.tensor_parallel)
     values = setup.config.deepspeed()
     values.setdefault("steps_per_print", 2**31)
     engine, _, _, _ = deepspeed.initialize(
         model=built.module,
         model_parameters=[p for p in built.module.parameters() if p.requires_grad],
         config=values,
+        mpu=share_attention(setup.config, built.module, setup.batch.micro),
         dist_init_required=False,
     )
     return engine, {"parameters": built.parameters, "trainable": built.trainable}, built.zero3
@@ -195,15 +197,14 @@ def _step(
 ) -> tuple[dict[str, Any], int]:
     """One optimizer step; its numbers over all ranks, and the signal that asks to stop (0: none)."""
     started = time.monotonic()
-    total, tokens = 0.0, 0
+    total, tokens, weight = 0.0, 0, weight_of_part(setup.config)
     for _ in range(setup.batch.accumulation):
         batch = next(batches)
         tokens += (
             int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
         )
-        batch = {name: values.to(ranks.device, non_blocking=True) for name, values in batch.items()}
-        loss = engine(**batch).loss
-        engine.backward(loss)
+        loss = _loss(engine, batch, setup, ranks)
+        engine.backward(loss * weight if weight != 1 else loss)
         engine.step()
         total += float(loss.detach())
     asked = stop.number or (_requested(folder) if ranks.first else 0)
@@ -224,6 +225,15 @@ def _step(
         "seconds": seconds,
     }
     return row, int(max(sums[2:]))
+
+
+def _loss(engine: Any, batch: dict[str, Any], setup: Setup, ranks: Ranks) -> Any:
+    """The loss of a micro batch, or of this rank's part of it."""
+    batch = {name: values.to(ranks.device, non_blocking=True) for name, values in batch.items()}
+    size = setup.config.sequence_parallel
+    if size == 1:
+        return engine(**batch).loss
+    return loss_of_part(engine, part_of(batch, ranks.rank % size, size), size)
 
 
 def _requested(folder: RunFolder) -> int:
@@ -249,8 +259,7 @@ def _evaluate(engine: Any, setup: Setup, settings: Settings, ranks: Ranks, event
     total = 0.0
     with torch.no_grad():
         for _ in range(count):
-            batch = {name: values.to(ranks.device) for name, values in next(batches).items()}
-            total += float(engine(**batch).loss)
+            total += float(_loss(engine, next(batches), setup, ranks))
     engine.train()
     (total,) = ranks.add(total)
     events.write("evaluation", step=step, loss=total / count / ranks.world, samples=count * micro * world)

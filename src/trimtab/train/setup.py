@@ -14,7 +14,7 @@ from typing import Any
 from trimtab.config import Batch, Config
 from trimtab.errors import RefusedConfig, UnreadableFile, Unsupported, UsageError
 from trimtab.model import Model
-from trimtab.parameters.tensor_parallel import why_not
+from trimtab.parameters.parallel import check_parallel
 from trimtab.train.checkpoint import digest_of, needed_bytes
 from trimtab.train.data.prepare import DataRequest, Prepared, prepare
 from trimtab.train.data.samples import SampleMaker, sample_makers
@@ -155,18 +155,13 @@ def _check_split(config: Config, hf: Any, world: int) -> None:
             f"{config.name}: {world} ranks cannot be split into groups of {shares}, which share a replica; "
             f"start {max(1, world // shares) * shares}"
         )
-    if shares > config.tensor_parallel:
+    if config.job.pipeline_stages > 1:
         raise Unsupported(
-            f"{config.name}: pipeline_stages and sequence_parallel_size need a script of their own, "
-            "`trimtab train` runs neither: set both to 1"
+            f"{config.name}: trimtab.pipeline_stages needs a script that builds a PipelineModule, which "
+            "`trimtab train` is not: set it to 1"
         )
-    if config.tensor_parallel > 1:
-        reason = why_not(config, Model.from_hf(hf.to_dict(), config.job.model or ""))
-        if reason is not None:
-            raise Unsupported(
-                f"{config.name}: tensor_parallel.autotp_size {config.tensor_parallel}: {reason}. "
-                "Remove it, or set it to 1"
-            )
+    if shares > 1:
+        check_parallel(config, Model.from_hf(hf.to_dict(), config.job.model or ""))
 
 
 def check_room(setup: Setup, settings: Settings, folder: RunFolder) -> tuple[int, int]:
