@@ -122,8 +122,7 @@ def estimate(
         NotFound: the model's name is unknown.
         RefusedConfig: DeepSpeed would refuse the configuration.
         UnknownArchitecture: the arithmetic does not know the model type, or Liger does not.
-        Unsupported: pipeline stages or sequence parallelism, which are not counted, or layers that AutoTP
-            does not split.
+        Unsupported: pipeline stages, which are not counted; a model that AutoTP or Ulysses does not train.
     """
     if model is None:
         if config.job.model is None:
@@ -221,16 +220,12 @@ def _refuse_other_heads(config: Config, model: Model) -> None:
 def _refuse_other_engines(config: Config, model: Model) -> None:
     """What the arithmetic would answer without having counted it."""
     check_parallel(config, model)
-    wide = {
-        "pipeline stages (trimtab.pipeline_stages)": config.job.pipeline_stages,
-        "sequence parallelism (sequence_parallel_size)": int(config.get("sequence_parallel_size", 1)),
-    }
-    for what, size in wide.items():
-        if size > 1:
-            raise Unsupported(
-                f"{config.name}: the arithmetic does not count {what}, here {size}. "
-                "Set it to 1, or measure the job on its GPUs"
-            )
+    stages = config.job.pipeline_stages
+    if stages > 1:
+        raise Unsupported(
+            f"{config.name}: the arithmetic does not count pipeline stages (trimtab.pipeline_stages), here "
+            f"{stages}. Set it to 1, or measure the job on its GPUs"
+        )
     if config.job.kernels == "fused" and model.model_type not in LIGER:
         raise UnknownArchitecture(
             f"{model.name}: Liger has no fused kernels for {model.model_type}. Use --kernels plain"

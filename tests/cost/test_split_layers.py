@@ -1,4 +1,4 @@
-"""AutoTP's arithmetic against the phantom's answers that bench/tensor_parallel.py has kept."""
+"""AutoTP's and Ulysses' arithmetic against the phantom's answers that bench/parallel.py has kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tensor_parallel_bench", BENCH / "tensor_parallel.py")
+    spec = importlib.util.spec_from_file_location("parallel_bench", BENCH / "parallel.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -61,8 +61,8 @@ def test_a_split_model_needs_less_and_is_reported_whole() -> None:
     assert {answer.profile.parameters for answer in answers} == {6_738_415_616}
     assert answers[1].profile.own_parameters < 0.52 * answers[0].profile.own_parameters
     parts = dict(answers[1].speed.parts)
-    assert parts["summing activations"] > 0
-    assert "summing activations" not in dict(answers[0].speed.parts)
+    assert parts["exchanging activations"] > 0
+    assert "exchanging activations" not in dict(answers[0].speed.parts)
 
 
 def test_tokens_are_counted_once_for_all_ranks_of_a_group() -> None:

@@ -26,6 +26,7 @@ def settings(**given: Any) -> Settings:
         "accumulation": 1,
         "item": 2,
         "gradient_item": 2,
+        "communication_item": given.get("item", 2),
         "moments": 2,
         "offload_optimizer": "none",
         "offload_param": "none",

@@ -30,6 +30,8 @@ class Settings:
     item: int
     """Bytes of a parameter element."""
     gradient_item: int
+    communication_item: int
+    """Bytes of an element that a reduction sends."""
     moments: int
     """Elements of optimizer state per parameter, fp32."""
     offload_optimizer: str
@@ -151,8 +153,12 @@ class PlainEngine(Engine):
     def end_backward(self) -> None:
         """``buffered_allreduce_fallback``: gradients leave in flat copies of at most 5e8 elements."""
         if self.boundary:
+            s = self.settings
             for size in chunks(self.trainable, ALLREDUCE_ELEMENTS):
-                self.new(size * self.settings.gradient_item, "temporaries")
+                flat = self.new(size * s.gradient_item, "temporaries")
+                if s.communication_item != s.gradient_item:  # engine.py:3806, allreduce_bucket
+                    self.new(size * s.communication_item, "temporaries")
+                del flat
 
     def step(self) -> None:
         """The moments appear at the first step."""

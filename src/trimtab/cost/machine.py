@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
-from trimtab.cost.meter import PART, Account, Kernel, Storage
+from trimtab.cost.meter import COLLECTIVES, PART, Account, Kernel, Storage
 
 
 class Weight:
@@ -135,8 +135,10 @@ class Region:
 
 def backward_kernels(node: Node) -> Iterator[Kernel]:
     """The kernels that make a node's gradients."""
-    if node.kernel == "all_reduce":
-        yield Kernel("backward", "all_reduce", node.moved)
+    if node.kernel in COLLECTIVES:
+        yield Kernel("backward", node.kernel, node.moved)
+        if node.scratch:
+            yield Kernel("backward", "moving", 2 * node.scratch)
         return
     sizes = [size for edge, size in zip(node.inputs, node.gradients, strict=True) if edge and size > PASS]
     if not sizes:
@@ -246,7 +248,9 @@ class Machine:
             out = Tensor(numel, item, view_of.storage)
         else:
             out = Tensor(numel, item, self.new(numel * item))
-            moved = out.bytes + sum(one.bytes for one in inputs if one is not None)
+            moved = out.bytes
+            if kernel not in COLLECTIVES:
+                moved += sum(one.bytes for one in inputs if one is not None)
             phase = "recompute" if self._replaying else self.phase
             self.meter.work[Kernel(phase, kernel, moved, flops, shape)] += 1
         if recorded and (keep_output or extra):

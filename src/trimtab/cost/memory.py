@@ -102,13 +102,14 @@ def settings_of(config: Config, world_size: int) -> Settings:
     moments = MOMENTS.get(name, 2)
     if name == "SGD" and config.optimizer_params.get("momentum"):
         moments = 1
-    ranks = batch.data_parallel * int(config.get("sequence_parallel_size", 1))
+    ranks = batch.data_parallel * config.sequence_parallel
     return Settings(
         stage=config.stage,
         ranks=ranks,
         accumulation=batch.accumulation,
         item=config.parameter_bytes,
         gradient_item=config.gradient_bytes,
+        communication_item=_communication_item(config),
         moments=moments,
         offload_optimizer=config.offload_optimizer,
         offload_param=config.offload_param,
@@ -127,6 +128,13 @@ def settings_of(config: Config, world_size: int) -> Settings:
         pin_memory=bool(config.get("zero_optimization.offload_optimizer.pin_memory", False)),
         pin_parameters=bool(config.get("zero_optimization.offload_param.pin_memory", False)),
     )
+
+
+def _communication_item(config: Config) -> int:
+    """With Ulysses gradients are reduced in fp32 unless the file says else (runtime/engine.py:2182)."""
+    if config.sequence_parallel == 1:
+        return config.parameter_bytes
+    return 4 if config.get("seq_parallel_communication_data_type", "fp32") == "fp32" else 2
 
 
 def profile(
@@ -155,12 +163,13 @@ def profile(
     weights = weights_for(model, job.task, job.lora, settings.item, size)
     recording = recorded(
         model,
-        replace(job, model=None),
+        replace(job, model=None, sequence_length=job.sequence_length // config.sequence_parallel),
         config.batch(world_size).micro,
         settings.item,
         sharded=settings.stage == 3,
         fp16=config.precision == "fp16",
         size=size,
+        spread=config.sequence_parallel,
     )
     uncut = weights_for(model, job.task, job.lora, settings.item) if size > 1 else weights
     job_buffers = [one.bytes for one in buffers(model, job.task)]
@@ -217,11 +226,12 @@ def recorded(
     sharded: bool,
     fp16: bool,
     size: int = 1,
+    spread: int = 1,
     shown: int = SHOWN,
 ) -> Recording:
     """A micro step of ``batch`` samples: whatever the engine, as long as ``sharded`` says if it is stage 3.
 
-    ``size`` ranks share it by AutoTP.
+    ``size`` ranks share its layers by AutoTP, ``spread`` its tokens by Ulysses; ``job`` has those of one.
 
     Jobs that differ only in buckets, ranks, offload or stages 0 to 2 share it.
 
@@ -238,7 +248,9 @@ def recorded(
     }
     split = split_of(model, job.task, size) if size > 1 else None
     run = narrowed(model, size) if size > 1 else model
-    net = Net(m=machine, model=run, job=job, batch=batch, weights=weights, fp16=fp16, split=split)
+    net = Net(
+        m=machine, model=run, job=job, batch=batch, weights=weights, fp16=fp16, split=split, spread=spread
+    )
     tokens = batch * (job.sequence_length + 2 * (job.target_length or job.sequence_length))
     inputs = machine.tensor(tokens, 8)
     tape.turn_to_phase(FORWARD)

@@ -19,6 +19,8 @@ PARTS = (
     "logits and loss",
     "temporaries",
 )
+COLLECTIVES = ("all_reduce", "all_gather", "all_to_all")
+"""Kernels over the ranks that share a model's layers or a sample's tokens."""
 PART = {name: index for index, name in enumerate(PARTS)}
 
 
@@ -28,8 +30,7 @@ class Kernel(NamedTuple):
     phase: str
     """``forward``, ``backward`` or ``recompute``."""
     name: str
-    """``product``, ``attention``, or ``moving`` for what memory alone bounds; ``all_reduce`` and
-    ``all_gather`` over a tensor-parallel group."""
+    """``product``, ``attention``, one of `COLLECTIVES`, or ``moving`` for what memory alone bounds."""
     moved: int
     """Bytes read and written; of a collective those of its whole tensor."""
     flops: int = 0

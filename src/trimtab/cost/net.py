@@ -7,7 +7,7 @@ from functools import partial
 
 from trimtab.cost import attention as att
 from trimtab.cost import operators as ops
-from trimtab.cost import tensor_parallel
+from trimtab.cost import sequence_parallel, tensor_parallel
 from trimtab.cost.machine import Machine, Tensor, Weight
 from trimtab.job import Job
 from trimtab.model import Model
@@ -21,7 +21,7 @@ LORA = ".lora_A.default.weight"
 class Net:
     """What the families' forward passes are written against."""
 
-    __slots__ = ("batch", "embedded", "fp16", "job", "m", "model", "split", "weights")
+    __slots__ = ("batch", "embedded", "fp16", "job", "m", "model", "split", "spread", "weights")
 
     def __init__(
         self,
@@ -33,9 +33,10 @@ class Net:
         weights: Mapping[str, Weight],
         fp16: bool = False,
         split: Split | None = None,
+        spread: int = 1,
     ) -> None:
         self.m, self.model, self.job, self.batch = m, model, job, batch
-        self.weights, self.fp16, self.split = weights, fp16, split
+        self.weights, self.fp16, self.split, self.spread = weights, fp16, split, spread
         self.embedded: Weight | None = None
         """The embedding that was read last."""
 
@@ -118,6 +119,22 @@ class Net:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, masked: bool = True) -> Tensor:
         """Attention without a trained bias, by the job's implementation."""
+        if self.spread > 1:
+            return self._attend_spread(q, k, v, shape)
+        return self._attend(q, k, v, shape, masked=masked)
+
+    def _attend_spread(self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape) -> Tensor:
+        m, size, batch = self.m, self.spread, shape.batch
+        places = sequence_parallel.gathered_places(m, batch * shape.queries, size)
+        q = sequence_parallel.to_heads(m, q, shape.heads, batch, size)
+        k = sequence_parallel.to_heads(m, k, shape.kv_heads, batch, size)
+        v = sequence_parallel.to_heads(m, v, shape.kv_heads, batch, size)
+        out = self._attend(q, k, v, sequence_parallel.whole_shape(shape, size), masked=True)
+        out = sequence_parallel.to_tokens(m, out, batch)
+        del places
+        return out
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, masked: bool) -> Tensor:
         m = self.m
         if self.job.attention == "eager" or self.model.attention_softcap:
             wide = None if self.model.model_type == "gpt2" or self.model.kind == "encoder" else ops.FLOAT

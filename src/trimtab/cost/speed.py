@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.memory import Profile
-from trimtab.cost.meter import Kernel
+from trimtab.cost.meter import COLLECTIVES, Kernel
 from trimtab.cost.rates import HOST, Rates, rates_of
 
 ENGINE_BYTES = {0: 4.0, 1: 6.5, 2: 5.4, 3: 6.5}
@@ -36,8 +36,6 @@ backward."""
 MODULES = 0.34  # calls of modules for a forward kernel: 586 for llama-z1's 1740
 HOST_STEP_BYTES = 42  # of an offloaded step for a parameter: norms, copies, Adam's 28; llama-z2-offload
 NVME_STATE_BYTES = 24  # master and two moments in and out
-COLLECTIVES = ("all_reduce", "all_gather")
-"""Kernels of `Profile.work` that run over a tensor-parallel group (`trimtab.cost.tensor_parallel`)."""
 LOW = {"kernels": 0.88, "host": 0.55, "links": 0.7}
 HIGH = {"kernels": 1.12, "host": 1.6, "links": 1.5}
 """Bounds of what kernels, the host and links take, about the expected value."""
@@ -80,7 +78,8 @@ class _Step:
     def __init__(self, config: Config, profile: Profile, cluster: Cluster, rates: Rates) -> None:
         self.config, self.profile, self.cluster, self.rates = config, profile, cluster, rates
         self.batch = config.batch(cluster.world_size)
-        self.ranks = max(1, cluster.world_size // config.data_parallel_divisor)
+        self.ranks = max(1, cluster.world_size // config.tensor_parallel)
+        """Those that reduce gradients and shard states together: of a sample's tokens each has its own."""
         self.sharded = config.stage == 3
         self.weight_bytes = profile.own_parameters * config.parameter_bytes
         self.gradient_bytes = profile.own_trainable * config.parameter_bytes
@@ -107,7 +106,7 @@ class _Step:
             "issuing": waiting * count + step_waiting,
             "reducing gradients": reduced,
             "gathering parameters": gathered,
-            "summing activations": summed * count,
+            "exchanging activations": summed * count,
             "offload": offload,
         }
         total = sum(parts.values())
@@ -242,8 +241,8 @@ class _Step:
         return beside + max(0.0, total - beside - window)
 
     def _within_layers(self) -> float:
-        """Seconds of a micro step's collectives over the ranks that share its layers; nothing hides them."""
-        size = self.config.tensor_parallel
+        """Seconds of a micro step's collectives over the ranks that share it; nothing hides them."""
+        size = self.config.tensor_parallel * self.config.sequence_parallel
         nodes = -(-size // self.cluster.gpus_per_node)
         return sum(
             runs * self.rates.collective(kernel.name, kernel.moved, size, nodes)

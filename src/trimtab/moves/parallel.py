@@ -11,7 +11,8 @@ from trimtab.model import Model
 from trimtab.moves.batch import stated_micro_batch
 from trimtab.moves.move import Kind, Move, Value, moved, single
 from trimtab.moves.writing import global_batch, with_micro_batch
-from trimtab.parameters.tensor_parallel import why_not
+from trimtab.parameters.sequence_parallel import why_not as spread_why_not
+from trimtab.parameters.tensor_parallel import why_not as split_why_not
 
 
 def _resplit(
@@ -29,6 +30,15 @@ def _resplit(
         except RefusedConfig:
             continue
     return config
+
+
+def _outside(after: Config, size: int, cluster: Cluster) -> str | None:
+    """Why the cluster has no groups of ``size`` GPUs inside its nodes; None where it has."""
+    if size > cluster.gpus_per_node:
+        return f"{size} GPUs reach over nodes of {cluster.gpus_per_node}: every layer would use the network"
+    if cluster.world_size % after.data_parallel_divisor:
+        return f"{cluster.world_size} GPUs cannot be split into groups of {after.data_parallel_divisor}"
+    return None
 
 
 def pipeline(stages: int) -> Move:
@@ -60,22 +70,17 @@ def sequence_parallel(size: int) -> Move:
     """Ulysses: the tokens of a sample over ``size`` GPUs."""
 
     def refuses(config: Config, model: Model, cluster: Cluster) -> str | None:
-        if model.heads % size or config.job.sequence_length % size:
-            return f"{size} does not divide {model.heads} heads and {config.job.sequence_length} tokens"
-        return (
-            "the script must cut every sample over the ranks (runtime/sequence_parallel/ulysses_sp.py:143), "
-            "which `trimtab train` does not; recomputation and smaller micro batches save activations"
-        )
+        after = config.with_values({"sequence_parallel_size": size})
+        return _outside(after, size, cluster) or (spread_why_not(after, model) if size > 1 else None)
 
     return moved(
         "sequence-parallel",
         size,
-        title=f"Sequences over {size} GPUs (Ulysses)",
-        saves="activations: each GPU holds its share of the tokens",
-        costs="two all-to-alls around every attention, fewer data-parallel ranks",
-        needs="a script that cuts samples, heads and tokens that divide",
+        title=f"Sequences over {size} GPUs (Ulysses)" if size > 1 else "Whole sequences on every GPU",
+        saves="activations and logits: each GPU holds its share of the tokens",
+        costs="four all-to-alls around every attention, gradients reduced in fp32, fewer data-parallel ranks",
+        needs="a script that cuts samples (`trimtab train` does), heads and tokens that divide",
         source="Jacobs et al. 2023 (DeepSpeed-Ulysses); runtime/sequence_parallel/ulysses_sp.py",
-        counted=False,
         refuses=refuses,
         apply=lambda config, cluster: _resplit(
             config,
@@ -94,14 +99,8 @@ def tensor_parallel(size: int) -> Move:
     """
 
     def refuses(config: Config, model: Model, cluster: Cluster) -> str | None:
-        if size > cluster.gpus_per_node:
-            return (
-                f"{size} GPUs reach over nodes of {cluster.gpus_per_node}: every layer would use the network"
-            )
         after = config.with_values({"tensor_parallel.autotp_size": size})
-        if cluster.world_size % after.data_parallel_divisor:
-            return f"{cluster.world_size} GPUs cannot be split into groups of {after.data_parallel_divisor}"
-        return why_not(after, model) if size > 1 else None
+        return _outside(after, size, cluster) or (split_why_not(after, model) if size > 1 else None)
 
     def apply(config: Config, cluster: Cluster) -> Config:
         if config.tensor_parallel == size:

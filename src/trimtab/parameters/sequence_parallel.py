@@ -38,7 +38,8 @@ def why_not(config: Config, model: Model) -> str | None:
     if job.sequence_length % size:
         return f"{size} does not divide {job.sequence_length} tokens"
     if model.sliding_layers and (model.sliding_window or 0) < job.sequence_length:
-        return f"Ulysses drops masks (ulysses_sp.py:546), and with them the window of {model.sliding_window} tokens"
+        window = model.sliding_window
+        return f"Ulysses drops masks (ulysses_sp.py:546), and with them the window of {window} tokens"
     if job.kernels == "fused":
         return "Liger's fused loss takes labels that the ranks of a group must shift over their borders"
     if config.tensor_parallel > 1:

@@ -153,12 +153,13 @@ class Arithmetic:
         return Shortfall(where="GPU memory", needed=needed, there=there)
 
     def _key(self, config: Config, world: int) -> Hashable:
-        return settings_of(config, world), config.batch(world).micro, config.job, config.tensor_parallel
+        shared = config.tensor_parallel, config.sequence_parallel
+        return settings_of(config, world), config.batch(world).micro, config.job, shared
 
     def _work_key(self, config: Config, world: int) -> Hashable:
         return (
             config.stage == 3, config.precision, config.batch(world).micro, config.job,
-            config.tensor_parallel,
+            config.tensor_parallel, config.sequence_parallel,
         )  # fmt: skip
 
 

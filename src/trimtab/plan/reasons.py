@@ -27,6 +27,8 @@ def summary(one: Contender) -> str:
         words.append("recomputed")
     if config.tensor_parallel > 1:
         words.append(f"layers over {config.tensor_parallel} GPUs")
+    if config.sequence_parallel > 1:
+        words.append(f"samples over {config.sequence_parallel} GPUs")
     places = {"optimizer": config.offload_optimizer, "parameters": config.offload_param}
     words += [
         f"{what} on {'NVMe' if where == 'nvme' else 'CPU'}"
@@ -170,20 +172,20 @@ def _offloads(one: Contender) -> bool:
 
 
 def _split(one: Contender, others: Sequence[Contender], losers: Sequence[Loser]) -> Iterator[str]:
-    size = one.config.tensor_parallel
-    if size == 1:
-        split = [other for other in others if other.config.tensor_parallel > 1]
-        if split:
-            yield f"whole layers on every GPU: the fastest that splits them is {why_slower(split[0], one)}"
+    if one.config.data_parallel_divisor == 1:
+        shared = [other for other in others if other.config.data_parallel_divisor > 1]
+        if shared:
+            yield f"no GPUs share layers or samples: the fastest that do are {why_slower(shared[0], one)}"
         return
-    whole = [other for other in others if other.config.tensor_parallel == 1]
+    layers, samples = one.config.tensor_parallel, one.config.sequence_parallel
+    name = f"layers over {layers} GPUs (AutoTP)" if layers > 1 else f"samples over {samples} GPUs (Ulysses)"
+    whole = [other for other in others if other.config.data_parallel_divisor == 1]
     if whole:
-        slower = why_slower(whole[0], one)
-        yield f"layers over {size} GPUs (AutoTP): with whole layers the fastest is {slower}"
+        yield f"{name}: the fastest whose GPUs share nothing is {why_slower(whole[0], one)}"
         return
-    lost = next((each for each in losers if each.contender.config.tensor_parallel == 1), None)
+    lost = next((each for each in losers if each.contender.config.data_parallel_divisor == 1), None)
     if lost is not None:
-        yield f"layers over {size} GPUs (AutoTP): with whole layers the leanest {why_not_fits(lost)}"
+        yield f"{name}: the leanest whose GPUs share nothing {why_not_fits(lost)}"
 
 
 def _recomputation(one: Contender, others: Sequence[Contender], losers: Sequence[Loser]) -> Iterator[str]:
@@ -211,14 +213,15 @@ def _same_but(one: Contender, other: Contender, what: str) -> bool:
         "recomputation": mine.job.checkpoint_activations == theirs.job.checkpoint_activations,
         "offload": (mine.offload_optimizer, mine.offload_param)
         == (theirs.offload_optimizer, theirs.offload_param),
-        "split": mine.tensor_parallel == theirs.tensor_parallel,
+        "split": mine.data_parallel_divisor == theirs.data_parallel_divisor,
     }
     return all(equal for name, equal in same.items() if name != what)
 
 
 def _micro(one: Contender, field: Field) -> str:
-    shared = one.config.tensor_parallel
-    groups = f"{one.cluster.world_size // shared} groups of {shared} GPUs"
+    shared = one.config.data_parallel_divisor
+    count = one.cluster.world_size // shared
+    groups = f"{count} group{'s' * (count > 1)} of {shared} GPUs"
     if shared == 1:
         groups = f"{one.cluster.world_size} GPUs"
     text = f"micro batch {one.micro} × {one.accumulation} accumulated × {groups}"

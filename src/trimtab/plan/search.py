@@ -14,7 +14,15 @@ from trimtab import moves
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.speed import Speed
-from trimtab.plan.candidates import Family, families, on_disk, smaller_bucket, split, with_micro_batch
+from trimtab.plan.candidates import (
+    Family,
+    families,
+    on_disk,
+    smaller_bucket,
+    split_layers,
+    split_samples,
+    with_micro_batch,
+)
 from trimtab.plan.counting import Arithmetic, Shortfall
 from trimtab.plan.wishes import Wishes
 
@@ -81,7 +89,7 @@ class Field:
     """Step seconds that were measured, by family and micro batch."""
     _every: list[Contender] | None = None
     _widened: bool = False
-    """Whether families with split layers have joined."""
+    """Whether families whose GPUs share layers or samples have joined."""
     _impossible: list[Family] = field(default_factory=list)
     """Families whose weights and optimizer states alone are too large."""
     _lean: dict[tuple[tuple[str, ...], int], Contender] = field(default_factory=dict)
@@ -125,13 +133,16 @@ class Field:
     def best(self) -> Contender | None:
         """The one to choose: the simplest of those that fit and are as fast as the fastest that fits.
 
-        Layers are split (AutoTP) only where no more than one sample fits or is there for a GPU: with more,
-        all-reduces in every layer cost what a larger micro batch does not.
+        GPUs share layers (AutoTP) only where no more than one sample fits or is there for a GPU, and samples
+        (Ulysses) only where not even one fits: what they exchange in every layer would else be for nothing.
         """
         found = self._best()
         if (found is None or found.micro == 1) and self.divides and not self._widened:
             self._widened = True
-            possible = [one for one in split(self.wishes, self.cluster) if not self._cannot(one)]
+            more = split_layers(self.wishes, self.cluster)
+            if found is None:
+                more += split_samples(self.wishes, self.cluster)
+            possible = [one for one in more if not self._cannot(one)]
             self._every = [*(self._every or ()), *self._timed(possible)]
             return self._best()
         return found
@@ -252,7 +263,7 @@ class Field:
     def _timed(self, these: Iterable[Family]) -> Iterator[Contender]:
         for family in these:
             options = moves.MOVES["micro-batch"].options(family.config, self.wishes.model, self.cluster)
-            shared = family.config.tensor_parallel
+            shared = family.config.data_parallel_divisor
             for size in options:
                 assert isinstance(size, int)
                 if size > shared > 1:  # as many samples a group as it has GPUs, which had one each

@@ -269,12 +269,18 @@ def open_world(rank: int, world_size: int, ranks_per_node: int) -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
 
 
+def take_group_over() -> None:
+    """Let DeepSpeed's communication know the fake group before the engine is built."""
+    import deepspeed
+
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)
+
+
 def split_layers(size: int) -> None:
     """Make the groups of ``size`` tensor-parallel ranks by lists: a mesh reads values, which nothing has."""
-    import deepspeed
     from deepspeed.utils import groups
 
-    deepspeed.init_distributed(dist_init_required=False, verbose=False)  # takes the fake group over
+    take_group_over()
     groups._init_tp_groups_with_new_group(size)
     import deepspeed.sequence.cross_entropy as losses
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from trimtab.parameters.tensor_parallel import why_not
+from trimtab.parameters import sequence_parallel, tensor_parallel
 from trimtab.rules.base import Hit, put, remove, rule, shown
 from trimtab.rules.batch import engine_passes
 from trimtab.rules.subject import Subject
@@ -383,14 +383,15 @@ def batch_that_counts_split_layers(subject: Subject) -> Iterable[Hit]:
         )
 
 
-@rule("PL014", "layers-that-do-not-split", "warning")
-def layers_that_do_not_split(subject: Subject) -> Iterable[Hit]:
-    """Finds tensor parallelism for a job that AutoTP refuses, or trains otherwise than one GPU would.
+@rule("PL014", "job-that-does-not-split", "warning")
+def job_that_does_not_split(subject: Subject) -> Iterable[Hit]:
+    """Finds tensor or sequence parallelism for a job that it refuses, or trains otherwise than one GPU would.
 
     Why is this bad?
         AutoTP refuses GPT-2 and plans with styles that it does not know, drops peft's adapters with the
         modules that hold them, and at stage 0 in 16 bits every optimizer but DeepSpeed's Adam clips by the
-        norm of one rank's shard.
+        norm of one rank's shard. Ulysses reads num_key_value_heads, which not every config has, takes no
+        eager attention, and drops the masks of sliding windows.
     Example
         {"zero_optimization": {"stage": 1}, "tensor_parallel": {"autotp_size": 2},
          "trimtab": {"model": "gpt2"}}
@@ -398,12 +399,17 @@ def layers_that_do_not_split(subject: Subject) -> Iterable[Hit]:
         {"zero_optimization": {"stage": 1}, "trimtab": {"model": "gpt2"}}
     Source
         deepspeed/module_inject/auto_tp.py:292; deepspeed/module_inject/tp_plan_converter.py:44;
-        deepspeed/runtime/fp16/unfused_optimizer.py:214
+        deepspeed/runtime/fp16/unfused_optimizer.py:214;
+        deepspeed/runtime/sequence_parallel/ulysses_sp.py:468, 512, 546
     """
-    place, size = subject.place("tensor_parallel.autotp_size"), subject.integer("tensor_parallel.autotp_size")
     config, model = subject.typed, subject.model
-    if place is None or size is None or size < 2 or config is None or model is None:
+    if config is None or model is None:
         return
-    reason = why_not(config, model)
-    if reason is not None:
-        yield Hit(place, f"{model.name} does not train over {size} ranks: {reason}.", at_value=True)
+    for key, why_not in (
+        ("tensor_parallel.autotp_size", tensor_parallel.why_not),
+        ("sequence_parallel_size", sequence_parallel.why_not),
+    ):
+        place, size = subject.place(key), subject.integer(key)
+        reason = why_not(config, model) if place is not None and size is not None and size > 1 else None
+        if place is not None and reason is not None:
+            yield Hit(place, f"{model.name} does not train over {size} ranks: {reason}.", at_value=True)

@@ -186,7 +186,12 @@ def _build(setup: Setup, settings: Settings, ranks: Ranks, deepspeed: Any) -> tu
         model=built.module,
         model_parameters=[p for p in built.module.parameters() if p.requires_grad],
         config=values,
-        mpu=share_attention(setup.config, built.module, setup.batch.micro),
+        mpu=share_attention(
+            built.module,
+            setup.config.sequence_parallel,
+            micro=setup.batch.micro,
+            length=setup.config.job.sequence_length,
+        ),
         dist_init_required=False,
     )
     return engine, {"parameters": built.parameters, "trainable": built.trainable}, built.zero3

@@ -1,4 +1,4 @@
-"""Ulysses: the tokens of every sample over the ranks of a group, each of which attends with a part of the heads."""
+"""Ulysses: every sample's tokens over the ranks of a group; each attends with its part of the heads."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from trimtab.config import Config
 IGNORED = -100
 
 
-def share_attention(config: Config, module: Any, micro: int) -> Any:
+def share_attention(module: Any, size: int, *, micro: int, length: int) -> Any:
     """Put DeepSpeed's exchange around the model's attention; what ``deepspeed.initialize`` takes as ``mpu``.
 
-    None where samples stay whole.  The process group must be up.
+    ``micro`` samples of ``length`` tokens lie on ``size`` ranks; None if that is 1.  The process group must
+    be up.
     """
-    if config.sequence_parallel == 1:
+    if size == 1:
         return None
     from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 
     return UlyssesSPAttentionHF.register_with_transformers(
         module,
         module.config._attn_implementation,
-        config.sequence_parallel,
+        size,
         micro,
-        seq_length=config.job.sequence_length,
+        seq_length=length,
         seq_length_is_variable=False,
     )
 

@@ -1,11 +1,11 @@
-"""AutoTP's arithmetic against the phantom engine: memory and the collectives inside layers.
+"""AutoTP's and Ulysses' arithmetic against the phantom engine: memory, and collectives inside layers.
 
-    python bench/tensor_parallel.py              every case again, into bench/data/tensor_parallel.jsonl
-    python bench/tensor_parallel.py --recount    the arithmetic alone again, of every row
-    python bench/tensor_parallel.py --summary    errors, and the cases furthest apart
+    python bench/parallel.py              every case again, into bench/data/parallel.jsonl
+    python bench/parallel.py --recount    the arithmetic alone again, of every row
+    python bench/parallel.py --summary    errors, and the cases furthest apart
 
-Llama (head of its own and tied), GPT-NeoX, BERT and others on 2 and 4 ranks a group, stages 0 to 2, with and
-without recomputation; two data-parallel replicas each.
+Small models on 2, 4 and 8 ranks a group, stages 0 to 2 (Ulysses: 3), with and without recomputation; two
+data-parallel replicas each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
-DATA = ROOT / "bench" / "data" / "tensor_parallel.jsonl"
+DATA = ROOT / "bench" / "data" / "parallel.jsonl"
 
 SIZES = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "vocab_size": 32000}
 LLAMA = {**SIZES, "intermediate_size": 1376, "num_key_value_heads": 4}
@@ -41,7 +41,15 @@ OTHERS = ("qwen2", "qwen3-tied", "gemma", "opt", "phi")
 
 
 def cases() -> Iterator[dict[str, Any]]:
-    """Every case: its model, the size of a group, stage, precision and job."""
+    """Every case: what is split, the model, the size of a group, stage, precision and job."""
+    for case in layers():
+        yield {"split": "layers", **case, "micro": 2}
+    for case in tokens():
+        yield {"split": "tokens", **case}
+
+
+def layers() -> Iterator[dict[str, Any]]:
+    """Layers over the ranks of a group."""
     for model in ("llama", "llama-tied", "gpt_neox", "bert"):
         for size in (2, 4):
             for stage in (0, 1, 2):
@@ -59,19 +67,36 @@ def cases() -> Iterator[dict[str, Any]]:
         yield {"model": model, "size": 4, "stage": 1, "recompute": True, "precision": "bf16"}
 
 
+def tokens() -> Iterator[dict[str, Any]]:
+    """Every sample's tokens over the ranks of a group; more ranks than key heads among them."""
+    for size in (2, 4, 8):
+        for stage in (0, 1, 2, 3):
+            recompute, micro = stage in (1, 3), 1 + stage % 2
+            case = {"model": "llama", "size": size, "stage": stage, "recompute": recompute}
+            yield {**case, "precision": "bf16", "micro": micro}
+    for place, model in enumerate(("llama-tied", "qwen2", "qwen3-tied", "gemma", "phi")):
+        precision = ("bf16", "fp16", "fp32")[place % 3]
+        case = {"model": model, "size": 2, "recompute": False, "precision": precision}
+        yield {**case, "stage": 2, "micro": 2}
+        yield {**case, "stage": 3, "micro": 1}
+
+
 def config_of(case: dict[str, Any]) -> dict[str, Any]:
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 2,
+        "train_micro_batch_size_per_gpu": case["micro"],
         "gradient_accumulation_steps": 2,
         "zero_optimization": {"stage": case["stage"], "reduce_bucket_size": 20_000_000},
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
-        "tensor_parallel": {"autotp_size": case["size"]},
         "trimtab": {
             "task": "masked-lm" if case["model"] == "bert" else "causal-lm",
-            "sequence_length": 512,
+            "sequence_length": 512 if case["split"] == "layers" else 2048,
             "checkpoint_activations": case["recompute"],
         },
     }
+    if case["split"] == "layers":
+        config["tensor_parallel"] = {"autotp_size": case["size"]}
+    else:
+        config["sequence_parallel_size"] = case["size"]
     if case["precision"] != "fp32":
         config[case["precision"]] = {"enabled": True}
     return config
@@ -104,12 +129,14 @@ def count(case: dict[str, Any]) -> dict[str, Any]:
     """What the arithmetic says."""
     from trimtab.config import Config
     from trimtab.cost.memory import profile
-    from trimtab.cost.speed import COLLECTIVES
+    from trimtab.cost.meter import COLLECTIVES
     from trimtab.model import Model
 
     config, model = Config.from_mapping(config_of(case)), Model.from_hf(MODELS[case["model"]])
     counted = profile(config, model, 2 * case["size"])
-    names = {"all_reduce": "allreduce", "all_gather": "allgather_base"}
+    layers_only = {"all_reduce": "allreduce", "all_gather": "allgather_base"}
+    tokens_only = {"all_to_all": "alltoall_base", "all_gather": "allgather"}
+    names = layers_only if case["split"] == "layers" else tokens_only
     sent: Counter[str] = Counter()
     for kernel, runs in counted.work.items():
         if kernel.name in COLLECTIVES:
