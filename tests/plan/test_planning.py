@@ -255,3 +255,12 @@ def test_layers_are_split_where_a_gpu_has_one_sample_and_nowhere_else() -> None:
     assert not any("layers over" in row.summary for row in many.considered)
     refused = plan("gpt2-xl", gpu="h100", gpus_per_node=8, global_batch=8, alternatives=False)
     assert not any("layers over" in row.summary for row in refused.considered)
+
+
+def test_samples_are_spread_where_no_gpu_holds_one() -> None:
+    long = plan(
+        "llama-7b", gpu="h100", gpus_per_node=8, global_batch=8, sequence_length=200_000, alternatives=False
+    )
+    assert long.chosen is not None
+    assert int(long.chosen.config.get("sequence_parallel_size", 1)) > 1
+    assert any("Ulysses" in said for said in long.why)
