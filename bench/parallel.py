@@ -46,6 +46,18 @@ def cases() -> Iterator[dict[str, Any]]:
         yield {"split": "layers", **case, "micro": 2}
     for case in tokens():
         yield {"split": "tokens", **case}
+    host = {"device": "cpu", "pin_memory": True}
+    states = {"offload_optimizer": host}
+    for split, stage, zero in (
+        ("layers", 1, {"overlap_comm": True}),
+        ("layers", 2, states),
+        ("tokens", 1, {"overlap_comm": True}),
+        ("tokens", 2, states),
+        ("tokens", 3, states),
+        ("tokens", 3, {**states, "offload_param": host}),
+    ):
+        case = {"split": split, "model": "llama", "size": 2, "stage": stage, "recompute": True}
+        yield {**case, "precision": "bf16", "micro": 1, "zero": zero}
 
 
 def layers() -> Iterator[dict[str, Any]]:
@@ -85,7 +97,11 @@ def config_of(case: dict[str, Any]) -> dict[str, Any]:
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": case["micro"],
         "gradient_accumulation_steps": 2,
-        "zero_optimization": {"stage": case["stage"], "reduce_bucket_size": 20_000_000},
+        "zero_optimization": {
+            "stage": case["stage"],
+            "reduce_bucket_size": 20_000_000,
+            **case.get("zero", {}),
+        },
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
         "trimtab": {
             "task": "masked-lm" if case["model"] == "bert" else "causal-lm",

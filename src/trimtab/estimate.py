@@ -257,6 +257,10 @@ def _assumptions(config: Config, cluster: Cluster, host: Range, source: str) -> 
         "batches without padding masks",
         f"memory counted tensor by tensor; step time by a closed form, {source}",
     ]
+    if config.tensor_parallel > 1:
+        said.append(f"layers over {config.tensor_parallel} neighbouring GPUs, which are fed the same samples")
+    if config.sequence_parallel > 1:
+        said.append(f"every sample's tokens over {config.sequence_parallel} neighbouring GPUs")
     for key in ("zero_quantized_weights", "zero_quantized_gradients"):
         if config.stage == 3 and config.zero(key):
             said.append(f"{key}: the quantized copies of collectives are not counted")

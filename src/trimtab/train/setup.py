@@ -152,7 +152,7 @@ def _check_split(config: Config, hf: Any, world: int) -> None:
     shares = config.data_parallel_divisor
     if world % shares:
         raise RefusedConfig(
-            f"{config.name}: {world} ranks cannot be split into groups of {shares}, which share a replica; "
+            f"{config.name}: {shares} ranks share a replica of the model, and {world} do not divide by that; "
             f"start {max(1, world // shares) * shares}"
         )
     if config.job.pipeline_stages > 1:
