@@ -1,6 +1,6 @@
 """Run many measured cases on the GPUs of one host, each in processes of its own that wait ready for it.
 
-    python bench/case_pool.py JOBS.jsonl --output ROWS.jsonl [--gpus 4] [--seconds 540]
+    python bench/case_pool.py JOBS.jsonl --output ROWS.jsonl [--gpus 4] [--ready 1] [--seconds 540]
     python bench/case_pool.py JOBS.jsonl --output ROWS.jsonl --device cpu --tiny     tries the path
 
 A job is one JSON line:
@@ -12,11 +12,16 @@ A job is one JSON line:
 ``family``, ``order`` once one of a family ran out of memory, those of a higher order are not tried
 ``cap_gib``           what PyTorch's allocator is held to
 ``timeout``           seconds
+``initialize``        whether weights are as the architecture asks, and not just random
+``profile``           whether to say where a step's time goes as well (scripts/profiled_step.py)
 
 What else it has is copied to its row under ``job``.  ``scripts/prove_on_gpu.py`` does the measuring.
 
 Jobs start in the order of the file as GPUs become free.  Processes that have imported everything wait for
 the next job, since importing takes longer than most cases.  A row is appended as soon as its job ends.
+
+Three quarters of the host's cores are shared out to the GPUs, and a job's processes keep to their GPU's; the
+processes that import have the rest: so that neither the neighbour nor what comes next slows a host-bound job.
 """
 
 from __future__ import annotations
@@ -44,6 +49,17 @@ GRACE_SECONDS = 10
 OUT_OF_MEMORY = ("OutOfMemoryError", "out of memory", "CUDA_ERROR_OUT_OF_MEMORY")
 
 
+def cores(gpus: int) -> tuple[list[set[int]], set[int]]:
+    """The cores of each GPU's job, and those of the processes that stand by."""
+    all_cores = sorted(os.sched_getaffinity(0))
+    each = max(1, len(all_cores) * 3 // 4 // gpus)
+    if len(all_cores) < gpus + 1:
+        return [set(all_cores)] * gpus, set(all_cores)
+    return [set(all_cores[place * each : (place + 1) * each]) for place in range(gpus)], set(
+        all_cores[gpus * each :]
+    )
+
+
 def worker(device: str) -> int:
     """Import everything, wait for one job on standard input, run it as the rank it names."""
     import prove_on_gpu
@@ -61,6 +77,7 @@ def worker(device: str) -> int:
     if not line:
         return 0
     asked = json.loads(line)
+    os.sched_setaffinity(0, asked["cores"])
     os.environ.update(asked["environment"])
     return prove_on_gpu.child(argparse.Namespace(**asked["options"]))
 
@@ -74,7 +91,7 @@ class Standby:
     """A process that has imported everything and waits."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        threads = max(1, (os.cpu_count() or 1) // options.gpus)
+        shares, spare = cores(options.gpus)
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  it lives as long as the process
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve()), "--worker", "--device", options.device],
@@ -83,8 +100,9 @@ class Standby:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
+            env={**os.environ, "OMP_NUM_THREADS": str(len(shares[0])), "TOKENIZERS_PARALLELISM": "false"},
         )
+        os.sched_setaffinity(self.process.pid, spare)
 
     def start(self, asked: dict[str, Any]) -> None:
         assert self.process.stdin is not None
@@ -108,7 +126,7 @@ class Pool:
         self.options = options
         self.free = set(range(options.gpus))
         self.change = threading.Condition()
-        self.standby: deque[Standby] = deque(Standby(options) for _ in range(options.gpus))
+        self.standby: deque[Standby] = deque(Standby(options) for _ in range(options.gpus * options.ready))
         self.short: dict[str, float] = {}
         self.failures: list[bool] = []
         self.started = time.time()
@@ -189,7 +207,8 @@ class Pool:
                 "child": str(file), "real": real, "fake": not real, "gpus": job["world"],
                 "world": job["world"], "device": options.device, "tiny": options.tiny,
                 "max_accumulation": 10**6,
-                "cap_gib": job.get("cap_gib"),
+                "cap_gib": job.get("cap_gib"), "profile": job.get("profile", False),
+                "initialize": job.get("initialize", False),
             }  # fmt: skip
             environment = {
                 "WORLD_SIZE": str(job["world"]), "LOCAL_WORLD_SIZE": str(min(job["world"], 8)),
@@ -197,9 +216,10 @@ class Pool:
             }  # fmt: skip
             for rank, (gpu, standby) in enumerate(zip(gpus, ranks, strict=True)):
                 own = {"RANK": str(rank), "LOCAL_RANK": str(gpu)}
-                standby.start({"options": asked, "environment": {**environment, **own}})
-            for _ in gpus:  # the next ones import while this job runs
-                self.standby.append(Standby(options))
+                share = sorted(cores(options.gpus)[0][gpu])
+                standby.start({"options": asked, "environment": {**environment, **own}, "cores": share})
+            with self.change:  # the next ones import while this job runs
+                self.standby.extend(Standby(options) for _ in gpus)
             return self.wait(job, ranks)
 
     def ready(self) -> Standby:
@@ -253,6 +273,9 @@ def main() -> int:
     parser.add_argument("jobs", type=Path, nargs="?")
     parser.add_argument("--output", default="rows.jsonl")
     parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument(
+        "--ready", type=int, default=1, help="processes that wait ready for each GPU: more for short jobs"
+    )
     parser.add_argument("--seconds", type=float, default=1e9, help="start no job after this long")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tiny", action="store_true", help="shrunken models: tries the path")

@@ -1,12 +1,14 @@
 """How good the plan's choice is: its measured step time against the best of an exhaustive grid.
 
     python bench/plan_quality.py bench/data/grid_x1.jsonl bench/data/grid_x4.jsonl [--json]
+    python bench/plan_quality.py bench/data/grid_x1.jsonl --answers FOLDER
 
 Each row of a grid is one measured configuration: ``world``, ``config`` (the whole file, or the parts that
 `bench/case_pool.py` writes), ``step_seconds``, ``oom`` or ``out_of_memory``.  Rows of one model, world,
-global batch and sequence make a grid.  The plan is asked for that job without any run; what it chooses is
-looked up among the rows by stage, offload, recomputation and micro batch.  Exits 1 if a choice ran out
-of memory or is below the target share of the best.
+global batch and sequence make a grid.  The plan is asked for that job without any run, or its answer is read
+from a folder of ``trimtab plan --json`` (`bench/probe_plans.sh` writes one of ``--probe``).  What it chooses
+is looked up among the rows by stage, offload, recomputation and micro batch.  Exits 1 if a choice ran out of
+memory or is below the target share of the best.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ TARGET = 0.97
 Row = Mapping[str, Any]
 Grid = tuple[str, int, int, int, str]
 """Model, world, global batch, sequence length, kernels."""
+Point = tuple[Any, ...]
+"""What tells configurations of a grid apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,8 @@ class Verdict:
     """The plan's best candidate that the grid has, where it lacks the choice itself."""
     wrongly_fitting: int
     """Rows that ran out of memory and that the arithmetic called fitting."""
+    proven: tuple[str, ...] = ()
+    """What was rehearsed on the way to the choice, each with its time."""
 
 
 def read(files: Iterable[Path]) -> list[Row]:
@@ -73,7 +79,7 @@ def _config(row: Row) -> dict[str, Any]:
         "model": row["job"]["model"],
         "task": "causal-lm",
         "sequence_length": row["seq"],
-        "checkpoint_activations": bool(row["checkpointing"]),
+        "checkpoint_activations": row["checkpointing"],
         "attention": row["attention"],
     }
     return {**row["deepspeed_config"], "trimtab": block}
@@ -94,52 +100,65 @@ def grids(rows: Iterable[Row]) -> dict[Grid, list[Row]]:
     return found
 
 
-def point(config: Config, world: int) -> tuple[Any, ...]:
-    """What tells configurations of a grid apart."""
+def point(config: Config, world: int) -> Point:
+    """Where a configuration lies in a grid."""
     batch = config.batch(world)
     job = config.job
     return (
         config.stage,
         config.offload_optimizer,
         config.offload_param,
-        job.checkpoint_activations,
+        job.activations,
         batch.micro,
+        config.stage in (1, 2) and bool(config.zero("overlap_comm")),
     )
 
 
-def named(place: tuple[Any, ...]) -> str:
+def named(place: Point) -> str:
     """A point in words."""
-    stage, optimizer, param, recompute, micro = place
-    words = [f"ZeRO-{stage}", f"micro {micro}", "recomputed" if recompute else "kept"]
+    stage, optimizer, param, activations, micro, overlap = place
+    words = [f"ZeRO-{stage}", f"micro {micro}", activations]
     words += [f"optimizer {optimizer}"] * (optimizer != "none") + [f"param {param}"] * (param != "none")
+    words += ["overlapped"] * overlap
     return ", ".join(words)
 
 
-def judge(key: Grid, rows: list[Row], gpu: str, host_memory_bytes: int | None) -> Verdict:
-    """The plan for one grid's job against its rows."""
+def judge(
+    key: Grid, rows: list[Row], gpu: str, host_memory_bytes: int | None, given: Row | None = None
+) -> Verdict:
+    """The plan for one grid's job against its rows; ``given`` is its JSON, else it is asked for."""
     model, world, batch, length, kernels = key
-    times: dict[tuple[Any, ...], float] = {}
-    short: set[tuple[Any, ...]] = set()
+    times: dict[Point, float] = {}
+    short: set[Point] = set()
     for row in rows:
         place = point(Config.from_mapping(row["config"]), world)
         if _out_of_memory(row):
             short.add(place)
         else:
             times[place] = min(times.get(place, float("inf")), float(row["step_seconds"]))
-    answer = plan(
-        model,
-        gpu=gpu,
-        gpus_per_node=world,
-        host_memory_bytes=host_memory_bytes,
-        objective="pretrain",
-        global_batch=batch,
-        sequence_length=length,
-        kernels=kernels,
-        alternatives=False,
-    )
-    assert answer.chosen is not None, f"no plan for {key}"
-    chosen = point(answer.chosen.config, world)
     best = min(times, key=lambda place: times[place])
+    first, proven = None, ()
+    if given is None:
+        answer = plan(
+            model,
+            gpu=gpu,
+            gpus_per_node=world,
+            host_memory_bytes=host_memory_bytes,
+            objective="pretrain",
+            global_batch=batch,
+            sequence_length=length,
+            kernels=kernels,
+            alternatives=False,
+        )
+        assert answer.chosen is not None, f"no plan for {key}"
+        chosen = point(answer.chosen.config, world)
+        predicted = answer.chosen.estimate.speed.step_seconds
+        if chosen not in times:
+            first = _first(answer, times, world)
+    else:
+        chosen = point(Config.from_mapping(given["chosen"]["config"]), world)
+        predicted = given["chosen"]["estimate"]["speed"]["step_seconds"]["expected"]
+        proven = tuple(_proven(one) for one in given["proven"])
     seconds = times.get(chosen)
     return Verdict(
         model=model,
@@ -149,16 +168,43 @@ def judge(key: Grid, rows: list[Row], gpu: str, host_memory_bytes: int | None) -
         choice=named(chosen),
         choice_seconds=seconds,
         choice_out_of_memory=chosen in short,
-        predicted_seconds=answer.chosen.estimate.speed.step_seconds,
+        predicted_seconds=predicted,
         best=named(best),
         best_seconds=times[best],
         share=None if seconds is None else times[best] / seconds,
-        first_in_grid=None if seconds is not None else _first(answer, times, world),
+        first_in_grid=first,
         wrongly_fitting=_wrong(rows, gpu, world, host_memory_bytes),
+        proven=proven,
     )
 
 
-def _first(answer: Plan, times: Mapping[tuple[Any, ...], float], world: int) -> str | None:
+def _proven(one: Row) -> str:
+    seconds = one["step_seconds"]
+    return f"{one['summary']}: {one['said'] or 'no time' if seconds is None else f'{seconds:.3f} s'}"
+
+
+def answers(folder: Path) -> dict[Grid, Row]:
+    """The plans that a folder of ``trimtab plan --json`` holds, by the grid that each is for."""
+    found: dict[Grid, Row] = {}
+    for file in sorted(folder.glob("*.json")):
+        try:
+            given = json.loads(file.read_text("utf-8"))
+        except ValueError:
+            print(f"{file}: no JSON; the plan did not end", file=sys.stderr)
+            continue
+        if given.get("chosen") is None:
+            print(f"{file}: no plan: {given.get('error')}", file=sys.stderr)
+            continue
+        config = Config.from_mapping(given["chosen"]["config"])
+        block = given["chosen"]["config"]["trimtab"]
+        raw = given["chosen"]["config"]
+        batch = raw["train_batch_size"]
+        world = batch // raw["train_micro_batch_size_per_gpu"] // raw["gradient_accumulation_steps"]
+        found[block["model"], world, batch, config.job.sequence_length, config.job.kernels] = given
+    return found
+
+
+def _first(answer: Plan, times: Mapping[Point, float], world: int) -> str | None:
     for one in answer.bills:
         place = point(one.contender.config, world)
         if place in times:
@@ -185,11 +231,16 @@ def main() -> int:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--gpu", default="h200")
     parser.add_argument("--host-memory-gib", type=float, help="of the machine that was measured")
+    parser.add_argument("--answers", type=Path, help="a folder of `trimtab plan --json`; else plans are made")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     memory = None if options.host_memory_gib is None else int(options.host_memory_gib * 2**30)
+    found = sorted(grids(read(options.files)).items())
+    given = None if options.answers is None else answers(options.answers)
     verdicts = [
-        judge(key, rows, options.gpu, memory) for key, rows in sorted(grids(read(options.files)).items())
+        judge(key, rows, options.gpu, memory, None if given is None else given[key])
+        for key, rows in found
+        if given is None or key in given
     ]
     if options.json:
         print(json.dumps([asdict(one) for one in verdicts], indent=2))
@@ -202,6 +253,8 @@ def main() -> int:
             took = "" if one.choice_seconds is None else f" {one.choice_seconds:.3f} s,"
             print(f"    plan  {one.choice}:{took} predicted {one.predicted_seconds:.3f} s")
             print(f"    best  {one.best}: {one.best_seconds:.3f} s")
+            for said in one.proven:
+                print(f"    rehearsed  {said}")
             if one.first_in_grid is not None:
                 print(f"    the plan's first that was measured: {one.first_in_grid}")
             if one.wrongly_fitting:

@@ -47,7 +47,16 @@ class Case:
     """``nccl``: all GPUs are real; ``single``: one; ``fake``: one in the place of all, no communication."""
     seconds: float
     beside: bool
-    """Whether other jobs shared the host, whose times are rough."""
+    """Whether other jobs shared the host's cores, whose times are rough."""
+    fitted: bool = True
+    """Whether the host's costs were fitted to rows of its file, or to older ones that it belongs to."""
+    apart: bool = False
+    """Whether it had cores of its own."""
+
+    @property
+    def real(self) -> bool:
+        """Whether every GPU of its world was there."""
+        return self.group in ("nccl", "single")
 
     @property
     def cluster(self) -> Cluster:
@@ -84,10 +93,12 @@ def cases() -> Iterator[Case]:
             seconds=row["step_seconds"],
             beside="beside" in row,
         )
-    for name in ("real_worlds.jsonl", "grid_x1.jsonl"):
+    for name in ("real_worlds.jsonl", "quiet_steps.jsonl", "grid_x1.jsonl", "grid_x2.jsonl"):
         for row in _rows(name):
-            alone = row["id"].endswith("-nccl4")  # bench/data/README.md
-            yield _case(row if alone else {**row, "beside": "other jobs"}, row["id"])
+            apart = "cores" in row
+            alone = apart or row["id"].endswith("-nccl4")  # bench/data/README.md
+            case = _case(row if alone else {**row, "beside": "other jobs"}, row["id"])
+            yield dataclasses.replace(case, apart=apart, fitted=not name.startswith("grid"))
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
@@ -99,7 +110,7 @@ def _case(row: dict[str, Any], name: str) -> Case:
     block: dict[str, Any] = {
         "task": TASKS[row["arch"]],
         "sequence_length": row["seq"],
-        "checkpoint_activations": bool(row["checkpointing"]),
+        "checkpoint_activations": row["checkpointing"],
         "attention": row["attention"],
     }
     if row["tgt"]:
@@ -135,8 +146,8 @@ def closed_form(case: Case) -> Speed:
     )
 
 
-def simulated(case: Case) -> float:
-    """What the simulator says, by a phantom rehearsal of the case."""
+def simulated(case: Case) -> tuple[float, float]:
+    """Seconds of a step as the simulator has it, by a phantom rehearsal, and the GPU's working share of them."""
     from trimtab.rehearse.phantom import rehearse_phantom
     from trimtab.rehearse.request import PhantomRequest
     from trimtab.rehearse.simulator import simulate
@@ -155,7 +166,7 @@ def simulated(case: Case) -> float:
         stage=case.config.stage,
         nodes=case.cluster.nodes,
     )
-    return found.step_seconds
+    return found.step_seconds, found.compute_seconds / found.step_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,10 +250,14 @@ def against_records() -> list[tuple[Record, float]]:
 
 
 GROUPS = (
-    ("all GPUs real, nothing beside", lambda case: case.group in ("nccl", "single") and not case.beside),
-    ("all GPUs real, other jobs on the host", lambda case: case.group in ("nccl", "single") and case.beside),
-    ("one GPU in the place of many", lambda case: case.group == "fake"),
+    ("1 and 2 GPUs, cores of its own, nothing fitted to it", lambda case: case.apart and not case.fitted),
+    ("1 and 2 GPUs, cores of its own, host costs fitted to it", lambda case: case.apart and case.fitted),
+    ("1 to 4 GPUs, other hosts, alone", lambda case: case.real and not case.apart and not case.beside),
+    ("1 to 4 GPUs, other jobs on the host", lambda case: case.real and case.beside),
+    ("one GPU in the place of many", lambda case: not case.real),
 )
+BUSY = 0.9
+"""A step whose GPU works for this share of the simulated time waits for little else."""
 
 
 INTRODUCTION = """\
@@ -258,7 +273,7 @@ and 0.137 s in another, single steps of one run differ by 15 %, and other jobs o
 Made-up worlds with offload are left out: one rank then has a host to itself that many would share."""
 
 
-def page(found: list[tuple[Case, Speed, float | None]]) -> str:
+def page(found: list[Predicted]) -> str:
     """The document."""
     lines = [
         "# Step times, predicted and measured",
@@ -269,26 +284,21 @@ def page(found: list[tuple[Case, Speed, float | None]]) -> str:
         "|---|---|---|---|",
     ]
     for name, belongs in GROUPS:
-        chosen = [row for row in found if belongs(row[0])]
-        closed = [abs(speed.step_seconds / case.seconds - 1) for case, speed, _ in chosen]
-        inside = [s.low_seconds <= case.seconds <= s.high_seconds for case, s, _ in chosen]
-        replayed = [abs(replay / case.seconds - 1) for case, _, replay in chosen if replay]
-        lines.append(
-            f"| {name} | {_spread(closed)} | {statistics.mean(inside):.0%} | {_spread(replayed)} |".replace(
-                "%", " %"
-            )
-        )
+        chosen = [row for row in found if belongs(row.case)]
+        lines.append(_summary(name, chosen))
+        lines.append(_summary("– of these, the GPU works 90 % of the time", [r for r in chosen if r.busy >= BUSY]))
     lines += [
         "",
-        "| step | measured s | closed form s | error | simulator s | error |",
-        "|---|---|---|---|---|---|",
+        "| step | measured s | closed form s | error | simulator s | error | GPU works |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for case, speed, replay in found:
+    for row in found:
+        case, replay = row.case, row.replayed
         beside = " (beside others)" if case.beside else ""
         lines.append(
-            f"| {case.name}{beside} | {case.seconds:.3f} | {speed.step_seconds:.3f} | "
-            f"{_error(speed.step_seconds, case.seconds)} | "
-            + (f"{replay:.3f} | {_error(replay, case.seconds)} |" if replay else "– | – |")
+            f"| {case.name}{beside} | {case.seconds:.3f} | {row.closed.step_seconds:.3f} | "
+            f"{row.closed_error:+.0%} | "
+            + (f"{replay:.3f} | {row.replayed_error:+.0%} | {row.busy:.0%} |" if replay else "– | – | – |")
         )
     lines += [
         "",
@@ -308,6 +318,13 @@ def page(found: list[tuple[Case, Speed, float | None]]) -> str:
     return "\n".join(lines).replace("%", " %").replace("  %", " %") + "\n"
 
 
+def _summary(name: str, chosen: list[Predicted]) -> str:
+    inside = [row.closed.low_seconds <= row.case.seconds <= row.closed.high_seconds for row in chosen]
+    closed = [abs(row.closed_error) for row in chosen]
+    replayed = [abs(error) for row in chosen if (error := row.replayed_error) is not None]
+    return f"| {name} | {_spread(closed)} | {statistics.mean(inside or [0]):.0%} | {_spread(replayed)} |"
+
+
 def _spread(errors: list[float]) -> str:
     if not errors:
         return "0"
@@ -320,22 +337,53 @@ def _error(predicted: float, measured: float) -> str:
     return f"{predicted / measured - 1:+.0%}"
 
 
-def rows(*, simulate: bool = False) -> list[tuple[Case, Speed, float | None]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """A measured case with what is predicted of it."""
+
+    case: Case
+    closed: Speed
+    replayed: float | None
+    """Seconds; None where no simulation is kept."""
+    busy: float
+    """The share of the simulated step that the GPU works."""
+
+    @property
+    def closed_error(self) -> float:
+        """Of the closed form, as a share of what was measured."""
+        return self.closed.step_seconds / self.case.seconds - 1
+
+    @property
+    def replayed_error(self) -> float | None:
+        """Of the simulator."""
+        return None if self.replayed is None else self.replayed / self.case.seconds - 1
+
+
+def rows(*, simulate: bool = False) -> list[Predicted]:
     """Every comparable case with the closed form's answer and the simulator's, where that is kept."""
-    kept = {}
+    kept: dict[str, dict[str, Any]] = {}
     if SIMULATED.exists():
         lines = SIMULATED.read_text(encoding="utf-8").splitlines()
-        kept = {row["name"]: row["step_seconds"] for row in map(json.loads, lines)}
-    found: list[tuple[Case, Speed, float | None]] = []
+        kept = {row["name"]: row for row in map(json.loads, lines)}
+    found: list[Predicted] = []
     for case in cases():
         if case.alone_on_the_host:
             continue
         if simulate and case.name not in kept:
-            kept[case.name] = round(simulated(case), 4)
+            seconds, busy = simulated(case)
+            kept[case.name] = {"name": case.name, "step_seconds": round(seconds, 4), "busy": round(busy, 3)}
             with SIMULATED.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"name": case.name, "step_seconds": kept[case.name]}) + "\n")
-            print(f"{case.name}: {case.seconds} measured, {kept[case.name]} simulated", flush=True)
-        found.append((case, closed_form(case), kept.get(case.name)))
+                file.write(json.dumps(kept[case.name]) + "\n")
+            print(f"{case.name}: {case.seconds} measured, {seconds:.4f} simulated", flush=True)
+        one = kept.get(case.name, {})
+        found.append(
+            Predicted(
+                case=case,
+                closed=closed_form(case),
+                replayed=one.get("step_seconds"),
+                busy=one.get("busy", 0.0),
+            )
+        )
     return found
 
 

@@ -2,25 +2,40 @@
 
     python bench/stock.py            a table: every stock file beside the plan for the same job
     python bench/stock.py --write    write the files anew, one per tool, file and world
+    python bench/stock.py --jobs 1 > jobs.jsonl        the plan and the files of that world as jobs to measure
+    python bench/case_pool.py jobs.jsonl --output ROWS.jsonl
+    python bench/stock.py --measured ROWS.jsonl        the table of what was measured
 
 The settings are those that each project ships, with "auto" filled as transformers fills it
 (integrations/deepspeed.py: ``reduce_bucket_size`` = hidden squared, ``stage3_prefetch_bucket_size`` = 0.9 of
 that, ``stage3_param_persistence_threshold`` = 10 hidden), and the micro batch and recomputation of the
 project's own example.  The global batch, the model and the sequence are the same for all.  A file named
 ``...-largest`` is the same with the largest micro batch that fits: what a user who tries gets out of it.
+
+Some files take so many micro steps for the global batch that a step is long.  Such a job is measured with
+fewer (``of_accumulation`` says how many it has), and a step of all of them is what was measured and, for each
+micro step left out, the median of those between the first and the last, which alone differ from the others
+(the first writes gradients where the others add, the last reduces and holds the optimizer's step).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+import statistics
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+
 FOLDER = Path(__file__).parent / "stock"
 MODEL, HIDDEN, SEQUENCE, GLOBAL_BATCH = "tinyllama-1.1b", 2048, 2048, 64
-GPU, WORLDS = "h200", (1, 4)
+GPU, WORLDS = "h200", (1, 2, 4)
+LONG_STEP_SECONDS, LEAST_MICRO_STEPS = 2.0, 4
+"""A step that is predicted to take twice as long is measured with fewer micro steps; at least so many."""
 CPU = {"device": "cpu", "pin_memory": True}
 CPU_UNPINNED = {"device": "cpu"}
 FILLED = {
@@ -184,33 +199,114 @@ def _save(name: str, raw: Mapping[str, Any]) -> None:
     (FOLDER / f"{name}.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
 
+def own_plan(world: int) -> Any:
+    """The plan's choice for the common job."""
+    from trimtab.plan import plan
+
+    answer = plan(
+        MODEL,
+        gpu=GPU,
+        gpus_per_node=world,
+        objective="finetune",
+        global_batch=GLOBAL_BATCH,
+        sequence_length=SEQUENCE,
+        alternatives=False,
+    )
+    assert answer.chosen is not None
+    return answer.chosen
+
+
+def files_of(world: int) -> list[tuple[str, dict[str, Any]]]:
+    """Names and configurations of all files of one world."""
+    files = sorted(FOLDER.glob(f"*-{world}gpu*.json"))
+    return [(file.stem, json.loads(file.read_text("utf-8"))) for file in files]
+
+
+def jobs(world: int) -> Iterator[dict[str, Any]]:
+    """The plan and every file of one world as jobs of `bench/case_pool.py`, the most telling first.
+
+    Those without offload before the others, the files as shipped before the largest micro batches.
+    """
+    from trimtab.cluster import Cluster
+    from trimtab.config import Config
+    from trimtab.estimate import estimate
+    from trimtab.plan.document import file_of
+
+    cluster = Cluster.of(GPU, world)
+
+    def rank(named: tuple[str, dict[str, Any]]) -> tuple[bool, bool]:
+        name, raw = named
+        zero = raw["zero_optimization"]
+        return "offload_optimizer" in zero or "offload_param" in zero, name.endswith("-largest")
+
+    for name, raw in [(f"plan-{world}gpu", file_of(own_plan(world))), *sorted(files_of(world), key=rank)]:
+        accumulation = raw["gradient_accumulation_steps"]
+        seconds = estimate(Config.from_mapping(raw, name=name), cluster).speed.step_seconds
+        measured = accumulation
+        if seconds > 2 * LONG_STEP_SECONDS:
+            measured = round(accumulation * LONG_STEP_SECONDS / seconds)
+            measured = min(accumulation, max(LEAST_MICRO_STEPS, measured))
+        micro = raw["train_micro_batch_size_per_gpu"]
+        yield {
+            "id": name,
+            "group": "nccl" if world > 1 else "single",
+            "world": world,
+            "config": {
+                **raw,
+                "train_batch_size": micro * measured * world,
+                "gradient_accumulation_steps": measured,
+            },
+            "model": MODEL,
+            "of_accumulation": accumulation,
+            "predicted_seconds": round(seconds, 4),
+            "timeout": 150,
+        }
+
+
+def whole_step_seconds(row: Mapping[str, Any]) -> float:
+    """A step of all the micro steps of the global batch, from a row that may have measured fewer."""
+    left_out = row["job"]["of_accumulation"] - row["gas"]
+    if not left_out:
+        return float(row["step_seconds"])
+    return float(row["step_seconds"] + left_out * statistics.median(row["micro_step_seconds"][1:-1]))
+
+
+def measured(files: Iterable[Path]) -> None:
+    """A line a measured file, by world and time, beside the plan's own."""
+    rows = [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
+    for world in sorted({row["world"] for row in rows if row["ok"]}):
+        these = [row for row in rows if row["ok"] and row["world"] == world]
+        own = next((whole_step_seconds(row) for row in these if row["id"].startswith("plan-")), None)
+        print(f"{world} x {GPU}, {MODEL}, batch {GLOBAL_BATCH} x {SEQUENCE}: measured")
+        for row in sorted(these, key=whole_step_seconds):
+            seconds, total = whole_step_seconds(row), row["job"]["of_accumulation"]
+            ratio = "" if own is None else f"{seconds / own:6.2f} x"
+            said = f"  {row['gas']} of {total} micro steps measured" if total != row["gas"] else ""
+            said += f"  {row['skipped_steps']} steps skipped" if row["skipped_steps"] else ""
+            gib = row["gib"].get("end", {}).get("peak_reserved")
+            print(f"  {row['id']:58} {seconds:8.3f} s {ratio}  reserved {gib} GiB{said}")
+    for row in rows:
+        if not row["ok"]:
+            why = "out of memory" if row["out_of_memory"] else str(row["error"]).strip().splitlines()[-1][:80]
+            print(f"  {row['id']:58} {why}")
+
+
 def compare() -> None:
     """A line a file, by world and predicted time, the plan's own first."""
     from trimtab.cluster import Cluster
     from trimtab.config import Config
     from trimtab.estimate import estimate
-    from trimtab.plan import plan
     from trimtab.units import GIB
 
     for world in WORLDS:
         cluster = Cluster.of(GPU, world)
-        answer = plan(
-            MODEL,
-            gpu=GPU,
-            gpus_per_node=world,
-            objective="finetune",
-            global_batch=GLOBAL_BATCH,
-            sequence_length=SEQUENCE,
-            alternatives=False,
-        )
-        assert answer.chosen is not None
-        own = answer.chosen.estimate
+        chosen = own_plan(world)
+        own = chosen.estimate
         print(f"{world} x {GPU}, {MODEL}, batch {GLOBAL_BATCH} x {SEQUENCE}: predicted")
-        print(f"  {'plan: ' + answer.chosen.summary:62} {own.speed.step_seconds:7.2f} s  {_memory(own, GIB)}")
+        print(f"  {'plan: ' + chosen.summary:62} {own.speed.step_seconds:7.2f} s  {_memory(own, GIB)}")
         found = []
-        for file in sorted(FOLDER.glob(f"*-{world}gpu*.json")):
-            config = Config.from_mapping(json.loads(file.read_text("utf-8")), name=file.stem)
-            found.append((estimate(config, cluster), file.stem))
+        for name, raw in files_of(world):
+            found.append((estimate(Config.from_mapping(raw, name=name), cluster), name))
         for other, name in sorted(found, key=lambda row: (not row[0].fits, row[0].speed.step_seconds)):
             ratio = other.speed.step_seconds / own.speed.step_seconds
             print(f"  {name:62} {other.speed.step_seconds:7.2f} s  {_memory(other, GIB)}  {ratio:5.2f} x")
@@ -225,8 +321,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--write", action="store_true", help="write the files anew")
-    if parser.parse_args().write:
+    parser.add_argument("--jobs", type=int, choices=WORLDS, metavar="WORLD", help="print jobs to measure")
+    parser.add_argument("--measured", type=Path, nargs="+", metavar="ROWS", help="a table of measured rows")
+    options = parser.parse_args()
+    if options.write:
         write()
+    elif options.jobs:
+        for one in jobs(options.jobs):
+            print(json.dumps(one))
+    elif options.measured:
+        measured(options.measured)
     else:
         compare()
 

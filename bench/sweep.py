@@ -1,6 +1,7 @@
 """The arithmetic against the phantom engine, over thousands of drawn jobs.
 
     python bench/sweep.py --count 2000             goes on where bench/data/sweep.jsonl ends
+    python bench/sweep.py --first 200000 --count 200 --output bench/data/held_out.jsonl
     python bench/sweep.py --recount                the arithmetic again, of every row (after a change to it)
     python bench/sweep.py --summary --worst 20     errors by family, stage, ..., and the cases furthest apart
 
@@ -224,6 +225,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--first", type=int, default=0, help="the number of the first case")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--output", type=Path, default=ROOT / "bench/data/sweep.jsonl")
     parser.add_argument("--only", type=int)
@@ -245,7 +247,7 @@ def main() -> int:
         return 0
     done = {number for number, row in found.items() if row["revision"] == REVISION}
     started = time.time()
-    for number in sorted(set(range(options.count)) - done):
+    for number in sorted(set(range(options.first, options.first + options.count)) - done):
         if time.time() - started > options.seconds:
             break
         row = run(draw(number))

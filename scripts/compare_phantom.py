@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from trimtab.errors import TrimtabError
-from trimtab.job import Lora
+from trimtab.job import Job, Lora
 from trimtab.rehearse.request import MOMENTS, PhantomRequest
 from trimtab.rehearse.series import rehearse_forked
 from trimtab.units import GIB
@@ -37,6 +37,7 @@ TASKS = {
 def request_of(case: dict[str, Any]) -> PhantomRequest:
     """The phantom's request for one measured case."""
     lora = case.get("lora")
+    job = Job.from_block({"checkpoint_activations": case["checkpointing"]})
     return PhantomRequest(
         deepspeed=case["deepspeed_config"],
         hf=case["hf"],
@@ -45,7 +46,8 @@ def request_of(case: dict[str, Any]) -> PhantomRequest:
         task=TASKS.get(case["arch"], case["arch"]),
         sequence_length=case["seq"],
         target_length=case.get("tgt"),
-        checkpoint_activations=case["checkpointing"],
+        checkpoint_activations=job.checkpoint_activations,
+        recomputed_layers=job.recomputed_layers,
         attention=case["attention"],
         lora=None if lora is None else Lora(**{**lora, "target_modules": tuple(lora["target_modules"])}),
         world_size=case["world"],

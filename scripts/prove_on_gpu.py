@@ -4,8 +4,8 @@
     prove_on_gpu.py --real --gpus 4 --output proof.jsonl     that many GPUs through NCCL
     prove_on_gpu.py --fake --device cpu --tiny               the same path with tiny models, no GPU
 
-Each configuration runs in a process of its own: real engine, random weights and tokens, five to eight
-optimizer steps.  One JSON line a case: memory at each moment, seconds a step and of its phases, the host's
+Each configuration runs in a process of its own: real engine, random weights and tokens, six to
+twenty-four optimizer steps.  One JSON line a case: memory at each moment, seconds a step and of its phases, the host's
 resident memory.  Stops after three failures in a row.
 """
 
@@ -38,7 +38,7 @@ ARCH = {
 GIB = 2**30
 MEMORY_STEP = 2
 """The step whose memory is read at each moment; the first makes the optimizer's states."""
-STEPS, LEAST_TIMED, ENOUGH_SECONDS = 8, 2, 6.0
+STEPS, LEAST_TIMED, ENOUGH_SECONDS = 24, 3, 4.0
 """Steps at most; at least this many are timed, and no more once the run has taken so long."""
 
 
@@ -92,6 +92,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--tiny", action="store_true", help="shrink the model: tries the path, measures nothing"
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="say where a step's time goes as well (profiled_step.py)"
+    )
+    parser.add_argument(
+        "--initialize", action="store_true", help="weights as the architecture asks; slower to make"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -111,7 +117,9 @@ def run_child(name: str, path: Path, options: argparse.Namespace) -> dict:
         str(options.max_accumulation),
     ]
     arguments += ["--cap-gib", str(options.cap_gib)] if options.cap_gib else []
-    arguments += ["--tiny"] * options.tiny + (["--world", str(options.world)] if options.world else [])
+    arguments += ["--tiny"] * options.tiny + ["--profile"] * options.profile
+    arguments += ["--initialize"] * options.initialize
+    arguments += (["--world", str(options.world)] if options.world else [])
     command = [sys.executable, *arguments]
     if options.real and options.gpus > 1:
         command = [
@@ -227,12 +235,13 @@ def measure(options: argparse.Namespace, row: dict) -> None:
         tgt=job.target_length,
         mbs=batch.micro,
         gas=batch.accumulation,
-        checkpointing=job.checkpoint_activations,
+        checkpointing=job.recomputation,
         attention=hf._attn_implementation,
         lora=raw["trimtab"].get("lora"),
         allocator_cap_gib=options.cap_gib,
         deepspeed_config=config.deepspeed(),
         changed=changed + list(notes),
+        cores=len(os.sched_getaffinity(0)),
         torch=torch.__version__,
         deepspeed=deepspeed.__version__,
         transformers=transformers.__version__,
@@ -240,7 +249,7 @@ def measure(options: argparse.Namespace, row: dict) -> None:
     )
 
     started = time.time()
-    built = build_model(config, hf, Build(initialize=False), device=options.device)
+    built = build_model(config, hf, Build(initialize=options.initialize), device=options.device)
     row.update(parameters=built.parameters, trainable=built.trainable, model_seconds=time.time() - started)
     remember(row, "model", options.device)
     started = time.time()
@@ -285,9 +294,21 @@ def measure(options: argparse.Namespace, row: dict) -> None:
         step_seconds=round(statistics.median(clock.steps), 4),
         all_step_seconds=[round(seconds, 4) for seconds in clock.steps],
         phase_seconds=clock.phases(),
+        micro_step_seconds=clock.micro_steps(),
+        skipped_steps=getattr(engine, "skipped_steps", None),
         loss=losses,
         host_rss_gib=round(psutil.Process().memory_info().rss / GIB, 3),
     )
+    if options.profile:
+        from profiled_step import profiled
+
+        def samples() -> dict:
+            return random_batch(job, hf, samples=batch.micro, device=engine.device)
+
+        try:
+            row["profile"] = profiled(engine, samples, batch.accumulation, options.device)
+        except Exception as error:  # noqa: BLE001  what was measured before it stays
+            row["profile"] = {"error": f"{type(error).__name__}: {str(error)[:600]}"}
 
 
 def enough(seconds: float, device: Any) -> bool:
@@ -341,11 +362,22 @@ class Clock:
         for marks in self.marks:
             total: dict[str, float] = {}
             for (_, before), (phase, after) in itertools.pairwise(marks):
-                seconds = before.elapsed_time(after) / 1000 if self.device == "cuda" else after - before
-                total[phase] = total.get(phase, 0.0) + seconds
+                total[phase] = total.get(phase, 0.0) + self.between(before, after)
             for phase, seconds in total.items():
                 sums.setdefault(phase, []).append(seconds)
         return {phase: round(statistics.median(values), 4) for phase, values in sums.items()}
+
+    def micro_steps(self) -> list[float]:
+        """Of each micro step of a step, the median over the timed steps; the last holds the optimizer's."""
+        steps: list[list[float]] = []
+        for marks in self.marks:
+            ends = [moment for phase, moment in marks if phase in ("begin", "step")]
+            steps.append([self.between(*pair) for pair in itertools.pairwise(ends)])
+        return [round(statistics.median(one), 6) for one in zip(*steps, strict=True)]
+
+    def between(self, before: Any, after: Any) -> float:
+        """Seconds from one mark to another."""
+        return before.elapsed_time(after) / 1000 if self.device == "cuda" else after - before
 
 
 def start_world(options: argparse.Namespace, world: int) -> None:

@@ -66,8 +66,9 @@ def test_the_phantom_is_within_two_percent_of_every_measured_peak(cases: list[ob
     assert max(errors) <= 0.02
 
 
-def test_drawn_jobs_are_those_of_their_numbers_and_counted_as_now(script: ModuleType) -> None:
-    rows = script.rows("sweep.jsonl")
+@pytest.mark.parametrize("file", ["sweep.jsonl", "held_out.jsonl"])
+def test_drawn_jobs_are_those_of_their_numbers_and_counted_as_now(script: ModuleType, file: str) -> None:
+    rows = script.rows(file)
     numbers = [row["number"] for row in rows]
     assert numbers == sorted(set(numbers))
     for row in rows[:: max(1, len(rows) // 40)]:

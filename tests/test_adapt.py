@@ -232,6 +232,27 @@ def test_no_fewer_moves_would_do() -> None:
     assert len(row.moves) == 3 <= MOST_MOVES
 
 
+def test_no_more_layers_are_recomputed_than_it_takes() -> None:
+    config = Config.from_mapping(
+        {
+            "train_batch_size": 64,
+            "train_micro_batch_size_per_gpu": 4,
+            "bf16": {"enabled": True},
+            "optimizer": {"type": "AdamW"},
+            "zero_optimization": {"stage": 3},
+            "trimtab": {"model": "llama-7b", "sequence_length": 2048},
+        }
+    )
+    cluster = Cluster.of("a100-40gb", 8)
+    (step,) = adapt(config, cluster).steps
+    layers = step.move.value
+    assert step.move.name == f"recomputation-{layers}"
+    assert isinstance(layers, int)
+    fewer = find(f"recomputation-{layers - 1}").apply(config, cluster)
+    assert step.after is not None
+    assert step.after.fits_probability >= 0.9 > estimate(fewer, cluster).fits_probability
+
+
 def test_a_file_of_ones_own_keeps_its_comments() -> None:
     text = """{
   // our batch, do not touch

@@ -21,11 +21,15 @@ LORAS = st.none() | st.builds(
     modules_to_save=st.just(()) | NAMES.map(tuple),
 )
 JOBS = st.builds(
-    Job,
+    lambda checkpoint_activations, **given: Job(
+        checkpoint_activations=checkpoint_activations is not None,
+        recomputed_layers=checkpoint_activations or None,
+        **given,
+    ),
     model=st.none() | st.sampled_from(["llama-7b", "gpt2"]),
     task=st.sampled_from(["causal-lm", "masked-lm"]),
     sequence_length=st.integers(1, 4096),
-    checkpoint_activations=st.booleans(),
+    checkpoint_activations=st.none() | st.integers(0, 80),
     attention=st.sampled_from(ATTENTIONS),
     kernels=st.sampled_from(KERNELS),
     lora=LORAS,
@@ -57,6 +61,21 @@ def test_a_block_gives_its_job_back(job: Job) -> None:
     assert Job.from_block(job.to_block()) == job
 
 
+def test_recomputation_is_of_all_layers_of_none_or_of_the_first_few() -> None:
+    jobs = [Job.from_block({"checkpoint_activations": value}) for value in (False, 0, 1, 8, True)]
+    assert [job.recomputed_of(8, "gpt2") for job in jobs] == [0, 0, 1, 8, 8]
+    assert [job.recomputation for job in jobs] == [False, False, 1, 8, True]
+    assert len(set(jobs)) == 4  # true is not 1: jobs are keys of what is counted once
+    assert [job.activations for job in jobs[1:]] == [
+        "kept", "of 1 layer recomputed", "of 8 layers recomputed", "recomputed",
+    ]  # fmt: skip
+
+
+def test_more_layers_than_there_are_are_refused_with_both_numbers() -> None:
+    with pytest.raises(UsageError, match="is 13, but gpt2 has 12 layers: give 12 at most, or true for all"):
+        Job.from_block({"checkpoint_activations": 13}).recomputed_of(12, "gpt2")
+
+
 def test_module_names_become_a_tuple() -> None:
     assert Job.from_block({"lora": {"target_modules": "q_proj"}}).lora == Lora(target_modules=("q_proj",))
     assert Job.from_block({"lora": {"target_modules": ["a", "b"]}}).lora == Lora(target_modules=("a", "b"))
@@ -77,7 +96,10 @@ def test_module_names_become_a_tuple() -> None:
         ({"sequence_length": True}, '"sequence_length" must be a whole number above 0, not True'),
         ({"pipeline_stages": "2"}, "\"pipeline_stages\" must be a whole number above 0, not '2'"),
         ({"target_length": 8}, '"target_length" is for seq2seq-lm and span-corruption, not causal-lm'),
-        ({"checkpoint_activations": 1}, '"checkpoint_activations" must be true or false'),
+        ({"checkpoint_activations": -1}, "must be true, false or a number of layers, not -1"),
+        ({"checkpoint_activations": 1.0}, "must be true, false or a number of layers, not 1.0"),
+        ({"checkpoint_activations": None}, "must be true, false or a number of layers, not None"),
+        ({"recomputed_layers": 3}, 'has no key "recomputed_layers"'),
         ({"model": 7}, '"model" must be a name or a path, not 7'),
         ({"lora": 8}, '"lora" must be an object'),
         ({"lora": {"rank": 8}}, '"lora" has no key "rank"'),

@@ -17,7 +17,9 @@ from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.reduction import reduction_bytes
 from trimtab.errors import EngineMoved, RefusedConfig, Unsupported
+from trimtab.estimate import estimate
 from trimtab.model import find_model
+from trimtab.moves import recomputation
 from trimtab.rehearse import answer as answers
 from trimtab.rehearse import child
 from trimtab.rehearse.request import (
@@ -249,6 +251,20 @@ def test_a_way_out_needs_what_the_rehearsal_needed_beyond_the_prediction() -> No
     assert far.predicted.needed.expected + 20 * GIB == far.needed_bytes <= cluster.gpu.usable_bytes
     assert far.predicted.needed.expected < near.predicted.needed.expected
     assert way_out(config, cluster, model, beyond_bytes=40 * GIB) is None
+
+
+def test_a_way_out_recomputes_no_more_layers_than_it_takes() -> None:
+    kept = {"trimtab.checkpoint_activations": False, "trimtab.sequence_length": 4096}
+    batch = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": None}
+    config = catalogue.load_config(NAME).with_values({**kept, **batch})
+    cluster = Cluster.of("a100-40gb", 8)
+    found = way_out(config, cluster, find_model("llama-7b"))
+    assert found is not None
+    (move,) = found.moves
+    assert isinstance(move.value, int)
+    assert 1 < move.value < 32
+    fewer = estimate(recomputation(move.value - 1).apply(config, cluster), cluster)
+    assert fewer.needed.expected > cluster.gpu.usable_bytes or not fewer.fits
 
 
 def test_the_text_holds_both_figures_and_their_difference(

@@ -14,10 +14,14 @@ from typing import Any
 import pytest
 
 from sources import SRC
+from trimtab import catalogue
 from trimtab.cli.main import main
+from trimtab.cluster import Cluster
 from trimtab.cost.need import outside_allocator
 from trimtab.errors import Unsupported
 from trimtab.rehearse import answer as answers
+from trimtab.rehearse import proving
+from trimtab.rehearse.child import NoAnswer
 from trimtab.rehearse.on_gpu import GpuRehearsal, GpuRequest, Shortage, from_json, rehearse_on_gpu
 from trimtab.rehearse.shortage import memory_that_ran_out, shortage
 from trimtab.units import GIB, MIB
@@ -214,6 +218,20 @@ def test_a_shortage_is_read_from_its_traceback() -> None:
 )
 def test_which_memory_ran_out(error: Exception, memory: str | None) -> None:
     assert memory_that_ran_out(error) == memory
+
+
+def test_a_rehearsal_that_was_killed_is_a_candidate_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's memory ran out, say: a plan that probes goes on with the next one."""
+
+    def killed(request: GpuRequest, *, timeout_seconds: float) -> GpuRehearsal:
+        raise NoAnswer("the rehearsal was killed")
+
+    monkeypatch.setattr(answers, "rehearse_on_gpu", killed)
+    config = catalogue.load_config(NAME)
+    proof = proving.on_this_gpu(config, Cluster.of("a100-80gb", 8))
+    assert not proof.fits
+    assert proof.fits_probability == 0
+    assert proof.said == "the rehearsal was killed"
 
 
 def test_no_gpu_cannot_be_rehearsed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from trimtab.config import Config
+from trimtab.cost.memory import profile
 from trimtab.errors import EngineMoved, RefusedConfig, Unsupported, UsageError
 from trimtab.job import Lora
+from trimtab.model import Model
 from trimtab.rehearse import cache, corners
 from trimtab.rehearse.phantom import rehearse_phantom
 from trimtab.rehearse.request import PhantomRequest, Rehearsal
@@ -39,6 +41,7 @@ T5 = {
     "decoder_start_token_id": 0,
     "pad_token_id": 0,
 }
+GPT2 = {"model_type": "gpt2", "n_embd": 128, "n_layer": 4, "n_head": 4, "vocab_size": 1000}
 ADAM = {"type": "AdamW", "params": {"lr": 1e-4}}
 needs_engine = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("torch", "deepspeed", "transformers")),
@@ -233,6 +236,34 @@ def test_t5s_permuted_bias_takes_the_plain_kernel_and_recomputation_frees_its_sc
     assert "aten._safe_softmax.default" in names
     again = run(request(2, checkpoint_activations=True, **asked))
     assert parts(again, "after_forward")["activations"] < parts(kept, "after_forward")["activations"] / 2
+
+
+@needs_engine
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("hf", "stage", "more", "some", "lora"),
+    [
+        (LLAMA, 1, {}, 1, True),
+        (GPT2, 3, {}, 2, True),
+        (T5, 2, {"task": "seq2seq-lm", "target_length": 64}, 3, False),
+    ],
+)
+def test_some_layers_recomputed_take_what_the_arithmetic_counts(
+    hf: dict[str, Any], stage: int, more: dict[str, Any], some: int, lora: bool
+) -> None:
+    names = {"llama": ("q_proj",), "gpt2": ("c_attn",), "t5": ("q",)}[hf["model_type"]]
+    job = {"task": "causal-lm", "sequence_length": 128, "checkpoint_activations": some, **more}
+    if lora:
+        job["lora"] = {"r": 8, "target_modules": list(names)}
+    asked = request(stage)
+    raw = {**asked.deepspeed, "train_micro_batch_size_per_gpu": asked.micro_batch, "trimtab": job}
+    config = Config.from_mapping(raw)
+    model = Model.from_hf(hf)
+    answer = run(PhantomRequest.of_config(config, hf, world_size=WORLD))
+    assert answer.recomputed == pytest.approx(some / model.all_layers)
+    counted = profile(config, model, WORLD)
+    assert counted.recomputed == answer.recomputed
+    assert counted.peak == pytest.approx(answer.step_peak_bytes, rel=0.01)
 
 
 @needs_engine

@@ -182,7 +182,9 @@ def test_speed_has_the_closed_forms_terms_and_leaves_recomputation_out() -> None
         },
         name="case",
     )
-    step = record(micro * 2, operators=(replace(PRODUCT, count=2), replace(backward, count=6)))
+    step = record(
+        micro * 2, operators=(replace(PRODUCT, count=2), replace(backward, count=6)), recomputed=1.0
+    )
     speed = speed_of(simulate(step, rates(), accumulation=4, stage=2), step, config, rates())
     assert speed.tokens_per_step == 2 * 4 * 128
     # a forward product, its two gradients, and the recomputed one not

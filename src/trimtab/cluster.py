@@ -231,13 +231,18 @@ def _spellings(kind: str) -> Mapping[str, str]:
     return names
 
 
+def gpu_name(name: str) -> str | None:
+    """The canonical name of a GPU in any usual spelling; None if nobody knows it."""
+    return _spellings("gpus").get(_key(name))
+
+
 def find_gpu(name: str) -> Gpu:
     """The GPU called ``name`` in any usual spelling; raises NotFound with the nearest names.
 
     >>> find_gpu("NVIDIA A100 80GB").name, find_gpu("H100").name
     ('a100-80gb', 'h100-80gb')
     """
-    canonical = _spellings("gpus").get(_key(name))
+    canonical = gpu_name(name)
     if canonical is None:
         raise NotFound("GPU", name, gpus(), cure=f"Known: {', '.join(gpus())}.")
     return gpus()[canonical]

@@ -88,9 +88,11 @@ def nearest(name: str, options: Iterable[str], *, count: int = 3) -> Sequence[st
     >>> nearest("llama7b", ["llama_70b_multi_node", "llama_7b_single_node"])[0]
     'llama_7b_single_node'
     """
+    plain = {_plain(option): option for option in options}
+    if not plain:
+        return ()
     import difflib  # only mistakes need it
 
-    plain = {_plain(option): option for option in options}
     wanted = _plain(name)
     close = difflib.get_close_matches(wanted, plain, n=count, cutoff=0.55)
     longer = [key for key in plain if len(wanted) > 2 and wanted in key and key not in close]

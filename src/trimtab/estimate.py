@@ -252,8 +252,7 @@ def _price(cluster: Cluster) -> Price | None:
 def _assumptions(config: Config, cluster: Cluster, host: Range, source: str) -> tuple[str, ...]:
     job = config.job
     said = [
-        f"{job.kernels} kernels, {job.attention} attention, "
-        + ("activations recomputed" if job.checkpoint_activations else "activations kept"),
+        f"{job.kernels} kernels, {job.attention} attention, activations {job.activations}",
         "batches without padding masks",
         f"memory counted tensor by tensor; step time by a closed form, {source}",
     ]

@@ -61,6 +61,10 @@ class Job:
     """Tokens per sample of the decoder; only for encoder-decoders."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass (Hugging Face's ``gradient_checkpointing_enable``)."""
+    recomputed_layers: int | None = None
+    """Of how many layers, the first in order of execution, an encoder's before its decoder's; None: of all.
+
+    The block says both in one key: ``"checkpoint_activations": 12``."""
     attention: str = "sdpa"
     kernels: str = "plain"
     """``plain``: Hugging Face's own modules; ``fused``: Liger's fused norm, rotary, SwiGLU and loss."""
@@ -77,7 +81,7 @@ class Job:
         block = {} if block is None else block
         if not isinstance(block, Mapping):
             raise UsageError(f'{where}: "trimtab" must be an object, not {type(block).__name__}')
-        known = cls.__slots__
+        known = [key for key in cls.__slots__ if key != "recomputed_layers"]
         for key in block:
             if key not in known:
                 hint = nearest(key, known, count=1)
@@ -102,12 +106,44 @@ class Job:
             )
         _choice(values.get("attention", "sdpa"), ATTENTIONS, "attention", where)
         _choice(values.get("kernels", "plain"), KERNELS, "kernels", where)
-        if not isinstance(values.get("checkpoint_activations", False), bool):
-            raise UsageError(f'{where}: "checkpoint_activations" must be true or false')
+        layers = values.get("checkpoint_activations", False)
+        if not isinstance(layers, int) or layers < 0:
+            raise UsageError(
+                f'{where}: "checkpoint_activations" must be true, false or a number of layers, not {layers!r}'
+            )
+        if not isinstance(layers, bool):
+            values |= {"checkpoint_activations": layers > 0, "recomputed_layers": layers or None}
         if values.get("model") is not None and not isinstance(values["model"], str):
             raise UsageError(f'{where}: "model" must be a name or a path, not {values["model"]!r}')
         values["lora"] = _lora(values.get("lora"), where)
         return cls(**values)
+
+    @property
+    def recomputation(self) -> bool | int:
+        """The value of the block's ``checkpoint_activations``: all layers, none, or how many."""
+        if self.checkpoint_activations and self.recomputed_layers is not None:
+            return self.recomputed_layers
+        return self.checkpoint_activations
+
+    @property
+    def activations(self) -> str:
+        """What becomes of them, in words: ``kept``, ``recomputed``, ``of 12 layers recomputed``."""
+        if self.recomputed_layers is not None and self.checkpoint_activations:
+            return f"of {self.recomputed_layers} layer{'s' * (self.recomputed_layers > 1)} recomputed"
+        return "recomputed" if self.checkpoint_activations else "kept"
+
+    def recomputed_of(self, layers: int, model: str) -> int:
+        """How many of the ``layers`` that ``model`` has are recomputed.
+
+        Raises:
+            UsageError: the job names more layers than there are.
+        """
+        if not self.checkpoint_activations:
+            return 0
+        if self.recomputed_layers is None:
+            return layers
+        refuse_too_many(self.recomputed_layers, layers, model)
+        return self.recomputed_layers
 
     def to_block(self) -> dict[str, Any]:
         """The block that gives this job back, without what equals a default."""
@@ -119,7 +155,7 @@ class Job:
         if self.target_length is not None:
             block["target_length"] = self.target_length
         if self.checkpoint_activations:
-            block["checkpoint_activations"] = True
+            block["checkpoint_activations"] = self.recomputation
         block["attention"] = self.attention
         if self.kernels != "plain":
             block["kernels"] = self.kernels
@@ -135,6 +171,15 @@ class Job:
         if self.pipeline_stages != 1:
             block["pipeline_stages"] = self.pipeline_stages
         return block
+
+
+def refuse_too_many(recomputed: int, layers: int, model: str) -> None:
+    """Raise UsageError where more layers shall be recomputed than ``model`` has."""
+    if recomputed > layers:
+        raise UsageError(
+            f'"checkpoint_activations" is {recomputed}, but {model} has {layers} layers: give {layers} at '
+            "most, or true for all"
+        )
 
 
 def _choice(value: object, options: tuple[str, ...], key: str, where: str) -> str:

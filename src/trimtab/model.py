@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from trimtab.architecture import Fields, Kind, Norm, Positions, figures
 from trimtab.errors import NotFound, UnknownArchitecture, UnreadableFile
@@ -64,6 +64,11 @@ class Model:
     classifier_dropout: float
     labels: int
 
+    @property
+    def all_layers(self) -> int:
+        """Transformer layers, an encoder-decoder's in both stacks."""
+        return self.layers + self.decoder_layers
+
     @classmethod
     def from_hf(cls, given: Mapping[str, Any], name: str = "", *, source: str = "") -> Model:
         """The model of a Hugging Face config, which need only hold what differs from its class's defaults.
@@ -117,8 +122,7 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Model:
         raise UnreadableFile(f"{where}: {str(error).partition(': ')[2]}") from None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HfConfig:
+class HfConfig(NamedTuple):
     """A Hugging Face config as it was found, whatever its architecture."""
 
     name: str

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trimtab.cluster import Gpu, find_gpu
 from trimtab.errors import NotFound, UnreadableFile
@@ -40,8 +40,7 @@ class Price:
     high: float = field(default=0.0, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Row:
+class _Row(NamedTuple):
     gpu: str
     usd: float
     spot: bool

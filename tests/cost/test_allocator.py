@@ -127,6 +127,25 @@ def test_statistics_hold_for_any_record(sizes: list[int], seed: int) -> None:
     assert replay([*record, NOTE], reading.peak_reserved)[0] == reading
 
 
+@given(st.randoms(use_true_random=False))
+def test_lending_is_taking_and_giving_back(dice: random.Random) -> None:
+    one, other = CachingAllocator(), CachingAllocator()
+    held = []
+    for _ in range(60):
+        size = 512 * int(2 ** dice.uniform(0, 16))
+        if held and dice.random() < 0.4:
+            mine, theirs = held.pop(dice.randrange(len(held)))
+            one.give(mine)
+            other.give(theirs)
+        elif dice.random() < 0.5:
+            held.append((one.take(size), other.take(size)))
+        else:
+            one.lend(size)
+            other.give(other.take(size))
+        assert one.reading() == other.reading()
+        assert [mine.address for mine, _ in held] == [theirs.address for _, theirs in held]
+
+
 def small_job(stage: int) -> tuple[Config, Model]:
     config = Config.from_mapping(
         {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from trimtab.cost import operators as ops
-from trimtab.cost.machine import PASS, Machine, Tensor, Weight
+from trimtab.cost.machine import PASS, Machine, Node, Tensor, Weight
 from trimtab.cost.meter import BLOCK_BYTES, PART, PARTS, Meter, Storage
 from trimtab.cost.reduction import reduction_bytes
 
@@ -118,6 +118,40 @@ def test_stage_3_keeps_the_input_of_a_frozen_linear_layer() -> None:
     del x
     assert out.edge is not None
     assert meter_of(m).live == 2 * 2 * K
+
+
+def test_stage_3_leaves_a_transposed_linear_layer_to_autograd() -> None:
+    m = Machine(meter=Meter(), listener=Recorder(), item=ITEM, sharded=True)
+    x = m.leaf(m.tensor(K))
+    out = ops.linear(m, x, Weight("w", K, ITEM, 0, 32, False, transposed=True))
+    node = out.edge
+    assert isinstance(node, Node)
+    assert node.saved == ()
+    assert not node.sums
+
+
+def test_new_gelu_lets_go_of_each_step() -> None:
+    """The input and its half, and of all that follows only what is read and what is written."""
+    m = Machine(meter=Meter(), listener=Recorder(), item=ITEM)
+    x = m.tensor(K)
+    out = ops.new_gelu(m, x)
+    assert meter_of(m).peak == 4 * x.bytes
+    assert meter_of(m).live == x.bytes + out.bytes
+
+
+def test_what_was_recomputed_is_gone_when_autograd_sums_but_not_when_the_operator_does() -> None:
+    def peak(sums: bool) -> int:
+        m = Machine(meter=Meter(), listener=Recorder(), item=ITEM)
+        bias = Weight("bias", 32, ITEM)
+
+        def run(x: Tensor) -> Tensor:
+            kept = (ops.scale(m, x).storage,)
+            return m.op(K, (x, bias), (PASS, bias.bytes), keep=kept, tail=64 * K, sums=sums)
+
+        m.backward(loss_of(m, m.checkpoint(run, m.leaf(m.tensor(K)))))
+        return meter_of(m).peak
+
+    assert peak(True) - peak(False) == ITEM * K
 
 
 def test_a_weight_used_twice_gets_one_gradient_after_its_last_use(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -96,6 +97,20 @@ def test_recomputation_costs_time_and_no_model_operations() -> None:
     # six operations a weight and token, and attention's on top
     matrices = 6.6e9 * 6 * 4 * 2048
     assert matrices < kept.model_flops < matrices * 1.2
+
+
+def test_each_recomputed_layer_costs_the_same_and_no_model_operations() -> None:
+    found = [
+        speed(config(stage).with_values({"trimtab.checkpoint_activations": layers}), Cluster.of("h200", 8))
+        for stage in (2, 3)
+        for layers in (0, 8, 16, 24, True)
+    ]
+    for stage in (found[:5], found[5:]):
+        more = [after.compute_seconds - before.compute_seconds for before, after in pairwise(stage)]
+        assert more == pytest.approx([more[0]] * 4, rel=1e-6)
+        assert more[0] > 0
+        assert {one.model_flops for one in stage} == {found[0].model_flops}
+        assert [one.step_seconds for one in stage] == sorted(one.step_seconds for one in stage)
 
 
 def test_overlap_hides_a_network_but_not_the_node() -> None:

@@ -67,6 +67,18 @@ def job_of(model: Model, **given: Any) -> Job:
     return Job(task=TASKS[model.kind], sequence_length=64, target_length=target, **given)
 
 
+LONGER = {"llama": {"num_hidden_layers": 12}, "gptj": {"n_layer": 12}, "bert": {"num_hidden_layers": 12}}
+"""Long enough for layers that stand for others on both sides of the last recomputed one."""
+
+
+def some_layers(count: int | None, model: Model) -> dict[str, Any]:
+    """The job's fields for ``count`` recomputed layers of those there are; None: all of them."""
+    return {
+        "checkpoint_activations": count != 0,
+        "recomputed_layers": None if not count else min(count, model.all_layers),
+    }
+
+
 def told(recording: Recording, weights: tuple[Weight, ...]) -> list[tuple[object, ...]]:
     """Everything that an engine and the allocator hear of two micro steps."""
     heard: list[tuple[object, ...]] = []
@@ -109,20 +121,20 @@ def both(model: Model, job: Job, item: int, *, sharded: bool, fp16: bool = False
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(sorted(MODELS)),
-    st.booleans(),
+    st.none() | st.integers(0, 12),
     st.sampled_from(["sdpa", "eager"]),
     st.sampled_from(["bf16", "fp16", "fp32"]),
     st.booleans(),
 )
 def test_repeated_layers_are_those_of_the_whole_model(
-    name: str, recompute: bool, attention: str, precision: str, sharded: bool
+    name: str, recomputed: int | None, attention: str, precision: str, sharded: bool
 ) -> None:
-    model = MODELS[name]
-    job = job_of(model, checkpoint_activations=recompute, attention=attention)
+    """Also where a stack falls in two: its recomputed layers and the others."""
+    model = Model.from_hf({**MODELS[name].hf, **LONGER.get(name, {})}, name)
+    job = job_of(model, **some_layers(recomputed, model), attention=attention)
     item = 4 if precision == "fp32" else 2
     short, whole = both(model, job, item, sharded=sharded, fp16=precision == "fp16")
     weights = weights_for(model, job.task, None, item)
-    assert len(short.sections) < len(whole.sections)
     assert told(short, weights) == told(whole, weights)
     assert short.work == whole.work
     assert [short.parts_before(phase) for phase in PHASES] == [whole.parts_before(phase) for phase in PHASES]
@@ -130,10 +142,10 @@ def test_repeated_layers_are_those_of_the_whole_model(
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-@pytest.mark.parametrize("recompute", [False, True])
-def test_adapters_repeat_too(recompute: bool, sharded: bool) -> None:
+@pytest.mark.parametrize("recomputed", [0, 1, 3, None])
+def test_adapters_repeat_too(recomputed: int | None, sharded: bool) -> None:
     lora = Lora(r=4, lora_dropout=0.1, target_modules=("q_proj", "down_proj"))
-    job = job_of(MODELS["llama"], lora=lora, checkpoint_activations=recompute)
+    job = job_of(MODELS["llama"], lora=lora, **some_layers(recomputed, MODELS["llama"]))
     short, whole = both(MODELS["llama"], job, 2, sharded=sharded)
     weights = weights_for(MODELS["llama"], job.task, lora, 2)
     assert told(short, weights) == told(whole, weights)
@@ -143,26 +155,26 @@ def test_adapters_repeat_too(recompute: bool, sharded: bool) -> None:
 @given(
     st.sampled_from(["llama", "t5", "bert"]),
     st.sampled_from([0, 1, 2, 3]),
-    st.booleans(),
+    st.none() | st.integers(0, 7),
     st.sampled_from([1, 2]),
     st.sampled_from([1, 4]),
     st.sampled_from([0, 30_000, 10**9]),
     st.booleans(),
     st.booleans(),
 )
-def test_the_peak_is_the_same_with_and_without_a_record(
+def test_the_peak_is_the_same_however_it_is_counted(
     name: str,
     stage: int,
-    recompute: bool,
+    recomputed: int | None,
     accumulation: int,
     world: int,
     elements: int,
     wide: bool,
     offload: bool,
 ) -> None:
-    """Sums over stretches and whole steps storage by storage; the first step run, or left out."""
+    """Sums over stretches, storage by storage, and half and half; the first step run, or left out."""
     model = MODELS[name]
-    job = job_of(model, checkpoint_activations=recompute)
+    job = job_of(model, **some_layers(recomputed, model))
     config = Config.from_mapping(
         {
             "train_micro_batch_size_per_gpu": 2,
@@ -181,10 +193,12 @@ def test_the_peak_is_the_same_with_and_without_a_record(
             "trimtab": job.to_block(),
         }
     )
-    quick, slow = profile(config, model, world), profile(config, model, world, allocator=True)
-    assert (quick.phase_peaks, quick.peak, quick.live) == (slow.phase_peaks, slow.peak, slow.live)
-    assert sum(quick.peak_parts.values()) == quick.peak
-    assert quick.peak_parts == slow.peak_parts
+    plain, slow = profile(config, model, world), profile(config, model, world, allocator=True)
+    quick = profile(config, model, world, allocator=True, whole=False)
+    assert sum(plain.peak_parts.values()) == plain.peak
+    for other in (quick, slow):
+        assert (other.phase_peaks, other.peak, other.live) == (plain.phase_peaks, plain.peak, plain.live)
+        assert other.peak_parts == plain.peak_parts
 
 
 def test_what_lives_as_long_as_the_loss_is_there_when_the_next_step_begins() -> None:

@@ -205,6 +205,17 @@ def test_buckets_are_reduced_when_full_and_gradients_leave() -> None:
     assert engine.meter.parts[PART["gradients"]] == 2 * LARGE  # rank 0's partition touches the first weight
 
 
+def test_norms_are_of_what_lies_in_the_partition() -> None:
+    """Rank 0 of two has the small parameter and a third of the large one, whose norm is the largest."""
+    parameters = [Weight("small", SMALL, 2, 0, 1024), Weight("large", LARGE, 2, 1, 1024)]
+    engine = started(settings(stage=2, ranks=2), parameters)
+    train(engine)
+    before, partition = engine.meter.live, (SMALL + LARGE) // 2
+    engine.meter.reset_peak()
+    engine.step()
+    assert 8 * (partition - SMALL) < engine.meter.peak - before == (2 + 4) * partition < 8 * partition
+
+
 def test_a_gathered_group_lives_until_all_of_it_was_asked_for() -> None:
     sizes = {"first": SMALL, "second": SMALL, "third": SMALL}
     parameters = [Weight(name, numel, 2, index) for index, (name, numel) in enumerate(sizes.items())]

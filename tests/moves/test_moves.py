@@ -14,7 +14,18 @@ from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.errors import NotFound, RefusedConfig
 from trimtab.model import Model, find_model
-from trimtab.moves import MOVES, Move, all_moves, differences, find, options, zero_stage
+from trimtab.moves import (
+    ALREADY,
+    MOVES,
+    Move,
+    all_moves,
+    differences,
+    find,
+    options,
+    recomputation,
+    zero_stage,
+)
+from trimtab.moves.move import spelled
 from trimtab.moves.writing import global_batch
 
 CLUSTERS = {
@@ -121,6 +132,28 @@ def test_every_move_says_what_it_is() -> None:
             assert not text.endswith(".")
         assert find(move.name) == move
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("stated", [None, False, True, 0, 1, 8])
+def test_recomputation_of_some_layers_is_a_move_from_any_other(stated: bool | int | None) -> None:
+    """A file that says true is not one that says 1, though Python calls them equal."""
+    plain = catalogue.load_config("llama_7b_single_node")
+    config, cluster = plain.with_values({"trimtab.checkpoint_activations": stated}), home(plain.name)
+    model = model_of(config)
+    for amount, written in ((False, None), (True, True), (1, 1), (8, 8)):
+        move = recomputation(amount)
+        after = move.apply(config, cluster)
+        if spelled(config.job.recomputation) == spelled(amount):
+            assert move.applies(config, model, cluster) == ALREADY
+            assert after is config
+            continue
+        assert move.applies(config, model, cluster) is None
+        assert repr(after.raw["trimtab"].get("checkpoint_activations")) == repr(written)
+        assert spelled(after.job.recomputation) == spelled(amount)
+    assert recomputation(33).applies(config, model, cluster) == "llama-7b has 32 layers"
+    for name in ("recomputation-0", "recomputation--1", "recomputation-some"):
+        with pytest.raises(NotFound):
+            find(name)
 
 
 def test_an_unknown_move_is_answered_with_the_nearest() -> None:

@@ -10,14 +10,17 @@ import pytest
 
 import trimtab
 from trimtab.check import check
-from trimtab.cluster import Cluster
+from trimtab.cluster import Cluster, find_gpu
 from trimtab.config import Config
 from trimtab.errors import NotFound, UsageError
 from trimtab.model import catalogue
 from trimtab.plan import Plan, Proof, plan
 from trimtab.plan.document import file_of, to_json
+from trimtab.plan.planning import plan_for
 from trimtab.plan.search import TIE
+from trimtab.plan.wishes import make_wishes
 from trimtab.report.document import to_json as as_text
+from trimtab.units import GIB
 
 SMALL = {"model": "gpt2", "global_batch": 32, "alternatives": False}
 
@@ -63,6 +66,21 @@ def test_a_plan_fits_and_its_file_has_no_findings(
     assert answer.why
     assert answer.considered[0].why_not is None
     assert all(row.why_not for row in answer.considered[1:])
+
+
+def test_some_layers_recomputed_are_chosen_with_both_ends_named() -> None:
+    small = dataclasses.replace(find_gpu("h100"), usable_bytes=7 * GIB)
+    wishes = make_wishes("gpt2", global_batch=16, sequence_length=1024)
+    answer = plan_for(wishes, [Cluster.of(small, 1)])
+    assert answer.chosen is not None
+    layers = answer.chosen.config.job.recomputed_layers
+    assert layers is not None
+    assert 0 < layers < 12
+    assert file_of(answer.chosen)["trimtab"]["checkpoint_activations"] == layers
+    assert f"{layers} layers recomputed" in answer.considered[0].summary
+    said = next(text for text in answer.why if text.startswith(f"activations of {layers} layers recomputed:"))
+    assert "keeping all" in said
+    assert "recomputing all" in said
 
 
 def test_a_larger_budget_is_never_worse() -> None:
@@ -250,7 +268,7 @@ def test_the_function_is_at_the_top() -> None:
 def test_layers_are_split_where_a_gpu_has_one_sample_and_nowhere_else() -> None:
     few = plan("llama-13b", gpu="b200", gpus_per_node=8, global_batch=8, alternatives=False)
     assert any("layers over" in row.summary for row in few.considered)
-    assert any("split" in said or "layers over" in said for said in few.why)
+    assert any("share" in said for said in few.why)
     many = plan("llama-7b", gpu="h100", gpus_per_node=8, global_batch=256, alternatives=False)
     assert not any("layers over" in row.summary for row in many.considered)
     refused = plan("gpt2-xl", gpu="h100", gpus_per_node=8, global_batch=8, alternatives=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 
@@ -11,7 +12,7 @@ from trimtab.cluster import Cluster, Gpu, find_gpu
 from trimtab.estimate import estimate
 from trimtab.plan.candidates import families, on_disk, plain, smaller_bucket, with_micro_batch
 from trimtab.plan.counting import Arithmetic
-from trimtab.plan.search import TIE, Field, search
+from trimtab.plan.search import TIE, Contender, Field, search
 from trimtab.plan.wishes import Wishes, make_wishes
 from trimtab.units import GIB
 
@@ -66,6 +67,56 @@ def test_more_memory_is_never_slower() -> None:
         assert seconds <= before * (1 + TIE)
         before = seconds
     assert before < float("inf")
+
+
+def in_between(gib: float) -> tuple[Wishes, Cluster, Contender]:
+    """GPT-2 on one card where keeping all activations asks for a smaller micro batch, and what is best."""
+    wishes = make_wishes("gpt2", global_batch=16, sequence_length=1024)
+    cluster = Cluster.of(card(gib), 1)
+    best = field(wishes, cluster).best()
+    assert best is not None
+    return wishes, cluster, best
+
+
+def test_no_more_layers_are_recomputed_than_memory_demands() -> None:
+    wishes, cluster, best = in_between(7)
+    layers = best.config.job.recomputed_layers
+    assert layers is not None
+    assert best.family.name == (f"recomputation-{layers}",)
+    arithmetic = Arithmetic(wishes.model, wishes.sure)
+    found = {}
+    for count in (layers - 1, layers, layers + 1, True):
+        config = with_micro_batch(best.family.recomputing(count, cluster), best.micro, cluster)
+        found[count] = estimate(config, cluster, model=wishes.model)
+    assert found[layers].fits_probability >= wishes.sure > found[layers - 1].fits_probability
+    seconds = [one.speed.step_seconds for one in found.values()]
+    assert seconds == sorted(seconds)
+    assert arithmetic.quick_shortfall(best.config, cluster) is None
+
+
+def test_more_memory_recomputes_fewer_layers_and_is_never_slower() -> None:
+    found = [in_between(gib)[2] for gib in (6.5, 6.75, 7, 7.25, 7.5, 7.75, 8)]
+    for before, after in pairwise(found):
+        assert after.step_seconds <= before.step_seconds * (1 + TIE)
+    some = [one.config.job.recomputed_layers for one in found if one.family.is_partial and one.micro == 4]
+    assert len(some) > 2
+    assert some == sorted(some, reverse=True)  # type: ignore[type-var]
+
+
+def test_a_proof_that_refuses_some_layers_brings_more() -> None:
+    wishes, cluster, _ = in_between(7)
+    one = field(wishes, cluster)
+    best = one.best()
+    assert best is not None
+    one.retime(best, best.step_seconds * 1.01)
+    again = one.best()
+    assert again is not None
+    assert again.family.name == best.family.name
+    one.refute(again)
+    other = one.best()
+    assert other is not None
+    assert other.family.name != best.family.name
+    assert other.step_seconds > best.step_seconds
 
 
 def test_every_candidate_keeps_the_global_batch() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations, product
 
 from trimtab.adapt.answer import Step
@@ -91,8 +91,25 @@ class Search(Estimates):
             paths = [path for chosen in combinations(kinds, count) for path in self._paths(config, chosen)]
             for path in sorted(paths, key=lambda path: self.seconds(path[-1][1])):
                 if self.fits(path[-1][1]):
-                    return path
+                    return self._with_fewest_layers(config, path)
         return None
+
+    def _with_fewest_layers(self, config: Config, path: Path) -> Path:
+        """``path`` with no more layers recomputed than it takes to fit, where that is worth the time."""
+        moves = tuple(move for move, _, _ in path)
+
+        def made(layers: int) -> Path:
+            return self._made(config, recomputing(moves, layers))
+
+        def fits(layers: int) -> bool:
+            found = made(layers)
+            return bool(found) and self.fits(found[-1][1])
+
+        if recomputation(True) not in moves:
+            return path
+        fewer = made(fewest_layers(self.model.all_layers, fits))
+        limit = self.seconds(path[-1][1]) * (1 - WORTH)
+        return fewer if fewer and self.seconds(fewer[-1][1]) < limit else path
 
     def _paths(self, config: Config, chosen: tuple[tuple[Move, ...], ...]) -> Iterator[Path]:
         """The paths through one move of each chosen kind; none where the last of each does not fit.
@@ -129,7 +146,7 @@ class Search(Estimates):
             [zero_stage(stage) for stage in (1, 2, 3) if stage > config.stage],
             [offload_optimizer(device) for device in DEVICES if device != config.offload_optimizer],
             [offload_param(device) for device in DEVICES if device != config.offload_param],
-            [] if config.job.checkpoint_activations else [recomputation(True)],
+            [] if config.job.recomputation is True else [recomputation(True)],
             [attention("sdpa")] if config.job.attention == "eager" else [],
             [secondary_partition(1)] if int(config.zero("zero_hpz_partition_size")) > 1 else [],
             [sub_group(100_000_000)],
@@ -211,10 +228,38 @@ class Search(Estimates):
         yield from (offload_optimizer(device) for device in DEVICES[:2])
         yield from (offload_param(device) for device in DEVICES[:2])
         yield from (recomputation(False), overlap_comm(True), attention("sdpa"))
+        if config.job.recomputation is True:
+            yield recomputation(
+                fewest_layers(
+                    self.model.all_layers,
+                    lambda layers: self.fits(recomputation(layers).apply(config, cluster)),
+                )
+            )
         yield secondary_partition(cluster.gpus_per_node)
         for size in sizes(config, self.model, cluster):
             if isinstance(size, int) and micro < size <= 8 * micro:
                 yield micro_batch(size)
+
+
+def fewest_layers(layers: int, fits: Callable[[int], bool]) -> int:
+    """The fewest recomputed layers that fit, where all of them do: each takes less memory than the last.
+
+    >>> fewest_layers(32, lambda count: count >= 12)
+    12
+    """
+    short, enough = 0, layers
+    while enough - short > 1:
+        middle = (short + enough) // 2
+        if fits(middle):
+            enough = middle
+        else:
+            short = middle
+    return enough
+
+
+def recomputing(moves: Iterable[Move], layers: int) -> tuple[Move, ...]:
+    """``moves`` with so many layers recomputed where they recompute all."""
+    return tuple(recomputation(layers) if move == recomputation(True) else move for move in moves)
 
 
 def _ends(moves: tuple[Move, ...]) -> tuple[Move, ...]:

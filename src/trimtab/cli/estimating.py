@@ -6,7 +6,6 @@ leaves all others, help and mistakes included, to it.
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -56,7 +55,6 @@ def quick(arguments: Sequence[str]) -> int | None:
     given = plain(arguments, FLAGS, SWITCHES)
     if given is None or len(given.paths) != 1:
         return None
-    gc.disable()  # the process ends before looking for garbage pays
     return run(given.paths[0], **given.options)
 
 

@@ -8,6 +8,7 @@ stdout.
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import select
@@ -29,7 +30,10 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without × is no reason to fail
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    if not gc.isenabled():
+        gc.freeze()  # nor shall the end look through all that is there
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -71,9 +75,14 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _invoke(name: str, arguments: list[str]) -> int:
+    if name in commands.QUICK:
+        gc.disable()  # these end before looking for garbage pays
     quick = commands.quick(name)
     code = quick(arguments) if quick is not None else None
-    return _invoke_typer(name, arguments) if code is None else code
+    if code is not None:
+        return code
+    gc.enable()
+    return _invoke_typer(name, arguments)
 
 
 def _invoke_typer(name: str, arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 UNIT = 512  # kMinBlockSize: every request is rounded up to it
 SMALL_REQUEST = 1 << 20  # kSmallSize: the largest request of the small pool
@@ -19,6 +19,7 @@ SMALL_SEGMENT = 2 << 20  # kSmallBuffer
 LARGE_SEGMENT = 20 << 20  # kLargeBuffer: for requests below LARGE_REQUEST
 LARGE_REQUEST = 10 << 20  # kMinLargeAlloc: from here on a request gets a segment of its own
 LARGE_UNIT = 2 << 20  # kRoundLarge
+LARGE_REST = SMALL_REQUEST + 1  # should_split: what must be left of a large block for it to be cut
 
 RESET, NOTE, EMPTY, FLATTEN = 1, 2, 3, 4
 """Marks in a record: peaks start anew, statistics are read, ``torch.cuda.empty_cache``, and a request that
@@ -38,14 +39,33 @@ class OutOfMemory(Exception):
     """The capacity is too small, even after giving cached segments back."""
 
 
-class _Block:
+class Reading(NamedTuple):
+    """The statistics at one moment, in bytes; peaks since they were last reset."""
+
+    allocated: int
+    peak_allocated: int
+    reserved: int
+    peak_reserved: int
+    peak_used: int
+    """Of segments that hold anything: a card with little more room gives the others back when it must."""
+
+
+class Block:
+    """A stretch of a segment, free or taken, and its neighbours there."""
+
     __slots__ = ("address", "after", "before", "free", "pool", "size")
 
-    def __init__(self, size: int, pool: int, address: int) -> None:
+    def __init__(
+        self,
+        size: int,
+        pool: int,
+        address: int,
+        before: Block | None = None,
+        after: Block | None = None,
+        free: bool = False,
+    ) -> None:
         self.size, self.pool, self.address = size, pool, address
-        self.before: _Block | None = None
-        self.after: _Block | None = None
-        self.free = False
+        self.before, self.after, self.free = before, after, free
 
 
 class CachingAllocator:
@@ -58,60 +78,82 @@ class CachingAllocator:
         self.used = self.peak_used = 0
         """Bytes of the segments that hold anything."""
         self._address = 0
-        self._free: list[list[tuple[int, int, _Block]]] = [[] for _ in range(2 * STREAMS)]
+        self._free: list[list[tuple[int, int, Block]]] = [[] for _ in range(2 * STREAMS)]
 
-    def take(self, size: int, stream: int = 0) -> _Block:
+    def take(self, size: int, stream: int = 0) -> Block:
         """The smallest free block of at least ``size`` bytes (a multiple of 512), cut where that pays.
 
         Raises:
             OutOfMemory: no free block fits and the capacity allows no further segment.
         """
-        small = size <= SMALL_REQUEST
-        pool = 2 * stream + small
+        pool, least_rest = (2 * stream + 1, UNIT) if size <= SMALL_REQUEST else (2 * stream, LARGE_REST)
         free = self._free[pool]
-        place = bisect_left(free, (size, 0))
+        place = bisect_left(free, (size,))
         block = free.pop(place)[2] if place < len(free) else self._segment(size, pool)
-        if block.before is None and block.after is None:
-            self.used += block.size
+        after = block.after
+        whole = block.size
+        if after is None and block.before is None:
+            self.used += whole
             if self.used > self.peak_used:
                 self.peak_used = self.used
-        rest_size = block.size - size
-        if rest_size >= UNIT if small else rest_size > SMALL_REQUEST:  # should_split
-            rest = _Block(rest_size, pool, block.address + size)
-            rest.before, rest.after = block, block.after
-            if block.after is not None:
-                block.after.before = rest
-            block.after, block.size = rest, size
-            rest.free = True
-            insort(free, (rest_size, rest.address, rest))
+        rest_size = whole - size
+        if rest_size >= least_rest:  # should_split
+            address = block.address + size
+            block.after = rest = Block(rest_size, pool, address, block, after, True)
+            if after is not None:
+                after.before = rest
+            block.size = whole = size
+            insort(free, (rest_size, address, rest))
         block.free = False
-        self.allocated += block.size
-        if self.allocated > self.peak_allocated:
-            self.peak_allocated = self.allocated
+        allocated = self.allocated = self.allocated + whole
+        if allocated > self.peak_allocated:
+            self.peak_allocated = allocated
         return block
 
-    def give(self, block: _Block) -> None:
+    def give(self, block: Block) -> None:
         """Return ``block``; it joins its free neighbours."""
-        self.allocated -= block.size
+        size = block.size
+        self.allocated -= size
         free = self._free[block.pool]
         before, after = block.before, block.after
         if before is not None and before.free:
-            free.pop(bisect_left(free, (before.size, before.address)))
-            before.size += block.size
+            del free[bisect_left(free, (before.size, before.address))]
+            size += before.size
             before.after = after
             if after is not None:
                 after.before = before
             block = before
+        else:
+            block.free = True
         if after is not None and after.free:
-            free.pop(bisect_left(free, (after.size, after.address)))
-            block.size += after.size
-            block.after = after.after
-            if after.after is not None:
-                after.after.before = block
-        block.free = True
-        if block.before is None and block.after is None:
-            self.used -= block.size
-        insort(free, (block.size, block.address, block))
+            del free[bisect_left(free, (after.size, after.address))]
+            size += after.size
+            block.after = after = after.after
+            if after is not None:
+                after.before = block
+        block.size = size
+        if after is None and block.before is None:
+            self.used -= size
+        insort(free, (size, block.address, block))
+
+    def lend(self, size: int, stream: int = 0) -> None:
+        """`take` and `give` at once: what is there stays as it is, unless a segment is needed for it.
+
+        Raises:
+            OutOfMemory: as `take` does.
+        """
+        pool, least_rest = (2 * stream + 1, UNIT) if size <= SMALL_REQUEST else (2 * stream, LARGE_REST)
+        free = self._free[pool]
+        place = bisect_left(free, (size,))
+        if place == len(free):
+            self.give(self.take(size, stream))
+            return
+        block = free[place][2]
+        allocated = self.allocated + (size if block.size - size >= least_rest else block.size)
+        if allocated > self.peak_allocated:
+            self.peak_allocated = allocated
+        if block.before is None and block.after is None and self.used + block.size > self.peak_used:
+            self.peak_used = self.used + block.size
 
     def empty_cache(self) -> None:
         """Segments with nothing in them go back to the driver."""
@@ -126,7 +168,17 @@ class CachingAllocator:
         self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
         self.peak_used = self.used
 
-    def _segment(self, size: int, pool: int) -> _Block:
+    def reading(self) -> Reading:
+        """The statistics at this moment."""
+        return Reading(
+            allocated=self.allocated,
+            peak_allocated=self.peak_allocated,
+            reserved=self.reserved,
+            peak_reserved=self.peak_reserved,
+            peak_used=self.peak_used,
+        )
+
+    def _segment(self, size: int, pool: int) -> Block:
         if size <= SMALL_REQUEST:
             segment = SMALL_SEGMENT
         elif size < LARGE_REQUEST:
@@ -144,19 +196,7 @@ class CachingAllocator:
         if self.reserved > self.peak_reserved:
             self.peak_reserved = self.reserved
         self._address += segment
-        return _Block(segment, pool, self._address - segment)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """The statistics at one moment, in bytes; peaks since they were last reset."""
-
-    allocated: int
-    peak_allocated: int
-    reserved: int
-    peak_reserved: int
-    peak_used: int
-    """Of segments that hold anything: a card with little more room gives the others back when it must."""
+        return Block(segment, pool, self._address - segment)
 
 
 def replay(record: Sequence[int], capacity_bytes: int | None = None) -> list[Reading]:
@@ -169,7 +209,7 @@ def replay(record: Sequence[int], capacity_bytes: int | None = None) -> list[Rea
         OutOfMemory: a request does not fit in ``capacity_bytes``.
     """
     allocator = CachingAllocator(capacity_bytes)
-    blocks: dict[int, _Block] = {}
+    blocks: dict[int, Block] = {}
     requests = 0
     readings = []
     for entry in _flattened_on_host(record, capacity_bytes):
@@ -184,15 +224,7 @@ def replay(record: Sequence[int], capacity_bytes: int | None = None) -> list[Rea
         elif entry == EMPTY:
             allocator.empty_cache()
         elif entry == NOTE:
-            readings.append(
-                Reading(
-                    allocated=allocator.allocated,
-                    peak_allocated=allocator.peak_allocated,
-                    reserved=allocator.reserved,
-                    peak_reserved=allocator.peak_reserved,
-                    peak_used=allocator.peak_used,
-                )
-            )
+            readings.append(allocator.reading())
     return readings
 
 

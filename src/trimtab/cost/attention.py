@@ -164,6 +164,7 @@ def plain(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape, bias: Tenso
             view_of=scores,
             scratch=bias.numel * ops.FLOAT,
         )
+        m.works(ops.LOOKED_UP, 2 * scores.bytes, shape=(scores.numel,))
     softmaxed = ops.safe_softmax(m, scores)
     del scores
     probabilities = ops.dropout(m, softmaxed, shape.dropout)
@@ -195,8 +196,11 @@ def eager(
     bias: Tensor | None = None,
     mask: bool = True,
     contiguous_output: bool = True,
-) -> Tensor:
-    """Scores, softmax, dropout and product one by one, as ``eager_attention_forward`` of the model's file."""
+) -> tuple[Tensor, Tensor]:
+    """Scores, softmax, dropout and product one by one, as ``eager_attention_forward`` of the model's file.
+
+    Returns the output and the attention weights.
+    """
     if shape.kv_heads != shape.heads:
         k, v = repeat_keys(m, k, shape), repeat_keys(m, v, shape)
     if score_item is not None:
@@ -214,12 +218,13 @@ def eager(
     del scores
     probabilities = ops.dropout(m, ops.cast(m, probabilities, item), shape.dropout)
     out = _product(m, probabilities, v, q.numel, shape.weighting, item=item, copies=(False, True))
-    return ops.copy(m, out) if contiguous_output else out
+    return ops.copy(m, out) if contiguous_output else out, probabilities
 
 
 def repeat_keys(m: Machine, x: Tensor, shape: Shape) -> Tensor:
     """``repeat_kv``: every key head copied to the query heads that share it."""
-    return m.op(x.numel * (shape.heads // shape.kv_heads), (x,), (x.bytes,), item=x.item)
+    numel = x.numel * (shape.heads // shape.kv_heads)
+    return m.op(numel, (x,), (x.bytes,), item=x.item, kernel=ops.LOOKED_UP, shape=(numel,))
 
 
 def _product(

@@ -26,7 +26,16 @@ def body(net: Net) -> Tensor:
     }
     forward = families.get(net.model.model_type, _llama)
     net.m.enter()
-    return net.m.leave(forward(net))
+    if net.job.attention == "eager":
+        net.given = tuple(net.m.tensor(_tokens(net) * net.job.sequence_length) for _ in range(_masks(net)))
+    out = forward(net)
+    net.given = ()
+    return net.m.leave(out)
+
+
+def _masks(net: Net) -> int:
+    """The causal masks of eager attention, one for each kind of layer (masking_utils.py, ``eager_mask``)."""
+    return 2 if 0 < net.model.sliding_layers < net.model.layers else 1
 
 
 KNOWN = frozenset(
@@ -75,9 +84,9 @@ def _tokens(net: Net) -> int:
 
 
 def _llama(net: Net) -> Tensor:
-    embedded = net.embedding("model.embed_tokens", _tokens(net))
+    embedded = net.words("model.embed_tokens", _tokens(net))
     x = ops.scale(net.m, embedded) if net.model.family == "gemma" else embedded
-    x = net.start(ops.dropout(net.m, x, net.model.embedding_dropout))
+    x = ops.dropout(net.m, x, net.model.embedding_dropout)
     layer = _parallel_layer if net.model.parallel_residual else _llama_layer
     for path in net.layers("model.layers"):
         x = net.layer(partial(layer, net, path), x)
@@ -175,9 +184,9 @@ def split(net: Net, packed: Tensor, *sizes: int) -> tuple[Tensor, ...]:
 
 def _gpt2(net: Net) -> Tensor:
     m, model = net.m, net.model
-    words = net.embedding("transformer.wte", _tokens(net))
+    words = net.words("transformer.wte", _tokens(net))
     places = net.embedding("transformer.wpe", net.job.sequence_length)
-    x = net.start(net.dropout(ops.add(m, words, places), model.embedding_dropout))
+    x = net.dropout(ops.add(m, words, places), model.embedding_dropout)
     for path in net.layers("transformer.h"):
         x = net.layer(partial(_gpt2_layer, net, path), x)
     return net.norm(x, "transformer.ln_f")
@@ -187,9 +196,8 @@ def _gpt2_layer(net: Net, path: str, x: Tensor) -> Tensor:
     m = net.m
     residual = x
     x = net.norm(x, f"{path}.ln_1")
-    out = net.module(partial(_gpt2_attention, net, path), x)
-    x = ops.add(m, out, residual)
-    del out
+    attended = net.module(partial(_gpt2_attention, net, path), x)
+    x = ops.add(m, attended, residual)
     residual = x
     x = net.norm(x, f"{path}.ln_2")
     return ops.add(m, residual, net.module(partial(_gpt2_mlp, net, path), x))
@@ -214,9 +222,9 @@ def _two_layers(net: Net, first: str, second: str, x: Tensor) -> Tensor:
 
 def _gpt_neo(net: Net) -> Tensor:
     m, model = net.m, net.model
-    words = net.embedding("transformer.wte", _tokens(net))
+    words = net.words("transformer.wte", _tokens(net))
     places = net.embedding("transformer.wpe", net.job.sequence_length)
-    x = net.start(net.dropout(ops.add(m, words, places), model.embedding_dropout))
+    x = net.dropout(ops.add(m, words, places), model.embedding_dropout)
     for path in net.layers("transformer.h"):
         x = net.layer(partial(_gpt_neo_layer, net, path), x)
     return net.norm(x, "transformer.ln_f")
@@ -228,7 +236,7 @@ def _gpt_neo_layer(net: Net, path: str, x: Tensor) -> Tensor:
     x = net.norm(x, f"{path}.ln_1")
     q, k, v = (net.linear(x, f"{inner}.{name}_proj") for name in "qkv")
     # models/gpt_neo: scores in fp32, a causal mask by torch.where
-    out = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
+    out, net.attention_weights = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
     del q, k, v
     out = net.dropout(net.linear(out, f"{inner}.out_proj"), model.residual_dropout)
     x = ops.add(m, out, residual)
@@ -243,7 +251,7 @@ def _gpt_neo_layer(net: Net, path: str, x: Tensor) -> Tensor:
 
 def _gptj(net: Net) -> Tensor:
     model = net.model
-    x = net.start(net.dropout(net.embedding("transformer.wte", _tokens(net)), model.embedding_dropout))
+    x = net.dropout(net.words("transformer.wte", _tokens(net)), model.embedding_dropout)
     for path in net.layers("transformer.h"):
         x = net.layer(partial(_gptj_layer, net, path), x)
     return net.norm(x, "transformer.ln_f")
@@ -264,7 +272,7 @@ def _gptj_attention(net: Net, path: str, x: Tensor) -> Tensor:
     q, k, v = (net.linear(x, f"{path}.attn.{name}_proj") for name in "qkv")
     share = model.rotary_dim / model.head_dim
     k, q = net.rotary(k, share), net.rotary(q, share)
-    out = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
+    out, net.attention_weights = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
     del q, k, v
     return net.dropout(net.linear(out, f"{path}.attn.out_proj"), model.residual_dropout)
 
@@ -274,7 +282,7 @@ def _gptj_attention(net: Net, path: str, x: Tensor) -> Tensor:
 
 def _neox(net: Net) -> Tensor:
     model = net.model
-    x = net.start(net.dropout(net.embedding("gpt_neox.embed_in", _tokens(net)), model.embedding_dropout))
+    x = net.dropout(net.words("gpt_neox.embed_in", _tokens(net)), model.embedding_dropout)
     for path in net.layers("gpt_neox.layers"):
         x = net.layer(partial(_neox_layer, net, path), x)
     return net.norm(x, "gpt_neox.final_layer_norm")
@@ -313,7 +321,7 @@ def _neox_attention(net: Net, path: str, x: Tensor) -> Tensor:
 
 def _phi(net: Net) -> Tensor:
     model = net.model
-    x = net.start(net.dropout(net.embedding("model.embed_tokens", _tokens(net)), model.embedding_dropout))
+    x = net.dropout(net.words("model.embed_tokens", _tokens(net)), model.embedding_dropout)
     for path in net.layers("model.layers"):
         x = net.layer(partial(_phi_layer, net, path), x)
     return net.norm(x, "model.final_layernorm")
@@ -340,11 +348,11 @@ def _phi_attention(net: Net, path: str, x: Tensor) -> Tensor:
 
 def _opt(net: Net) -> Tensor:
     m = net.m
-    words = net.embedding("model.decoder.embed_tokens", _tokens(net))
+    words = net.words("model.decoder.embed_tokens", _tokens(net))
     if "model.decoder.project_in.weight" in net.weights:
         words = net.linear(words, "model.decoder.project_in")
     places = net.embedding("model.decoder.embed_positions", _tokens(net))
-    x = net.start(ops.add(m, words, places))
+    x = ops.add(m, words, places)
     for path in net.layers("model.decoder.layers"):
         x = net.layer(partial(_opt_layer, net, path), x)
     if "model.decoder.final_layer_norm.weight" in net.weights:

@@ -17,7 +17,7 @@ def bert(net: Net, prefix: str) -> Tensor:
     """The last hidden states of an encoder whose modules start at ``prefix`` (``"bert."``)."""
     m, model = net.m, net.model
     tokens = net.batch * net.job.sequence_length
-    words = net.embedding(f"{prefix}embeddings.word_embeddings", tokens)
+    words = net.words(f"{prefix}embeddings.word_embeddings", tokens)
     x = words
     if f"{prefix}embeddings.token_type_embeddings.weight" in net.weights:
         x = ops.add(m, words, net.embedding(f"{prefix}embeddings.token_type_embeddings", tokens))
@@ -26,7 +26,6 @@ def bert(net: Net, prefix: str) -> Tensor:
     x = net.dropout(net.norm(x, f"{prefix}embeddings.LayerNorm"), model.embedding_dropout)
     if f"{prefix}embeddings_project.weight" in net.weights:
         x = net.linear(x, f"{prefix}embeddings_project")
-    x = net.start(x)
     layer: Callable[[Net, str, Tensor], Tensor] = _bert_layer
     where = f"{prefix}encoder.layer"
     if model.model_type == "distilbert":
@@ -92,25 +91,27 @@ class _Stack:
         self.net, self.name, self.queries, self.source, self.encoded = net, name, queries, source, encoded
         self.bias: Tensor | None = None
         self.cross_bias: Tensor | None = None
+        self.recomputed = net.to_recompute
+        """How many of its blocks, if it has as many."""
 
     def run(self) -> Tensor:
         net, model = self.net, self.net.model
         net.m.enter()
-        embedded = net.embedding("shared", net.batch * self.queries)  # a local of T5Stack.forward
+        embedded = net.words("shared", net.batch * self.queries)  # a local of T5Stack.forward
         x = net.dropout(embedded, model.residual_dropout)
         layers = model.layers if self.encoded is None else model.decoder_layers
-        x = net.start(x)
-        for index in net.m.meter.layers(f"{self.name}.block", layers):
-            x = net.layer(partial(self._block, index), x)
+        for path in net.layers(f"{self.name}.block", layers):
+            x = net.layer(partial(self._block, path), x)
+        if self.recomputed < 2:
+            self.bias = self.cross_bias = None  # what the first block is recomputed from does not hold them
         x = net.norm(x, f"{self.name}.final_layer_norm")
         return net.m.leave(net.dropout(x, model.residual_dropout))
 
-    def _block(self, index: int, x: Tensor) -> Tensor:
-        path = f"{self.name}.block.{index}"
+    def _block(self, path: str, x: Tensor) -> Tensor:
         module = self.net.module
-        x = self._clamp(module(partial(self._attention, f"{path}.layer.0", "SelfAttention", None, index), x))
+        x = self._clamp(module(partial(self._attention, f"{path}.layer.0", "SelfAttention", None), x))
         if self.encoded is not None:
-            cross = partial(self._attention, f"{path}.layer.1", "EncDecAttention", self.encoded, index)
+            cross = partial(self._attention, f"{path}.layer.1", "EncDecAttention", self.encoded)
             x = self._clamp(module(cross, x))
         last = 1 if self.encoded is None else 2
         return self._clamp(module(partial(self._feed_forward, f"{path}.layer.{last}"), x))
@@ -122,14 +123,14 @@ class _Stack:
         m.tensor(x.numel, 1)  # isinf
         return m.op(x.numel, (x,), (x.bytes,), item=x.item, keep=(x.storage,))
 
-    def _attention(self, path: str, name: str, other: Tensor | None, index: int, x: Tensor) -> Tensor:
+    def _attention(self, path: str, name: str, other: Tensor | None, x: Tensor) -> Tensor:
         net = self.net
         normed = net.norm(x, f"{path}.layer_norm")
-        out = net.module(partial(self._inner, path, name, other, index), normed)
+        out = net.module(partial(self._inner, path, name, other), normed)
         del normed
         return ops.add(net.m, x, net.dropout(out, net.model.residual_dropout))
 
-    def _inner(self, path: str, name: str, other: Tensor | None, index: int, normed: Tensor) -> Tensor:
+    def _inner(self, path: str, name: str, other: Tensor | None, normed: Tensor) -> Tensor:
         net, model = self.net, self.net.model
         q = net.linear(normed, f"{path}.{name}.q")
         source = normed if other is None else other
@@ -145,18 +146,16 @@ class _Stack:
             dropout=model.attention_dropout,
             causal=False,
         )
-        out = self._attend(q, k, v, shape, cross=other is not None, index=index, path=path)
+        out = self._attend(q, k, v, shape, cross=other is not None, path=path)
         del q, k, v
         return net.linear(out, f"{path}.{name}.o")
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, cross: bool, index: int, path: str
-    ) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, cross: bool, path: str) -> Tensor:
         net, m = self.net, self.net.m
-        bias = self._bias(shape, cross=cross, index=index, path=path)
+        bias = self._bias(shape, cross=cross, path=path)
         causal = self.encoded is not None and not cross
         if net.job.attention == "eager":
-            return att.eager(m, q, k, v, shape, bias=bias, mask=causal)
+            return att.eager(m, q, k, v, shape, bias=bias, mask=causal)[0]
         if cross:  # zeros, contiguous
             return att.efficient(m, q, k, v, shape, bias)
         if (
@@ -165,16 +164,16 @@ class _Stack:
             bias = m.op(bias.numel, (bias,), (bias.bytes,), item=bias.item)
         return att.plain(m, q, k, v, shape, bias)
 
-    def _bias(self, shape: att.Shape, *, cross: bool, index: int, path: str) -> Tensor:
+    def _bias(self, shape: att.Shape, *, cross: bool, path: str) -> Tensor:
         """The position bias [1, heads, queries, keys]: the first block's, shared by all."""
         known = self.cross_bias if cross else self.bias
-        if known is not None and index > 0:
+        if known is not None and not path.startswith(f"{self.name}.block.0."):
             return known
         net, m = self.net, self.net.m
         numel = shape.heads * shape.queries * shape.keys
         if cross:
             made = m.tensor(numel)
-            if net.job.checkpoint_activations:
+            if self.recomputed > 0:
                 made = m.leaf(made)
             self.cross_bias = self.cross_bias or made
             return made

@@ -7,11 +7,11 @@ as the backward pass makes them, the first step's Adam states, the copies of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from trimtab.cost.machine import Weight
-from trimtab.cost.meter import PART, Meter, Storage
+from trimtab.cost.meter import BLOCK_BYTES, PART, Meter, Storage
 
 ALLREDUCE_ELEMENTS = 500_000_000  # engine.py:151, MEMORY_OPT_ALLREDUCE_SIZE
 NORM_ITEM = 8  # zero/utils.py:59: norms are taken in fp64
@@ -20,8 +20,7 @@ MAIN, GATHER, REDUCE = 0, 1, 2
 """Streams of the device: the model's, the all-gathers' and the reductions'."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(NamedTuple):
     """What of a configuration decides memory; elements unless the name says bytes."""
 
     stage: int
@@ -95,6 +94,10 @@ class Engine:
         """A storage of ``count`` bytes counted as ``part``, made on ``stream``."""
         return Storage(self.meter, count, PART[part], stream)
 
+    def momentary(self, count: int, part: str, stream: int = MAIN) -> None:
+        """The same for one that ends at once."""
+        self.meter.momentary(count + -count % BLOCK_BYTES, PART[part], stream)
+
     def build(self, whole: Sequence[Weight]) -> None:
         """The model's own weights, before ``deepspeed.initialize``."""
         self.model = [self.new(weight.bytes, "parameters") for weight in whole]
@@ -114,6 +117,11 @@ class Engine:
         Where it is known, a step at a boundary takes no less than any other.
         """
         return None
+
+    @property
+    def telling_micros(self) -> int:
+        """How many micro steps tell of all: the first and the last."""
+        return 2
 
     def begin_micro(self, *, boundary: bool) -> None:
         """A micro step starts; ``boundary`` if the optimizer steps after it."""
@@ -142,10 +150,6 @@ class Engine:
         for _ in range(self.settings.moments):
             self.states.append(self.new(numel * MASTER_ITEM, "optimizer states"))
 
-    def _flatten(self, items: Iterable[int]) -> Storage | None:
-        sizes = list(items)
-        return self.new(sum(sizes), "temporaries") if len(sizes) > 1 else None
-
 
 class PlainEngine(Engine):
     """Stage 0 in fp32: no wrapper, the optimizer works on the model's own parameters."""
@@ -155,9 +159,11 @@ class PlainEngine(Engine):
         if self.boundary:
             s = self.settings
             for size in chunks(self.trainable, ALLREDUCE_ELEMENTS):
-                flat = self.new(size * s.gradient_item, "temporaries")
-                if s.communication_item != s.gradient_item:  # engine.py:3806, allreduce_bucket
-                    self.new(size * s.communication_item, "temporaries")
+                if s.communication_item == s.gradient_item:
+                    self.momentary(size * s.gradient_item, "temporaries")
+                    continue
+                flat = self.new(size * s.gradient_item, "temporaries")  # and sent in another type
+                self.momentary(size * s.communication_item, "temporaries")
                 del flat
 
     def step(self) -> None:
@@ -195,7 +201,7 @@ class HalfEngine(PlainEngine):
         flat = self.new(self.numel * MASTER_ITEM, "gradients")
         del wide
         self.gradients.clear()
-        self.new(self.numel * NORM_ITEM // NORM_ITEM, "temporaries")
+        self.momentary(self.numel * NORM_ITEM // NORM_ITEM, "temporaries")
         del flat
 
 

@@ -21,19 +21,26 @@ class Weight:
     """A parameter as the machine sees it: a size, whether it trains, and the gradients still to come.
 
     ``index`` is its place among the model's parameters, ``columns`` the width of a row: the inputs of a
-    linear layer, the width of an embedding.
+    linear layer, the width of an embedding; ``transposed`` if the inputs are its rows (``Conv1D``).
     """
 
     __slots__ = (
         "bytes", "columns", "edge", "index", "item", "name", "numel", "pending", "shared", "trainable",
-        "uses",
+        "transposed", "uses",
     )  # fmt: skip
 
     def __init__(
-        self, name: str, numel: int, item: int, index: int = 0, columns: int = 0, trainable: bool = True
+        self,
+        name: str,
+        numel: int,
+        item: int,
+        index: int = 0,
+        columns: int = 0,
+        trainable: bool = True,
+        transposed: bool = False,
     ) -> None:
         self.name, self.numel, self.item, self.index = name, numel, item, index
-        self.columns, self.trainable = columns, trainable
+        self.columns, self.trainable, self.transposed = columns, trainable, transposed
         self.bytes = numel * item
         self.edge = self if trainable else None
         """Where its gradient goes."""
@@ -50,7 +57,7 @@ class Node:
 
     __slots__ = (
         "flops", "gradients", "inputs", "keeps_gathered", "kernel", "module", "moved", "part", "place",
-        "region", "saved", "saves", "scratch", "shape", "slot", "tail", "transposed", "weights",
+        "region", "saved", "saves", "scratch", "shape", "slot", "sums", "tail", "transposed", "weights",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -67,6 +74,8 @@ class Node:
         """Whether no input needs a gradient: no hook then tells the engine that its backward pass is over."""
         self.transposed = False
         """Whether its weight's gradient is a view of what it makes: ``mm(...).t()``."""
+        self.sums = False
+        """Whether its own backward pass sums a broadcast gradient, and not autograd after it."""
         self.module = False
         """Whether it stands for the end of a module without parameters of its own."""
 
@@ -133,6 +142,19 @@ class Region:
         self.run, self.arguments, self.recomputed = _nothing, (), None
 
 
+BACKWARD = {
+    "native_layer_norm": "native_layer_norm_backward",
+    "native_dropout": "native_dropout_backward",
+    "embedding": "embedding_dense_backward",
+    "_softmax": "_softmax_backward_data",
+    "_log_softmax": "_log_softmax_backward_data",
+    "to fp32": "to bf16",
+    "to bf16": "to fp32",
+    "mean rows fp32": "looked up",
+}
+"""Kernels that make all gradients of an operator at once, by the operator's own."""
+
+
 def backward_kernels(node: Node) -> Iterator[Kernel]:
     """The kernels that make a node's gradients."""
     if node.kernel in COLLECTIVES:
@@ -153,12 +175,16 @@ def backward_kernels(node: Node) -> Iterator[Kernel]:
             if node.inputs[place] is not None:
                 yield Kernel("backward", "product", moved, node.flops, (batch, *shape, item))
         if any(node.inputs[2:]):  # the bias: a sum over the rows
-            yield Kernel("backward", "moving", outcome)
+            yield Kernel("backward", "sum columns", outcome)
+    elif node.kernel in BACKWARD:
+        yield Kernel("backward", BACKWARD[node.kernel], node.moved + sum(sizes), node.flops, node.shape)
     else:
         moved = node.moved + sum(sizes) + 2 * node.scratch + node.tail
         count = len(sizes) + (node.scratch > 0) + (node.tail > 0)  # one a gradient, and those between
-        for _ in range(count):
-            yield Kernel("backward", "moving", moved // count, node.flops // count)
+        for place in range(count):
+            first = place == 0  # the gradient of the tensor itself; its factors' are sums over even products
+            name, shape = (node.kernel, node.shape) if first else ("moving", ())
+            yield Kernel("backward", name, moved // count, node.flops // count, shape)
 
 
 class Machine:
@@ -216,6 +242,7 @@ class Machine:
         shape: tuple[int, ...] = (),
         view_of: Tensor | None = None,
         transposed: bool = False,
+        sums: bool = False,
         gathered: bool = False,
     ) -> Tensor:
         """Run one operator.
@@ -228,11 +255,13 @@ class Machine:
             keep_output: whether it keeps the output too.
             extra: bytes of further tensors that it makes and keeps (dropout masks, log-sum-exps).
             scratch: bytes that its backward pass needs while it runs.
-            tail: bytes that summing a broadcast gradient needs, after what it kept is gone.
+            tail: bytes that summing a broadcast gradient needs.
             flops: floating-point operations of the forward pass.
             kernel, shape: its kernel's name and sizes, as in `trimtab.cost.meter.Kernel`.
             view_of: the tensor that the output only looks at; nothing is allocated then.
             transposed: whether the gradients of its weights are views.
+            sums: whether its own backward pass sums, or autograd once that has returned
+                (torch/csrc/autograd/engine.cpp, ``validate_outputs``).
             gathered: whether its weights are gathered for a module around it.
         """
         item = self.item if item is None else item
@@ -242,17 +271,20 @@ class Machine:
         if weights:
             self.listener.before_use(weights)
         saves = len(keep) + len(extra) + keep_output
+        moved = numel * item
+        if kernel not in COLLECTIVES:
+            moved += sum(one.bytes for one in inputs if one is not None)
+        own = self.sharded and kernel == "product" and any(not weight.transposed for weight in weights)
+        if own:  # stage 3's own linear saves when it is done (zero/linear.py)
+            self.works(kernel, moved, flops, shape)
         if recorded and keep:
             keep = self._save(keep)
         if view_of is not None:
             out = Tensor(numel, item, view_of.storage)
         else:
             out = Tensor(numel, item, self.new(numel * item))
-            moved = out.bytes
-            if kernel not in COLLECTIVES:
-                moved += sum(one.bytes for one in inputs if one is not None)
-            phase = "recompute" if self._replaying else self.phase
-            self.meter.work[Kernel(phase, kernel, moved, flops, shape)] += 1
+            if not own:
+                self.works(kernel, moved, flops, shape)
         if recorded and (keep_output or extra):
             own = tuple(self.new(count) for count in extra)
             keep = (*keep, *self._save((*own, out.storage) if keep_output else own))
@@ -262,16 +294,21 @@ class Machine:
             node = self._record(out, edges, weights, gradients, keep, saves, (scratch, tail))
             if node is not None:
                 node.flops, node.kernel, node.shape = flops, kernel, shape
-                node.transposed = transposed
+                node.transposed, node.sums = transposed, sums
         return out
 
     def adds(self, count: int) -> None:
         """Count a kernel that adds to ``count`` bytes in place, and makes nothing."""
-        self.meter.work[Kernel("recompute" if self._replaying else self.phase, "moving", 2 * count)] += 1
+        self.works("moving", 2 * count)
+
+    def works(self, kernel: str, moved: int, flops: int = 0, shape: tuple[int, ...] = ()) -> None:
+        """Count a kernel by itself."""
+        phase = "recompute" if self._replaying else self.phase
+        self.meter.work[Kernel(phase, kernel, moved, flops, shape)] += 1
 
     def communicates(self, name: str, count: int) -> None:
         """Count a collective ``name`` over the tensor-parallel group: ``count`` bytes of its tensor."""
-        self.meter.work[Kernel("recompute" if self._replaying else self.phase, name, count)] += 1
+        self.works(name, count)
 
     def _save(self, storages: tuple[Storage, ...]) -> tuple[Storage, ...]:
         if self._replaying is not None:
@@ -412,6 +449,8 @@ class Machine:
             self.meter.work[kernel] += 1
         self.part = part
         del scratch
+        if not node.sums:
+            saved = ()  # the node keeps its own a little longer; what was recomputed is gone
         if node.tail:
             self.new(node.tail)
         node.saved = ()

@@ -7,15 +7,16 @@ and the next is measured, as `rehearse` and a GPU measure it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from trimtab.config import Config
 from trimtab.cost import heads
 from trimtab.cost.allocator import NOTE, RESET, WORKSPACE_BYTES, OutOfMemory, Reading, replay
 from trimtab.cost.engine import Engine, Settings
 from trimtab.cost.machine import Machine, Weight
-from trimtab.cost.meter import PART, PARTS, Meter, Recorder, Storage, Work
+from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Storage, Work
 from trimtab.cost.net import Net, weights_of
 from trimtab.cost.sharded_parameters import ShardedParameters
 from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, SHOWN, START, Numbers, Recording, Tape
@@ -33,8 +34,7 @@ MOMENTS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
+class Profile(NamedTuple):
     """What one rank allocates, in bytes; peaks of forward, backward and step are taken once states exist."""
 
     parameters: int
@@ -43,6 +43,8 @@ class Profile:
     own_parameters: int
     own_trainable: int
     """Of what this rank computes with: fewer where AutoTP splits the layers."""
+    recomputed: float
+    """Share of the layers whose activations are recomputed."""
     tensors: int
     """Parameter tensors, and how many of them train."""
     trainable_tensors: int
@@ -64,12 +66,12 @@ class Profile:
     """Operators of the last micro step by (phase, flops, bytes moved)."""
     uses: int
     """How often the engine's hooks see a module in a micro step; 0 where it has none."""
-    readings: dict[str, Reading] = field(default_factory=dict)
+    readings: Mapping[str, Reading]
     """The caching allocator's statistics after each of `PHASES`, if asked for."""
-    record: Sequence[int] = field(default=(), repr=False, compare=False)
-    """The requests to the allocator, for `fits`."""
-    unseen: int = 0
-    """How far the peak of what was recorded stays below ``peak``."""
+    record: Sequence[int]
+    """The requests to the allocator, for `fits`; none of a quick replay."""
+    unseen: int
+    """How far the peak of what a quick replay's allocator served stays below ``peak``."""
 
     @property
     def allocated_peak(self) -> int:
@@ -173,20 +175,18 @@ def profile(
     )
     uncut = weights_for(model, job.task, job.lora, settings.item) if size > 1 else weights
     job_buffers = [one.bytes for one in buffers(model, job.task)]
-    run = _Run(recording, engine_for(Meter([] if allocator and whole else None), weights, settings))
+    quick = AllocatingMeter() if allocator and not whole else None
+    engine = engine_for(quick or Meter([] if allocator else None), weights, settings)
+    run = _Run(recording, engine)
     run.all_steps(uncut, job_buffers, workspace_bytes)
-    replayed = run
-    if allocator and not whole:
-        replayed = _Run(recording, engine_for(Recorder(), weights, settings), whole=False)
-        replayed.all_steps(uncut, job_buffers, workspace_bytes)
-    record = replayed.record
-    readings = replay(record)
-    engine, peak = run.engine, max(run.peaks.values())
+    readings = quick.readings if quick else replay(run.record)
+    peak = max(run.peaks.values())
     return Profile(
         parameters=sum(one.numel for one in uncut),
         trainable=sum(one.numel for one in uncut if one.trainable),
         own_parameters=sum(one.numel for one in weights),
         own_trainable=sum(one.numel for one in weights if one.trainable),
+        recomputed=job.recomputed_of(model.all_layers, model.name) / model.all_layers,
         tensors=len(weights),
         trainable_tensors=sum(one.trainable for one in weights),
         built=run.built,
@@ -200,9 +200,9 @@ def profile(
         nvme_bytes=engine.nvme_bytes,
         work=recording.work,
         uses=len(recording.order.reach) - 1 if settings.stage == 3 else 0,
-        readings={"init": readings[0], **dict(zip(PHASES[1:], readings[-3:], strict=True))} if record else {},
-        record=record,
-        unseen=max(0, peak - max(replayed.peaks.values())),
+        readings=dict(zip(PHASES, (readings[0], *readings[-3:]), strict=True)) if readings else {},
+        record=run.record,
+        unseen=max(0, peak - run.served_peak) if quick else 0,
     )
 
 
@@ -262,7 +262,7 @@ def recorded(
     del inputs
     tape.turn_to_phase(RELEASE)
     machine.kept.clear()
-    strides = {path: _stride(path, weights) for path in tape.stacks}
+    strides = {stack: _stride(stack[0], weights) for stack in tape.stacks}
     return Recording(tape, strides, [weight.numel for weight in weights.values()])
 
 
@@ -278,9 +278,11 @@ def _stride(path: str, weights: Mapping[str, Weight]) -> int:
 class _Run:
     """One engine from its start over a few steps of a recording."""
 
-    def __init__(self, recording: Recording, engine: Engine, *, whole: bool = True) -> None:
-        self.recording, self.engine, self.meter, self._whole = recording, engine, engine.meter, whole
+    def __init__(self, recording: Recording, engine: Engine) -> None:
+        self.recording, self.engine, self.meter = recording, engine, engine.meter
         self.peaks: dict[str, int] = {}
+        self.served_peak = 0
+        """Of what a quick replay's allocator served."""
         self.live: dict[str, int] = {}
         self._parts: list[int] = []
         self._peak_in: tuple[int, int] | None = None
@@ -298,18 +300,21 @@ class _Run:
         engine.initialize()
         self.initialized, self.init_peak = meter.live, meter.peak
         meter.mark(NOTE)
-        if meter.record is None:
-            self._skip_first_step()
-            self._step(workspace_bytes)
-        else:
+        if meter.record is not None:
             self._step(workspace_bytes)
             meter.mark(RESET)
-            if not self._whole and isinstance(engine, ShardedParameters):
+            self._step(workspace_bytes)
+            # a third finds the cache as the second has cut it up, and may no longer fit where that did
+            self._step(workspace_bytes)
+        else:
+            if isinstance(meter, AllocatingMeter):
+                self._step(workspace_bytes)
+                meter.mark(RESET)
+            else:
+                self._skip_first_step()
+            if isinstance(engine, ShardedParameters):
                 engine.learn(self.recording.order)
             self._step(workspace_bytes)
-            if self._whole:
-                # a third finds the cache as the second has cut it up, and may no longer fit where that did
-                self._step(workspace_bytes)
         self.record, meter.record = meter.record or (), None
         del registered
 
@@ -323,9 +328,7 @@ class _Run:
         return [one + more for one, more in zip(self._parts, recorded_parts, strict=True)]
 
     def _skip_first_step(self) -> None:
-        """Leave all as a first step does: the optimizer's states made, the order of uses known."""
-        if isinstance(self.engine, ShardedParameters):
-            self.engine.learn(self.recording.order)
+        """Leave all as a first step does: the optimizer's states are made."""
         self.engine.step()
         self.meter.live += sum(self.recording.parts_before(START))
         self._steps = 1
@@ -333,9 +336,9 @@ class _Run:
     def _step(self, workspace_bytes: int) -> None:
         """An optimizer step; the first one's peaks are not noted."""
         engine, meter = self.engine, self.meter
-        exact = self._whole and meter.record is not None
-        micros = min(engine.settings.accumulation, 2 if exact or self._steps else 1)
-        left = engine.after_micro() if micros == 2 and not exact else None
+        recorded = meter.record is not None
+        micros = min(engine.settings.accumulation, engine.telling_micros if recorded or self._steps else 1)
+        left = engine.after_micro() if micros > 1 and not recorded else None
         for micro in range(micros):
             if micro and left is not None and engine.after_micro() == left:
                 break  # it would go as the one before it
@@ -365,12 +368,13 @@ class _Run:
         self._play(FINISH)
 
     def _play(self, phase: int, numbers: Numbers | None = None) -> None:
-        if self.meter.record is None:
-            self.recording.play(phase, self.engine)
+        meter, numbers = self.meter, self._numbers if numbers is None else numbers
+        if meter.record is not None:
+            self.recording.play_to_record(phase, self.engine, numbers)
+        elif isinstance(meter, AllocatingMeter):
+            self.recording.play_to_allocate(phase, self.engine, meter, numbers, uses=self._steps > 0)
         else:
-            numbers = self._numbers if numbers is None else numbers
-            whole, uses = self._whole, self._whole or self._steps > 0
-            self.recording.play_to_record(phase, self.engine, numbers, whole=whole, uses=uses)
+            self.recording.play(phase, self.engine)
 
     def _note(self, name: str, phase: int, start: int) -> None:
         meter = self.meter
@@ -383,5 +387,7 @@ class _Run:
                 if meter.record is not None:
                     self._peak_in = None
             self.peaks[name] = max(meter.peak, self.peaks.get(name, 0))
+            if isinstance(meter, AllocatingMeter):
+                self.served_peak = max(self.served_peak, meter.served_peak)
         if self._steps or name != "step":
             meter.mark(NOTE)

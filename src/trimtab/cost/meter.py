@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
+from trimtab.cost.allocator import EMPTY, NOTE, RESET, Block, CachingAllocator, Reading
+
 BLOCK_BYTES = 512
 
 PARTS = (
@@ -30,13 +32,16 @@ class Kernel(NamedTuple):
     phase: str
     """``forward``, ``backward`` or ``recompute``."""
     name: str
-    """``product``, ``attention``, one of `COLLECTIVES`, or ``moving`` for what memory alone bounds."""
+    """``product``, ``attention``, one of `COLLECTIVES`, ``looked up`` for element-wise work on tensors that
+    lie differently in memory, the name by which a probe measures it, or ``moving`` for the rest, which memory
+    alone bounds."""
     moved: int
     """Bytes read and written; of a collective those of its whole tensor."""
     flops: int = 0
     shape: tuple[int, ...] = ()
     """Of a product: batch, rows, inner size, columns, and bytes of an element.  Of attention: batch x heads,
-    queries, keys, width, and whether it is causal, drops out, has a mask."""
+    queries, keys, width, and whether it is causal, drops out, has a mask.  Of a norm: rows and columns; of what
+    is looked up: elements."""
 
 
 Work = Counter[Kernel]
@@ -57,8 +62,8 @@ class Account(Protocol):
     def move(self, count: int, part: int, new: int) -> None:
         """They count as another part from now on."""
 
-    def layers(self, path: str, count: int) -> Iterator[int]:
-        """The layers of a stack of ``count`` equal ones that are to be run."""
+    def layers(self, path: str, first: int, end: int) -> Iterator[int]:
+        """Those that are to be run of the equal layers from ``first`` to before ``end`` at ``path``."""
 
     def turn_to(self, place: object) -> None:
         """What follows belongs to ``place``: the present one when an operator was recorded."""
@@ -104,6 +109,10 @@ class Meter:
         if number and self.record is not None:
             self.record.append(-number)
 
+    def momentary(self, count: int, part: int, stream: int = 0) -> None:
+        """Count ``count`` bytes that end as soon as they are there."""
+        self.drop(count, part, self.add(count, part, stream))
+
     def move(self, count: int, part: int, new: int) -> None:
         """Count ``count`` bytes of ``part`` as ``new`` from now on."""
         self.parts[part] -= count
@@ -128,42 +137,98 @@ class Meter:
         self.peak_parts = self.parts.copy()
         self.peak_at = self.now
 
-    def layers(self, path: str, count: int) -> Iterator[int]:
+    def layers(self, path: str, first: int, end: int) -> Iterator[int]:
         """All of them."""
-        return iter(range(count))
+        return iter(range(first, end))
 
     def turn_to(self, place: object) -> None:
         """A meter does not ask what belongs where."""
 
 
-class Recorder(Meter):
-    """A meter that records, and does not ask what the bytes are."""
+class AllocatingMeter(Meter):
+    """A meter whose requests PyTorch's allocator serves at once, on a card without limit.
 
-    __slots__ = ()
+    What a tape brings is not asked what it is (`take`, `give`), and some of it never comes to the allocator:
+    it is `hidden` in what is live.
+    """
+
+    __slots__ = ("allocator", "blocks", "hidden", "readings", "served_peak")
 
     def __init__(self) -> None:
-        super().__init__([])
+        super().__init__()
+        self.allocator = CachingAllocator()
+        self.blocks: list[Block] = []
+        """By request, less one."""
+        self.readings: list[Reading] = []
+        self.hidden = self.served_peak = 0
+        """Live bytes that the allocator does not know of, and the peak of the others."""
 
     def add(self, count: int, part: int, stream: int = 0) -> int:
-        """Record a request of ``count`` bytes; its number."""
-        assert self.record is not None
-        self.live += count
-        if self.live > self.peak:
-            self.peak = self.live
+        """Count and request ``count`` bytes; the request's number."""
+        self.parts[part] += count
+        live = self.live = self.live + count
+        if live > self.peak or live - self.hidden > self.served_peak:
+            self._rise(live, self.now)
+        return self.request(count, stream)
+
+    def take(self, count: int, moment: int) -> int:
+        """The same for bytes that a tape brings; a peak is at ``moment`` then."""
+        live = self.live = self.live + count
+        if live > self.peak or live - self.hidden > self.served_peak:
+            self._rise(live, moment)
         if not count:
             return 0
-        self.requests += 1
-        self.record.append(count + stream)
-        return self.requests
+        self.blocks.append(self.allocator.take(count))
+        return len(self.blocks)
+
+    def _rise(self, live: int, moment: int) -> None:
+        if live > self.peak:
+            self.peak = live
+            self.peak_parts = self.parts.copy()
+            self.peak_at = moment
+        self.served_peak = max(self.served_peak, live - self.hidden)
+
+    def momentary(self, count: int, part: int, stream: int = 0) -> None:
+        """Count and request ``count`` bytes that end as soon as they are there."""
+        self.parts[part] += count
+        self._rise(self.live + count, self.now)
+        self.parts[part] -= count
+        if count:
+            self.allocator.lend(count, stream)
 
     def drop(self, count: int, part: int, number: int = 0) -> None:
-        """Record its end."""
+        """Count the end of ``count`` bytes, and give them back."""
+        self.parts[part] -= count
         self.live -= count
-        if number and self.record is not None:
-            self.record.append(-number)
+        if number:
+            self.allocator.give(self.blocks[number - 1])
 
-    def move(self, count: int, part: int, new: int) -> None:
-        """Nothing moves."""
+    def give(self, count: int, number: int) -> None:
+        """The same for bytes that a tape brought."""
+        self.live -= count
+        if number:
+            self.allocator.give(self.blocks[number - 1])
+
+    def request(self, size: int, stream: int = 0) -> int:
+        """Take a block for ``size`` bytes that count for nothing; its number, 0 for none."""
+        if not size:
+            return 0
+        self.blocks.append(self.allocator.take(size, stream))
+        return len(self.blocks)
+
+    def mark(self, kind: int) -> None:
+        """Do what one of the allocator's marks says."""
+        if kind == NOTE:
+            self.readings.append(self.allocator.reading())
+        elif kind == RESET:
+            self.allocator.reset_peaks()
+        elif kind == EMPTY:
+            self.allocator.empty_cache()
+
+    def reset_peak(self) -> None:
+        """Start new peaks from what is live."""
+        super().reset_peak()
+        self.served_peak = self.live - self.hidden
 
 
 class Storage:
@@ -173,7 +238,7 @@ class Storage:
 
     def __init__(self, account: Account, count: int, part: int, stream: int = 0) -> None:
         self.account, self.part = account, part
-        self.bytes = (count + BLOCK_BYTES - 1) // BLOCK_BYTES * BLOCK_BYTES
+        self.bytes = count + -count % BLOCK_BYTES
         self.number = account.add(self.bytes, part, stream)
 
     @classmethod

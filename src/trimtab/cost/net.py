@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 
 from trimtab.cost import attention as att
 from trimtab.cost import operators as ops
@@ -21,7 +20,10 @@ LORA = ".lora_A.default.weight"
 class Net:
     """What the families' forward passes are written against."""
 
-    __slots__ = ("batch", "embedded", "fp16", "job", "m", "model", "split", "spread", "weights")
+    __slots__ = (
+        "_recomputes", "attention_weights", "batch", "embedded", "fp16", "given", "job", "m", "model",
+        "split", "spread", "to_recompute", "weights",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -37,8 +39,16 @@ class Net:
     ) -> None:
         self.m, self.model, self.job, self.batch = m, model, job, batch
         self.weights, self.fp16, self.split, self.spread = weights, fp16, split, spread
+        self.to_recompute = job.recomputed_of(model.all_layers, model.name)
+        """How many of the layers still to come are recomputed."""
+        self._recomputes = False
+        """Whether the layer that runs is one of them."""
         self.embedded: Weight | None = None
         """The embedding that was read last."""
+        self.given: tuple[Tensor, ...] = ()
+        """What every layer is given beside its input: masks."""
+        self.attention_weights: Tensor | None = None
+        """Of eager attention; a local of the layer, mostly ``_``, until it returns."""
 
     @property
     def item(self) -> int:
@@ -80,10 +90,19 @@ class Net:
 
     def embedding(self, path: str, tokens: int) -> Tensor:
         """Rows of the embedding at ``path``."""
-        self.embedded = self.weights[path + ".weight"]
         if self.split is not None and path in self.split.styles:
-            return tensor_parallel.embedding(self.m, tokens, self.embedded)
-        return ops.embedding(self.m, tokens, self.embedded)
+            return tensor_parallel.embedding(self.m, tokens, self.weights[path + ".weight"])
+        return ops.embedding(self.m, tokens, self.weights[path + ".weight"])
+
+    def words(self, path: str, tokens: int) -> Tensor:
+        """Rows of the input's embedding, which recomputation makes to need a gradient where it is frozen.
+
+        transformers/modeling_utils.py, ``enable_input_require_grads``: by a hook on that module.
+        """
+        x = self.embedding(path, tokens)
+        if x.edge is not None or not self.job.checkpoint_activations:
+            return x
+        return self.m.leaf(x, self.weights[path + ".weight"])
 
     def activation(self, x: Tensor, name: str | None = None) -> Tensor:
         """The model's activation."""
@@ -105,16 +124,20 @@ class Net:
             return m.op(x.numel, (x,), (-1,), item=x.item)  # liger_kernel/ops/rope.py works in place
         part = x.view(int(x.numel * rotated))
         turned = self._rotate_half(part)
-        turned = ops.scale(m, turned)
-        straight = m.op(part.numel, (part,), (x.bytes,), item=x.item)
-        out = ops.add(m, straight, turned)
+        # cosines and sines are repeated for every head, and heads lie beside each other until they are turned
+        turned = ops.scale(m, turned, kernel=ops.LOOKED_UP)
+        straight = m.op(
+            part.numel, (part,), (x.bytes,), item=x.item, kernel=ops.LOOKED_UP, shape=(part.numel,)
+        )
+        out = ops.add(m, straight, turned, kernel=ops.LOOKED_UP)
         if rotated >= 1.0:
             return out
         return m.op(x.numel, (out, x), (-1, x.bytes), item=x.item)
 
     def _rotate_half(self, x: Tensor) -> Tensor:
         m = self.m
-        negative = m.op(x.numel // 2, (x,), (x.bytes,), item=x.item)
+        half = x.numel // 2
+        negative = m.op(half, (x,), (x.bytes,), item=x.item, kernel=ops.LOOKED_UP, shape=(half,))
         return m.op(x.numel, (negative, x), (negative.bytes, x.bytes), item=x.item)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, masked: bool = True) -> Tensor:
@@ -138,7 +161,8 @@ class Net:
         m = self.m
         if self.job.attention == "eager" or self.model.attention_softcap:
             wide = None if self.model.model_type == "gpt2" or self.model.kind == "encoder" else ops.FLOAT
-            return att.eager(m, q, k, v, shape, softmax_item=wide, mask=masked)
+            out, self.attention_weights = att.eager(m, q, k, v, shape, softmax_item=wide, mask=masked)
+            return out
         if self.item == ops.FLOAT and shape.kv_heads != shape.heads:
             return att.plain(m, q, k, v, shape)  # no fused kernel shares keys in fp32
         if self.item == ops.FLOAT or shape.head_dim > att.FLASH_HEAD_LIMIT:
@@ -146,14 +170,26 @@ class Net:
         out = att.flash(m, q, k, v, shape)
         return ops.copy(m, out) if shape.by_head else out
 
-    def layers(self, path: str) -> Iterator[str]:
-        """The paths of the layers to be run of the stack at ``path``."""
-        return (f"{path}.{index}" for index in self.m.meter.layers(path, self.model.layers))
+    def layers(self, path: str, count: int | None = None) -> Iterator[str]:
+        """The paths of the layers to be run of the stack of ``count`` (default: the model's) at ``path``."""
+        count = self.model.layers if count is None else count
+        recomputed = min(count, self.to_recompute)
+        self.to_recompute -= recomputed
+        for self._recomputes, first, end in ((True, 0, recomputed), (False, recomputed, count)):
+            for index in self.m.meter.layers(path, first, end):
+                yield f"{path}.{index}"
 
     def layer(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """One transformer layer, recomputed in the backward pass if the job says so."""
-        inside = partial(self.module, run)
-        return self.m.checkpoint(inside, x) if self.job.checkpoint_activations else inside(x)
+        if not self._recomputes:
+            return self._whole(run, x)
+        return self.m.checkpoint(lambda x, *_: self._whole(run, x), x, *self.given)
+
+    def _whole(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        try:
+            return self.module(run, x)
+        finally:
+            self.attention_weights = None
 
     def module(self, run: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
         """``run(*arguments)`` as a module that has no parameters of its own."""
@@ -165,12 +201,6 @@ class Net:
         self.m.enter()
         return self.m.leave(ops.dropout(self.m, x, probability))
 
-    def start(self, x: Tensor) -> Tensor:
-        """The embedded input; made to need a gradient where frozen weights and recomputation require it."""
-        if x.edge is not None or not self.job.checkpoint_activations:
-            return x
-        return self.m.leaf(x, self.embedded)
-
 
 def weights_of(parameters: Iterable[Parameter], item: int, *, conv1d: bool) -> tuple[Weight, ...]:
     """The machine's weights for ``parameters``, in their order; ``item`` bytes an element."""
@@ -178,5 +208,5 @@ def weights_of(parameters: Iterable[Parameter], item: int, *, conv1d: bool) -> t
     for index, one in enumerate(parameters):
         transposed = conv1d and len(one.shape) == 2 and ".h." in one.name and "lora_" not in one.name
         columns = one.shape[0] if transposed else one.shape[-1]
-        weights.append(Weight(one.name, one.numel, item, index, columns, one.trainable))
+        weights.append(Weight(one.name, one.numel, item, index, columns, one.trainable, transposed))
     return tuple(weights)

@@ -12,14 +12,21 @@ from trimtab.cost.reduction import reduction_bytes
 
 FLOAT = 4
 MASK = 1
+LOOKED_UP = "looked up"
+"""An element-wise kernel that looks up where each element lies (`trimtab.cost.meter.Kernel.name`)."""
 
 
 def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
-    """``x @ weight.T + bias``; keeps x if the weight trains (``mm``, ``addmm``)."""
+    """``x @ weight.T + bias``; keeps x if the weight trains (``mm``, ``addmm``).
+
+    Stage 3 has a linear function of its own (zero/linear.py:41-112), which ``Conv1D`` does not call: it keeps
+    x always, and a kernel of its own adds the bias.
+    """
     rows = x.numel // weight.columns
     columns = weight.numel // weight.columns
-    keep = (x.storage,) if weight.trainable or m.sharded else ()  # stage 3's own linear keeps it always
-    if bias is not None and m.sharded:  # zero/linear.py:52-59: there the bias is added by a kernel of its own
+    own = m.sharded and not weight.transposed
+    keep = (x.storage,) if weight.trainable or own else ()
+    if bias is not None and own:
         m.adds(rows * columns * x.item)
     return m.op(
         rows * columns,
@@ -29,20 +36,22 @@ def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) ->
         item=x.item,
         tail=reduction_bytes(rows, columns, x.item) if bias is not None and bias.trainable else 0,
         flops=2 * rows * weight.numel,
-        transposed=not m.sharded,
+        transposed=not (own or weight.transposed),
+        sums=own,
         kernel="product",
         shape=(1, rows, weight.columns, columns, x.item),
     )
 
 
-def add(m: Machine, a: Tensor, b: Tensor) -> Tensor:
+def add(m: Machine, a: Tensor, b: Tensor, *, kernel: str = "moving") -> Tensor:
     """``a + b``, keeps nothing."""
-    return m.op(max(a.numel, b.numel), (a, b), (PASS, PASS), item=max(a.item, b.item))
+    numel = max(a.numel, b.numel)
+    return m.op(numel, (a, b), (PASS, PASS), item=max(a.item, b.item), kernel=kernel, shape=(numel,))
 
 
-def scale(m: Machine, x: Tensor) -> Tensor:
-    """``x`` times, or divided by, a number: keeps nothing."""
-    return m.op(x.numel, (x,), (x.bytes,), item=x.item)
+def scale(m: Machine, x: Tensor, *, kernel: str = "moving") -> Tensor:
+    """``x`` times, or divided by, a number or what does not train: keeps nothing."""
+    return m.op(x.numel, (x,), (x.bytes,), item=x.item, kernel=kernel, shape=(x.numel,))
 
 
 def shift(m: Machine, x: Tensor) -> Tensor:
@@ -58,24 +67,27 @@ def mul(m: Machine, a: Tensor, b: Tensor) -> Tensor:
 
 def cast(m: Machine, x: Tensor, item: int) -> Tensor:
     """``x`` in another precision; itself if it has it."""
-    return x if x.item == item else m.op(x.numel, (x,), (x.bytes,), item=item)
+    kernel = "to fp32" if item > x.item else "to bf16"
+    return x if x.item == item else m.op(x.numel, (x,), (x.bytes,), item=item, kernel=kernel)
 
 
 def copy(m: Machine, x: Tensor) -> Tensor:
-    """A contiguous copy."""
-    return m.op(x.numel, (x,), (PASS,), item=x.item)
+    """A contiguous copy of what is not."""
+    return m.op(x.numel, (x,), (PASS,), item=x.item, kernel=LOOKED_UP, shape=(x.numel,))
 
 
 def embedding(m: Machine, tokens: int, weight: Weight) -> Tensor:
     """Rows of ``weight``; its gradient is dense."""
-    return m.op(tokens * weight.columns, (weight,), (weight.bytes,), item=weight.item)
+    return m.op(tokens * weight.columns, (weight,), (weight.bytes,), item=weight.item, kernel="embedding")
 
 
 def dropout(m: Machine, x: Tensor, probability: float) -> Tensor:
     """``native_dropout``: keeps a mask of one byte an element; x itself where the probability is 0."""
     if not probability:
         return x
-    return m.op(x.numel, (x,), (x.bytes,), item=x.item, extra=(x.numel * MASK,))
+    return m.op(
+        x.numel, (x,), (x.bytes,), item=x.item, extra=(x.numel * MASK,), kernel="native_dropout"
+    )
 
 
 def softmax(m: Machine, x: Tensor, item: int | None = None) -> Tensor:
@@ -85,13 +97,24 @@ def softmax(m: Machine, x: Tensor, item: int | None = None) -> Tensor:
     ``softmax_backward_cuda_out``).
     """
     item = x.item if item is None else item
-    return m.op(x.numel, (x,), (x.bytes,), item=item, keep_output=True, scratch=x.numel * item)
+    return m.op(
+        x.numel,
+        (x,),
+        (x.bytes,),
+        item=item,
+        keep_output=True,
+        scratch=x.numel * item,
+        kernel="_softmax",
+    )
 
 
 def safe_softmax(m: Machine, x: Tensor) -> Tensor:
     """``_safe_softmax``: a softmax, and which of the scores are masked, while it runs (attention.cpp)."""
     out = softmax(m, x)
     m.tensor(x.numel, MASK)
+    m.works("moving", x.bytes + x.numel * MASK)
+    m.works("mean rows fp32", x.numel * MASK)
+    m.works(LOOKED_UP, 2 * x.bytes, shape=(x.numel,))
     return out
 
 
@@ -108,10 +131,7 @@ def keeps_input(m: Machine, x: Tensor) -> Tensor:
 def new_gelu(m: Machine, x: Tensor) -> Tensor:
     """``NewGELUActivation`` (activations.py:66), written out in elementary operators."""
     half = scale(m, x)
-    cube = keeps_input(m, x)
-    inner = scale(m, add(m, x, scale(m, cube)))
-    del cube
-    return mul(m, half, shift(m, tanh(m, inner)))
+    return mul(m, half, shift(m, tanh(m, scale(m, add(m, x, scale(m, keeps_input(m, x)))))))
 
 
 def activation(m: Machine, x: Tensor, name: str) -> Tensor:
@@ -139,6 +159,8 @@ def layer_norm(m: Machine, x: Tensor, weight: Weight | None, bias: Weight | None
         item=x.item,
         keep=(x.storage,),
         extra=(rows * FLOAT, rows * FLOAT),
+        kernel="native_layer_norm",
+        shape=(rows, x.numel // max(1, rows)),
     )
 
 
@@ -172,6 +194,8 @@ def gemma_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
         item=FLOAT,
         keep=(scaled.storage,) if weight.trainable else (),
         scratch=scaled.bytes,
+        kernel=LOOKED_UP,
+        shape=(scaled.numel,),
     )
     return cast(m, out, x.item)
 
@@ -194,7 +218,10 @@ def _rsqrt_of_mean_square(m: Machine, wide: Tensor, rows: int) -> Tensor:
     square = m.op(
         wide.numel, (wide,), (wide.bytes,), item=FLOAT, keep=(wide.storage,), scratch=2 * wide.bytes
     )
-    mean = m.op(rows, (square,), (square.bytes,), item=FLOAT)
+    mean = m.op(
+        rows, (square,), (square.bytes,), item=FLOAT, kernel="mean rows fp32", shape=(wide.numel,)
+    )
+    m.adds(mean.bytes)  # epsilon
     return m.op(rows, (mean,), (mean.bytes,), item=FLOAT, keep_output=True)
 
 
@@ -205,7 +232,16 @@ def _mul_by_rows(m: Machine, x: Tensor, factor: Tensor, item: int | None = None)
     # is wide before it is cast
     full = x.numel * item
     scratch = full if x.item == item else 2 * full
-    return m.op(x.numel, (x, factor), (x.bytes, factor.bytes), item=item, keep=keep, scratch=scratch)
+    return m.op(
+        x.numel,
+        (x, factor),
+        (x.bytes, factor.bytes),
+        item=item,
+        keep=keep,
+        scratch=scratch,
+        kernel=LOOKED_UP,
+        shape=(x.numel,),
+    )
 
 
 def _weighted(m: Machine, x: Tensor, weight: Weight) -> Tensor:
@@ -213,7 +249,15 @@ def _weighted(m: Machine, x: Tensor, weight: Weight) -> Tensor:
     scratch = x.bytes if weight.trainable else 0
     tail = x.bytes + reduction_bytes(x.numel // weight.numel, weight.numel, x.item) if weight.trainable else 0
     return m.op(
-        x.numel, (weight, x), (weight.bytes, x.bytes), item=x.item, keep=keep, scratch=scratch, tail=tail
+        x.numel,
+        (weight, x),
+        (weight.bytes, x.bytes),
+        item=x.item,
+        keep=keep,
+        scratch=scratch,
+        tail=tail,
+        kernel=LOOKED_UP,
+        shape=(x.numel,),
     )
 
 
@@ -221,6 +265,8 @@ def cross_entropy(m: Machine, logits: Tensor, *, fp32: bool) -> Tensor:
     """``cross_entropy``: keeps the log-probabilities, in fp32 where the loss casts the logits first."""
     with m.counted_as("logits and loss"):
         wide = cast(m, logits, FLOAT) if fp32 else logits
-        log_probabilities = m.op(wide.numel, (wide,), (wide.bytes,), item=wide.item, keep_output=True)
+        log_probabilities = m.op(
+            wide.numel, (wide,), (wide.bytes,), item=wide.item, keep_output=True, kernel="_log_softmax"
+        )
         del wide
         return m.op(1, (log_probabilities,), (log_probabilities.bytes,), item=FLOAT)

@@ -39,7 +39,7 @@ class ShardedOptimizer(Engine):
         if s.offload_optimizer == "none":
             self.held.append(self.new(self.partition * MASTER_ITEM, "master weights"))
             del clone
-            self.new(self.partition * MASTER_ITEM, "gradients")
+            self.momentary(self.partition * MASTER_ITEM, "gradients")
         else:
             del clone
             self._initialize_host(largest)
@@ -63,6 +63,11 @@ class ShardedOptimizer(Engine):
                 host.add("accumulated gradients", weight.numel * s.item, pinned=pinned)
 
     # -- gradients -------------------------------------------------------------------------------------
+
+    @property
+    def telling_micros(self) -> int:
+        """One between too, where the last reduces gradients as they come and the others keep them all."""
+        return 3 if self.settings.stage == 1 and self.settings.overlap_comm else 2
 
     def on_gradient(self, weight: Weight, gradient: Storage) -> None:
         """``process_gradients``: the first one makes the buckets; stage 2 fills them at once (:2284)."""
@@ -93,7 +98,7 @@ class ShardedOptimizer(Engine):
         self.waiting.append(weight)
         self.filled += weight.numel
         if weight.numel > s.reduce_bucket and s.contiguous_gradients and s.offload_optimizer != "none":
-            self.new(weight.numel * s.item, "gradients")  # cloned beside what autograd holds, :1446
+            self.momentary(weight.numel * s.item, "gradients")  # cloned beside what autograd holds, :1446
         if weight.numel <= s.reduce_bucket and s.contiguous_gradients:
             self.gradients.pop(weight.name, None)  # it is a view of the bucket now, :1458
 
@@ -105,11 +110,11 @@ class ShardedOptimizer(Engine):
         for weight in self.waiting:
             owned = weight.name in self._owned_names
             if owned and s.offload_optimizer != "none":
-                portion = min(weight.numel, self.partition)
+                portion = self._portion(weight)
                 if self.boundary:
-                    self.new(portion * NORM_ITEM, "temporaries")  # its norm, :1873
+                    self.momentary(portion * NORM_ITEM, "temporaries")  # its norm, :1873
                     if MASTER_ITEM not in (s.item, s.gradient_item):
-                        self.new(portion * MASTER_ITEM, "temporaries")  # :1903
+                        self.momentary(portion * MASTER_ITEM, "temporaries")  # :1903
                 self.gradients.pop(weight.name, None)
             elif owned:
                 self._copy_to_partition(weight)
@@ -118,6 +123,10 @@ class ShardedOptimizer(Engine):
                 self.gradients.pop(weight.name, None)
         self.waiting.clear()
         self.filled = 0
+
+    def _portion(self, weight: Weight) -> int:
+        """Elements of one of the rank's own parameters that lie in its partition (:1755, :1866)."""
+        return min(weight.numel, self.partition - self.starts[weight.index])
 
     def _average(self, item: int) -> None:
         """``average_tensor``: slices by rank, flattened bucket by bucket where there are several (:1599)."""
@@ -142,7 +151,7 @@ class ShardedOptimizer(Engine):
                     self.new(filled * s.communication_item, "temporaries")
                 for owner, count in bucket if self.compact else ():
                     if owner == 0:  # added to the fp32 partition through a copy, :1325
-                        self.new(count * s.gradient_item, "temporaries")
+                        self.momentary(count * s.gradient_item, "temporaries")
                 del flat
                 bucket, filled = [], 0
 
@@ -191,8 +200,8 @@ class ShardedOptimizer(Engine):
         if s.offload_optimizer != "none":
             self.accumulated = None
             return
-        largest = max((weight.numel for weight in self.own), default=0)
-        self.new(min(largest, self.partition) * NORM_ITEM, "temporaries")
+        largest = max((self._portion(weight) for weight in self.own), default=0)
+        self.momentary(largest * NORM_ITEM, "temporaries")
         if s.gradient_item == MASTER_ITEM and s.stage == 2 and s.item != MASTER_ITEM:
             wide = self.accumulated  # already flat and fp32
         else:
@@ -228,9 +237,9 @@ class WideOptimizer(Engine):
         """Narrow gradients join the fp32 ones through wide copies, and stay (:503-523)."""
         s = self.settings
         for weight in self.trainable:
-            self.new(weight.numel * s.gradient_item, "temporaries")
+            self.momentary(weight.numel * s.gradient_item, "temporaries")
         if self.boundary:  # the flat ones, in the type that they are sent in (engine.py:1719)
-            self.new(self.partition * s.ranks * s.item, "temporaries")
+            self.momentary(self.partition * s.ranks * s.item, "temporaries")
 
     def step(self) -> None:
         """The moments appear at the first step; the narrow gradients go after it."""

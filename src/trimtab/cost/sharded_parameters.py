@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 from trimtab.cost.engine import GATHER, MAIN, MASTER_ITEM, NORM_ITEM, REDUCE, Engine
 from trimtab.cost.machine import Weight
@@ -21,15 +20,21 @@ class Order:
     __slots__ = ("queue", "reach", "steps", "when")
 
     def __init__(self, uses: Sequence[Sequence[int]], numels: Sequence[int]) -> None:
-        self.queue = [index for used in uses for index in used]
-        self.when = [step for step, used in enumerate(uses) for _ in used]
+        self.queue: list[int] = []
+        self.when: list[int] = []
         """By place in the queue, the use."""
         self.steps: list[list[int]] = [[] for _ in numels]
         """By parameter, the uses that read it."""
-        for index, step in zip(self.queue, self.when, strict=True):
-            self.steps[index].append(step)
-        self.reach = [0, *accumulate(sum([numels[index] for index in used]) for used in uses)]
+        self.reach = [0]
         """By use, the elements that earlier ones read."""
+        read = 0
+        for step, used in enumerate(uses):
+            for index in used:
+                self.queue.append(index)
+                self.when.append(step)
+                self.steps[index].append(step)
+                read += numels[index]
+            self.reach.append(read)
 
 
 class Gather:
@@ -77,13 +82,13 @@ class ShardedParameters(Engine):
                 converted = self.new(size * MASTER_ITEM, "temporaries")
                 self.held.append(self.new(size * MASTER_ITEM, "master weights"))
                 del converted
-            self.new(max(self.sub_groups, default=0) * MASTER_ITEM, "temporaries")
+            self.momentary(max(self.sub_groups, default=0) * MASTER_ITEM, "temporaries")
         if s.contiguous_gradients:
             self.held.append(self.new(s.reduce_bucket * s.communication_item, "buckets"))
         if s.offload_optimizer == "none":
             self.held.append(self.new(self.partition * s.gradient_item, "gradients"))
         for weight in self.trainable if s.ranks > 1 else ():  # all_gather for a moment (:1504)
-            self.new(self.shards[weight.index] * s.ranks * s.item, "gathered parameters")
+            self.momentary(self.shards[weight.index] * s.ranks * s.item, "gathered parameters")
         self._initialize_host()
         self.persistent = self._persistent()
         self.gathered: dict[int, Storage] = {}
@@ -315,9 +320,9 @@ class ShardedParameters(Engine):
         s = self.settings
         back = self.new(shard * s.gradient_item, "temporaries", self.reduce_stream)
         if self.boundary:
-            self.new(min(shard, NORM_CHUNK) * NORM_ITEM, "temporaries", self.reduce_stream)
+            self.momentary(min(shard, NORM_CHUNK) * NORM_ITEM, "temporaries", self.reduce_stream)
             if s.gradient_item != MASTER_ITEM:
-                self.new(shard * MASTER_ITEM, "temporaries", self.reduce_stream)
+                self.momentary(shard * MASTER_ITEM, "temporaries", self.reduce_stream)
         del back
 
     def end_backward(self) -> None:
@@ -337,7 +342,7 @@ class ShardedParameters(Engine):
         self.secondary.clear()
         if s.offload_optimizer == "none":
             largest = max((self.shards[weight.index] for weight in self.trainable), default=0)
-            self.new(largest * NORM_ITEM, "temporaries")
+            self.momentary(largest * NORM_ITEM, "temporaries")
             first = not self.states
             for size in self.sub_groups:
                 flat = self.new(size * s.gradient_item, "gradients")

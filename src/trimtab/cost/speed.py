@@ -16,29 +16,37 @@ from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.memory import Profile
 from trimtab.cost.meter import COLLECTIVES, Kernel
-from trimtab.cost.rates import HOST, Rates, rates_of
+from trimtab.cost.operators import LOOKED_UP
+from trimtab.cost.rates import Rates, rates_of
 
-ENGINE_BYTES = {0: 4.0, 1: 6.5, 2: 5.4, 3: 6.5}
+ENGINE_BYTES = {0: 4.1, 1: 5.0, 2: 5.0, 3: 4.2}
 """Bytes that the engine moves in the backward pass for a byte of gradients: into buckets, divided, out again.
 
-Counted in rehearsed steps: bert-base-cls-z0, llama-1b-z1, llama-7b-z2 and llama-7b-z3 of four ranks.
+Counted in rehearsed steps of a billion parameters and more: llama-1b-z0-m4, llama-1b-z2-m8, llama-1b-z3-m4
+and llama-7b-z3-m4-recompute of bench/data/quiet_steps.jsonl.
 """
 GATHER_BYTES = (
     0.7  # stage 3 lays shards and whole parameters together: 0.36 (llama-7b-z3) to 1.1 (neox-20b-z3)
 )
-STEP_BYTES = {0: 64, 1: 74, 2: 74, 3: 70}
+STEP_BYTES = {0: 58, 1: 73, 2: 73, 3: 61}
 """Bytes of a step for a parameter that this rank owns: norms, copies, FusedAdam's 28; the same rehearsals."""
-STEP_DISPATCHES = {0: 20, 1: 24, 2: 24, 3: 8}
-"""Operators and views of a step for a tensor that this rank owns: overflow check, norm; as above."""
-VIEWS = {"forward": 1.1, "backward": 1.2}
-"""Views, and operators that are not counted, for a kernel: 927 for 870 forward of llama-z1, 1690 for 1450
-backward."""
-MODULES = 0.34  # calls of modules for a forward kernel: 586 for llama-z1's 1740
+ADAM_BYTES = 28
+STEP_DISPATCHES = {0: 18, 1: 19, 2: 19, 3: 11}
+"""What the host issues in a step for a tensor that this rank owns, in terms of `trimtab.cost.rates.Host.step`.
+
+Medians over bench/data/quiet_steps.jsonl; 21, 23, 23 and 8 operators and views are recorded.
+"""
+HOOKED = 2
+"""Kernels of the engine's for a finished gradient: 303 for GPT-2's 148 tensors, 614 for TinyLLaMA's 201."""
 HOST_STEP_BYTES = 42  # of an offloaded step for a parameter: norms, copies, Adam's 28; llama-z2-offload
 NVME_STATE_BYTES = 24  # master and two moments in and out
 LOW = {"kernels": 0.88, "host": 0.55, "links": 0.7}
 HIGH = {"kernels": 1.12, "host": 1.6, "links": 1.5}
 """Bounds of what kernels, the host and links take, about the expected value."""
+SLOW_HOST = 2.0
+"""How much slower another host may be: the same pass took 18 to 35 ms of one host in one hour."""
+SETTLING_BYTES = 16
+"""Of `STEP_BYTES` those that follow the host's last wait, beside Adam's: weights into the model's precision."""
 HOST_SLACK = 0.25  # a slower host shows where this one is hidden: hosts of the measured cases differ twofold
 
 
@@ -57,6 +65,8 @@ class Speed:
     """Copies over the host link, Adam on the host, and disks."""
     host_seconds: float = 0.0
     """The GPU waiting for its next kernel to be issued."""
+    slow_host_seconds: float = 0.0
+    """The step where the host needs twice as long for all that it does; 0 where nobody asked."""
     tokens_per_step: int
     samples_per_step: int
     model_flops: float
@@ -93,11 +103,10 @@ class _Step:
         engine = self._engine()
         summed = self._within_layers()
         device = sum(kernels.values()) + engine + summed
-        first = self._forward_share * device
         host_forward, host_backward = self._issue()
-        # the device ends with its own work, or with what the host issued last
-        waiting = max(0.0, host_forward - first, host_forward + host_backward - device)
-        step, step_waiting = self._step()
+        waiting = self._waiting(device, 1.0)
+        step, step_waiting = self._step(1.0)
+        slow = (self._waiting(device, SLOW_HOST) - waiting) * count + self._step(SLOW_HOST)[1] - step_waiting
         reduced, gathered = self._communication(device + waiting)
         offload = self._offload()
         parts = {
@@ -127,6 +136,7 @@ class _Step:
             communication_seconds=communication,
             offload_seconds=offload,
             host_seconds=waiting * count + step_waiting,
+            slow_host_seconds=total + slow,
             tokens_per_step=self.batch.micro * count * job.sequence_length,
             samples_per_step=self.batch.micro * count,
             model_flops=float(flops * count),
@@ -165,7 +175,11 @@ class _Step:
                 dropout=bool(dropout),
                 masked=bool(masked),
             )
-        return rates.moving(kernel.moved)
+        if kernel.name == LOOKED_UP:
+            return rates.moving(kernel.moved, None, kernel.shape[0])
+        if kernel.name.startswith("native_layer_norm"):
+            return rates.norm(kernel.name, *kernel.shape, kernel.moved)
+        return rates.moving(kernel.moved, None if kernel.name == "moving" else kernel.name)
 
     def _engine(self) -> float:
         """Seconds of the engine's own kernels in one micro step."""
@@ -185,20 +199,37 @@ class _Step:
         return flops["forward"] / max(1, sum(flops.values()))
 
     def _stream(self, moved: float) -> float:
-        """Seconds of large kernels that move so many bytes together."""
-        return self.rates.moving(moved) if moved else 0.0
+        """Seconds of large kernels that move so many bytes together, most of them from one type to another."""
+        return self.rates.moving(moved, "to fp32") if moved else 0.0
 
-    def _step(self) -> tuple[float, float]:
-        """Seconds of the optimizer's step on the GPU, and of the GPU waiting for the host there."""
+    def _step(self, slower: float) -> tuple[float, float]:
+        """Seconds of the optimizer's step on the GPU, and of the GPU waiting for the host there.
+
+        Small kernels look for overflows and take norms, which the host issues more slowly than they run; then
+        it waits for the result, and Adam and the new weights come on top.
+
+        Args:
+            slower: how much longer the host needs than usual.
+        """
         config, profile = self.config, self.profile
         tensors = profile.trainable_tensors / (self.ranks if config.stage in (1, 2) else 1)
-        host = tensors * STEP_DISPATCHES[config.stage] * HOST.step
+        host = tensors * STEP_DISPATCHES[config.stage] * self.rates.host.step * slower
         if config.offload_optimizer != "none":
             return 0.0, host
-        device = self._stream(self.owned * STEP_BYTES[config.stage])
+        before = self._stream(self.owned * (STEP_BYTES[config.stage] - ADAM_BYTES - SETTLING_BYTES))
+        after = self._stream(self.owned * SETTLING_BYTES)
+        after += self.rates.moving(self.owned * ADAM_BYTES, "FusedAdam")
         if config.stage < 2 and self.batch.accumulation > 1:
-            device += self._stream(self.gradient_bytes * ENGINE_BYTES[config.stage])
-        return device, max(0.0, host - device)
+            after += self._stream(self.gradient_bytes * ENGINE_BYTES[config.stage])
+        return before + after, max(0.0, host - before)
+
+    def _waiting(self, device: float, slower: float) -> float:
+        """Seconds that the GPU, with ``device`` of its own in a micro step, waits for kernels to be issued.
+
+        It ends with its own work, or with what the host issued last.
+        """
+        forward, backward = (seconds * slower for seconds in self._issue())
+        return max(0.0, forward - self._forward_share * device, forward + backward - device)
 
     def _issue(self) -> tuple[float, float]:
         """Seconds of the host to issue a forward and a backward pass: operators, views, modules, hooks."""
@@ -206,19 +237,17 @@ class _Step:
         collectives = {"forward": 0, "recompute": 0, "backward": 0}
         for kernel, runs in self.profile.work.items():
             (collectives if kernel.name in COLLECTIVES else kernels)[kernel.phase] += runs
-        each = HOST.forward * (1 + VIEWS["forward"]) + HOST.module * MODULES
-        forward = kernels["forward"] * each
-        backward = kernels["recompute"] * each
-        backward += kernels["backward"] * HOST.backward * (1 + VIEWS["backward"])
-        forward += collectives["forward"] * HOST.collective
-        backward += (collectives["recompute"] + collectives["backward"]) * HOST.collective
+        host = self.rates.host
+        forward = kernels["forward"] * host.forward + collectives["forward"] * host.collective
+        backward = (kernels["recompute"] + kernels["backward"]) * host.backward
+        backward += (collectives["recompute"] + collectives["backward"]) * host.collective
         if self.config.stage == 2 or (self.config.stage == 1 and self.batch.accumulation == 1):
-            backward += self.profile.trainable_tensors * HOST.hook
+            backward += self.profile.trainable_tensors * HOOKED * host.engine
         if self.sharded:
-            calls = self.profile.uses * HOST.fetch + 2 * self.profile.tensors * self.ranks * HOST.engine
-            first = 1 / (3 if self.config.job.checkpoint_activations else 2)
-            forward, backward = forward + calls * first, backward + calls * (1 - first)
-            backward += self.profile.trainable_tensors * HOST.fetch
+            first = 1 / (2 + self.profile.recomputed)
+            fetches = self.profile.uses * host.fetch
+            forward, backward = forward + fetches * first, backward + fetches * (1 - first)
+            backward += self.profile.trainable_tensors * (host.fetch + HOOKED * host.engine)
         return forward, backward
 
     # -- links ---------------------------------------------------------------------------------------------
@@ -300,7 +329,10 @@ class _Step:
         if config.offload_optimizer != "none":
             seconds += rates.host_moving(share * HOST_STEP_BYTES, local)
             seconds += rates.copy("to host", count * share * config.gradient_bytes)
-            seconds += rates.copy("to device", share * config.parameter_bytes)
+            fresh = self.sharded and config.offload_param == "none"  # stage 3 casts its masters on the way
+            seconds += rates.copy("to device", share * config.parameter_bytes, pinned=not fresh)
+        elif config.offload_param != "none":  # stage3.py, _reassign_or_swap_out_partitioned_parameters
+            seconds += rates.copy("to host", share * 4, pinned=False)
         if config.offload_optimizer == "nvme":
             node = share * local * NVME_STATE_BYTES / 2
             seconds += node / cluster.nvme_read_bytes_per_second + node / cluster.nvme_write_bytes_per_second

@@ -4,7 +4,8 @@ What a model allocates and when depends on its shape, the batch and the job, not
 it.  So the counting machine runs a micro step on a `Tape`, which notes every storage's beginning and end,
 every use of a parameter and every finished gradient, and a `Recording` plays that back to as many engines as
 are asked about.  A stack of equal layers is run on four of them: the first two, one that stands for all
-between, and the last (`tests/cost/test_tape.py` holds the result against whole models).
+between, and the last (`tests/cost/test_tape.py` holds the result against whole models).  Where some layers of
+a model are recomputed and the others kept, those are two stacks.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from trimtab.cost.sharded_parameters import Order
 if TYPE_CHECKING:
     from trimtab.cost.engine import Engine
     from trimtab.cost.machine import Weight
+    from trimtab.cost.meter import AllocatingMeter
 
 SHOWN = 4
 """Layers of a stack that are run."""
-EDGE = 3
-"""Layers at either end of a stack of which a quick record keeps everything."""
+EDGE = 1
+"""Layers at either end of a stack of which a quick replay sees everything; more tell it nothing more about
+what is needed (scripts/make_spread.py)."""
 REPEATED, LAST = 2, 3
 
 START, FORWARD, RELEASE, BACKWARD, FINISH = range(5)
@@ -33,22 +36,25 @@ step's, the end of what lived as long as that; the backward pass; the end of the
 PHASES = (START, FORWARD, RELEASE, BACKWARD, FINISH)
 
 TAKE, GIVE, MOVE, USE, USED, GRADIENT = range(1, 7)
-Place = tuple[str, int]
-"""A stack's path and one of the layers that are run."""
+Stack = tuple[str, int]
+"""Equal layers: their path, and the place of the first of them there."""
+Place = tuple[Stack, int]
+"""A stack and one of its layers that are run, counted from its first."""
 Numbers = dict[tuple[int, int], dict[int, int]]
 """The requests that were made, by group of sections and layer."""
 Chunk = tuple[int, int, int, tuple[int, ...]]
 """Bytes at its highest and at its end, and the event for the engine that follows."""
+Step = tuple[int, int, tuple[int, ...]]
+"""Bytes at their highest and at the end of what no allocator is asked for, and the event that follows."""
 
 
 class Section:
     """What happens in one layer of one phase, or between layers."""
 
-    __slots__ = ("_chunks", "_lasting", "_net_parts", "events", "number", "place", "takes", "work")
+    __slots__ = ("_chunks", "_net_parts", "_steps", "events", "number", "place", "takes", "work")
 
     def __init__(self, number: int, place: Place | None) -> None:
         self.number, self.place = number, place
-        self._lasting: list[tuple[int, ...]] | None = None
         self.events: list[tuple[int, ...]] = []
         """(TAKE, bytes, part, number), (GIVE, bytes, part, section, number), (MOVE, bytes, part, part),
         (USE, weight…), (USED, weight…) or (GRADIENT, bytes, part, section, number, weight); a storage is
@@ -56,6 +62,7 @@ class Section:
         self.takes = 0
         self.work: Work = Counter()
         self._chunks: dict[bool, list[Chunk]] = {}
+        self._steps: dict[tuple[bool, bool], list[Step]] = {}
         self._net_parts: list[int] | None = None
 
     def chunks(self, uses: bool) -> list[Chunk]:
@@ -82,17 +89,31 @@ class Section:
         if high or live:
             yield high, live, 0, ()
 
-    @property
-    def lasting(self) -> list[tuple[int, ...]]:
-        """The events without storages that begin and end here."""
-        if self._lasting is None:
-            brief = {event[4] for event in self.events if event[0] == GIVE and event[3] == self.number}
-            self._lasting = [event for event in self.events if not self._is_brief(event, brief)]
-        return self._lasting
+    def steps(self, whole: bool, uses: bool) -> list[Step]:
+        """The section event by event, with or without ``uses`` of weights.
 
-    def _is_brief(self, event: tuple[int, ...], brief: set[int]) -> bool:
-        kind = event[0]
-        return (kind == TAKE and event[3] in brief) or (kind == GIVE and event[3] == self.number)
+        Unless it shall be ``whole``, storages that begin and end here only show in the bytes before an event.
+        """
+        if (whole, uses) not in self._steps:
+            self._steps[whole, uses] = list(self._shorten(whole, uses))
+        return self._steps[whole, uses]
+
+    def _shorten(self, whole: bool, uses: bool) -> Iterator[Step]:
+        here = self.number
+        brief = {event[4] for event in self.events if event[0] == GIVE and event[3] == here and not whole}
+        high = live = 0
+        for event in self.events:
+            kind = event[0]
+            if kind == TAKE and event[3] in brief:
+                live += event[1]
+                high = max(high, live)
+            elif kind == GIVE and event[3] == here and not whole:
+                live -= event[1]
+            elif kind in (TAKE, GIVE, GRADIENT) or (uses and kind != MOVE):
+                yield high, live, event
+                high = live = 0
+        if high or live:
+            yield high, live, (0,)
 
     def net_parts(self) -> list[int]:
         """How much the bytes of each part change."""
@@ -134,7 +155,8 @@ class Tape:
 
     def __init__(self, *, shown: int = SHOWN) -> None:
         self.shown = shown
-        self.stacks: dict[str, int] = {}
+        self.stacks: dict[Stack, int] = {}
+        """How many layers each has."""
         self.phases: list[list[int]] = [[] for _ in PHASES]
         """Numbers of the sections of each."""
         self.sections: list[Section] = []
@@ -156,12 +178,15 @@ class Tape:
         self.phases[self.phase].append(len(self.sections))
         self.sections.append(self._section)
 
-    def layers(self, path: str, count: int) -> Iterator[int]:
+    def layers(self, path: str, first: int, end: int) -> Iterator[int]:
         """The first few, each a section of its own."""
-        self.stacks[path] = count
-        for index in range(min(count, self.shown)):
-            self.turn_to((path, index))
-            yield index
+        if first == end:
+            return
+        stack = (path, first)
+        self.stacks[stack] = end - first
+        for index in range(min(end - first, self.shown)):
+            self.turn_to((stack, index))
+            yield first + index
         self.turn_to(None)
 
     # -- an account ------------------------------------------------------------------------------------
@@ -206,7 +231,7 @@ class Tape:
 class Recording:
     """A micro step of a whole model, layers repeated as often as the model has them."""
 
-    def __init__(self, tape: Tape, strides: Mapping[str, int], numels: Sequence[int]) -> None:
+    def __init__(self, tape: Tape, strides: Mapping[Stack, int], numels: Sequence[int]) -> None:
         """``strides``: by stack, how many parameters a layer has; ``numels``: of every parameter."""
         self._numels = numels
         self.sections, self.stacks, self.shown = tape.sections, tape.stacks, tape.shown
@@ -219,7 +244,7 @@ class Recording:
         """By section, one number for all layers of a stack in one phase: that of the first."""
         groups = list(range(len(self.sections)))
         for numbers in phases:
-            firsts: dict[str, int] = {}
+            firsts: dict[Stack, int] = {}
             for number in numbers:
                 place = self.sections[number].place
                 if place is not None:
@@ -234,11 +259,11 @@ class Recording:
             if place is None or self.stacks[place[0]] <= self.shown or place[1] < REPEATED:
                 yield number, place[1] if place else 0, 0
                 continue
-            path, shown = place
-            last = self.stacks[path] - 1
+            stack, shown = place
+            last = self.stacks[stack] - 1
             layers: Sequence[int] = range(REPEATED, last) if shown == REPEATED else (last,)
             for layer in reversed(layers) if phase == BACKWARD else layers:
-                yield number, layer, (layer - shown) * self._strides[path]
+                yield number, layer, (layer - shown) * self._strides[stack]
 
     @cached_property
     def work(self) -> Work:
@@ -253,12 +278,13 @@ class Recording:
     @cached_property
     def order(self) -> Order:
         """The order in which the two passes use the parameters."""
-        found = []
-        for phase in (FORWARD, BACKWARD):
-            for number, _, shift in self.reels[phase]:
-                for event in self.sections[number].events:
-                    if event[0] == USE:
-                        found.append([index + shift for index in event[1:]])
+        used = [[event[1:] for event in one.events if event[0] == USE] for one in self.sections]
+        found = [
+            [index + shift for index in use]
+            for phase in (FORWARD, BACKWARD)
+            for number, _, shift in self.reels[phase]
+            for use in used[number]
+        ]
         return Order(found, self._numels)
 
     # -- playing ---------------------------------------------------------------------------------------
@@ -289,22 +315,13 @@ class Recording:
                     engine.on_gradient(weights[index + shift], gradient)
                     del gradient
 
-    def play_to_record(
-        self, phase: int, engine: Engine, numbers: Numbers, *, whole: bool = True, uses: bool = True
-    ) -> None:
-        """The same storage by storage, so that ``engine.meter`` records every request.
-
-        Unless it shall be ``whole``, layers in the middle of a long stack leave out what begins and ends in
-        them, and without ``uses`` also that their parameters are used.
-        """
+    def play_to_record(self, phase: int, engine: Engine, numbers: Numbers) -> None:
+        """The same storage by storage, so that ``engine.meter`` records every request."""
         meter, weights = engine.meter, engine.weights
         for here, layer, shift in self.reels[phase]:
-            section = self.sections[here]
-            edge = self._is_edge(section, layer)
-            hears = engine.hears_uses and (uses or edge)
             taken: dict[int, int] = {}
             numbers[self._groups[here], layer] = taken
-            for event in section.events if whole or edge else section.lasting:
+            for event in self.sections[here].events:
                 kind = event[0]
                 if kind == TAKE:
                     taken[event[3]] = meter.add(event[1], event[2])
@@ -319,9 +336,57 @@ class Recording:
                     gradient = Storage.adopted(meter, count, part, request)
                     engine.on_gradient(weights[index + shift], gradient)
                     del gradient
-                elif hears:
+                elif engine.hears_uses:
                     told = engine.before_use if kind == USE else engine.after_use
                     told(event[1:], shift)
+
+    def play_to_allocate(
+        self, phase: int, engine: Engine, meter: AllocatingMeter, numbers: Numbers, *, uses: bool = True
+    ) -> None:
+        """The same for an allocator, which in the middle of a long stack sees what outlives its layer alone.
+
+        Without ``uses`` the engine does not hear there either that parameters are used.
+        """
+        weights, hears = engine.weights, engine.hears_uses
+        take, give, before_use, after_use = meter.take, meter.give, engine.before_use, engine.after_use
+        now = meter.now
+        for here, layer, shift in self.reels[phase]:
+            section = self.sections[here]
+            edge = self._is_edge(section, layer)
+            taken: dict[int, int] = {}
+            numbers[self._groups[here], layer] = taken
+            end = now + len(section.chunks(hears))
+            for high, net, event in section.steps(edge, hears and (uses or edge)):
+                if high or net:
+                    live = meter.live
+                    if live + high > meter.peak:
+                        meter.peak = live + high
+                        meter.peak_parts = meter.parts.copy()
+                        meter.peak_at = -now - 1
+                    meter.live = live + net
+                    meter.hidden += net
+                kind = event[0]
+                if kind == TAKE:
+                    taken[event[3]] = take(event[1], -now - 1)
+                elif kind == GIVE:
+                    home = event[3]
+                    there = taken if home == here else numbers[self._home_of(home, here, layer)]
+                    give(event[1], there[event[4]])
+                elif kind == GRADIENT:
+                    meter.now = now = now + 1
+                    _, count, part, home_section, number, index = event
+                    meter.parts[part] += count
+                    request = numbers[self._home_of(home_section, here, layer)][number]
+                    gradient = Storage.adopted(meter, count, part, request)
+                    engine.on_gradient(weights[index + shift], gradient)
+                    del gradient
+                elif kind == USE:
+                    meter.now = now = now + 1
+                    before_use(event[1:], shift)
+                elif kind == USED:
+                    meter.now = now = now + 1
+                    after_use(event[1:], shift)
+            meter.now = now = end
 
     def _is_edge(self, section: Section, layer: int) -> bool:
         place = section.place
@@ -335,10 +400,10 @@ class Recording:
         there, seen, group = self.sections[home].place, self.sections[here].place, self._groups[home]
         if there is None:
             return group, 0
-        path, shown = there
-        if seen is not None and seen[0] == path and abs(seen[1] - shown) <= 1:
+        stack, shown = there
+        if seen is not None and seen[0] == stack and abs(seen[1] - shown) <= 1:
             return group, layer + shown - seen[1]
-        return group, self.stacks[path] - 1 if shown == self.shown - 1 else shown
+        return group, self.stacks[stack] - 1 if shown == self.shown - 1 else shown
 
     # -- what the bytes are ----------------------------------------------------------------------------
 

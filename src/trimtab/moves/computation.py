@@ -11,7 +11,7 @@ from trimtab.config import BLOCK, Config
 from trimtab.hf_config import lora_targets
 from trimtab.job import ATTENTIONS, LIGER
 from trimtab.model import Model
-from trimtab.moves.move import ALREADY, Kind, Move, Value, choice, moved, single, switch
+from trimtab.moves.move import ALREADY, Kind, Move, Value, choice, moved, single, spelled, switch
 
 # no scaled_dot_product_attention in their files of transformers 5.17 (models/gptj, gpt_neo, bloom)
 EAGER_ONLY = frozenset(("gptj", "gpt_neo", "bloom"))
@@ -35,23 +35,61 @@ def _with_job(config: Config, key: str, value: Any) -> Config:
     return config.with_values({f"{BLOCK}.{key}": value})
 
 
-def recomputation(on: bool) -> Move:
-    """Activations computed again in the backward pass instead of kept."""
+def recomputation(layers: bool | int) -> Move:
+    """Activations of all layers, of none or of the first ``layers`` computed again in the backward pass."""
+
+    def refuses(config: Config, model: Model, cluster: Cluster) -> str | None:
+        if layers > model.all_layers:
+            return f"{model.name} has {model.all_layers} layers"
+        return None
+
+    def apply(config: Config, cluster: Cluster) -> Config:
+        if spelled(config.job.recomputation) == spelled(layers):
+            return config
+        return _with_job(config, "checkpoint_activations", layers or None)
+
+    if layers is True or layers is False:
+        return moved(
+            "recomputation",
+            layers,
+            title="Activations recomputed" if layers else "Activations kept",
+            saves="activations: only what enters each layer is kept"
+            if layers
+            else "a second forward pass in each step",
+            costs="a second forward pass, a third more compute"
+            if layers
+            else "memory for every layer's activations",
+            source="Chen et al. 2016 (sublinear memory), section 3; transformers' "
+            "gradient_checkpointing_enable",
+            apply=apply,
+        )
     return moved(
         "recomputation",
-        on,
-        title="Activations recomputed" if on else "Activations kept",
-        saves="activations: only what enters each layer is kept"
-        if on
-        else "a second forward pass in each step",
-        costs="a second forward pass, a third more compute" if on else "memory for every layer's activations",
-        source="Chen et al. 2016 (sublinear memory), section 3; transformers' gradient_checkpointing_enable",
-        apply=lambda config, cluster: (
-            config
-            if config.job.checkpoint_activations == on
-            else _with_job(config, "checkpoint_activations", on or None)
-        ),
+        layers,
+        title=f"Activations of the first {'layer' if layers == 1 else f'{layers} layers'} recomputed",
+        saves="the activations of those layers: of each only what enters it is kept",
+        costs="a second forward pass of those layers; memory for the others' activations",
+        needs="as many layers",
+        source="recompute_method block of Megatron-Core's TransformerConfig; "
+        "transformers/modeling_layers.py, GradientCheckpointingLayer",
+        refuses=refuses,
+        apply=apply,
     )
+
+
+def _amount(text: str) -> bool | int:
+    """The value of a move's name: ``on``, ``off`` or a number of layers."""
+    if text in ("on", "off"):
+        return text == "on"
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
+def _amounts(config: Config, model: Model, cluster: Cluster) -> tuple[Value, ...]:
+    """None, half of the layers, all of them."""
+    half = model.all_layers // 2
+    return (False, half, True) if half else (False, True)
 
 
 def attention(name: str) -> Move:
@@ -229,7 +267,13 @@ def _ranks(config: Config, model: Model, cluster: Cluster) -> tuple[Value, ...]:
 
 
 KINDS = (
-    switch("recomputation", "Activations computed again or kept", recomputation),
+    Kind(
+        name="recomputation",
+        title="Activations computed again, of all layers or of some, or kept",
+        make=recomputation,
+        options=_amounts,
+        read=_amount,
+    ),
     choice("attention", "How attention is computed", attention, ATTENTIONS),
     switch("fused-kernels", "Liger's kernels or the model's own", fused_kernels),
     choice("precision", "The number format of weights and activations", precision, PRECISIONS),

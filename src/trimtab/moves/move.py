@@ -9,6 +9,7 @@ from typing import Any, Literal
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.model import Model
+from trimtab.moves.edits import differences
 
 Effect = Literal["same", "rounding", "training"]
 """What becomes of the training: ``same`` but for the order of sums, the same in a coarser number format
@@ -96,7 +97,7 @@ def _no(text: str) -> str:
 
 def already(config: Config, after: Config) -> str | None:
     """A reason where a change changes nothing."""
-    return ALREADY if dict(config.raw) == dict(after.raw) else None
+    return None if differences(config.raw, after.raw) else ALREADY
 
 
 def moved(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from trimtab.model import Model
 from trimtab.parameters import llama_like
@@ -12,8 +12,7 @@ from trimtab.parameters.modules import Shape
 _ELEMENT_BYTES = {"float32": 4, "int64": 8, "bool": 1}
 
 
-@dataclass(frozen=True, slots=True)
-class Buffer:
+class Buffer(NamedTuple):
     """One registered buffer; ``dtype`` is the one it is made with, before the model is cast."""
 
     name: str

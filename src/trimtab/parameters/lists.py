@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from trimtab.errors import UnknownArchitecture, UsageError
 from trimtab.job import Lora
@@ -34,8 +34,7 @@ _NO_ANSWER_HEAD = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
+class Parameter(NamedTuple):
     """One parameter tensor: ``name`` as in ``named_parameters()``, its shape, its module's path."""
 
     name: str

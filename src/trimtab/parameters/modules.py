@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Shape = tuple[int, ...]
 Kind = Literal["linear", "conv1d", "embedding", "norm", "own"]
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
+class Module(NamedTuple):
     """One module and the tensors it owns itself: (name, shape) pairs in registration order.
 
     ``linear`` weights are (outputs, inputs), ``conv1d`` ones (inputs, outputs) as in transformers' Conv1D,
@@ -33,8 +31,7 @@ class Module:
         return self.tensors[0][1][0 if self.kind == "linear" else 1]
 
 
-@dataclass(frozen=True, slots=True)
-class Skeleton:
+class Skeleton(NamedTuple):
     """A model's modules in registration order, and which tensor names are one and the same tensor."""
 
     modules: Sequence[Module]

@@ -119,7 +119,7 @@ class Split:
             shape = (shape[0], -(-shape[1] // self.size)) if len(shape) == 2 else shape
         elif style is not None:
             shape = (-(-shape[0] // self.size), *shape[1:])
-        return replace(parameter, shape=shape)
+        return parameter._replace(shape=shape)
 
 
 @lru_cache(maxsize=64)

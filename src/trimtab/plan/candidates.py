@@ -10,7 +10,7 @@ from trimtab import moves
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.errors import UsageError
-from trimtab.moves import Move
+from trimtab.moves import Move, recomputation
 from trimtab.moves.communication import SMALL_BUCKET
 from trimtab.moves.computation import EAGER_ONLY
 from trimtab.plan.wishes import Wishes
@@ -33,15 +33,39 @@ class Family:
         return tuple(move.name for move in self.moves if move.kind != "reduce-bucket")
 
     @property
+    def sharding(self) -> tuple[str, ...]:
+        """The name without recomputation."""
+        return tuple(move.name for move in self.moves if move.kind not in ("reduce-bucket", "recomputation"))
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some of the layers are recomputed and the others not."""
+        return self.config.job.recomputed_layers is not None
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether any layers are recomputed."""
+        return self.config.job.checkpoint_activations
+
+    def recomputing(self, layers: bool | int, cluster: Cluster) -> Family:
+        """The same with so many layers recomputed."""
+        move = recomputation(layers)
+        others = tuple(one for one in self.moves if one.kind != "recomputation")
+        return Family(config=move.apply(self.config, cluster), moves=(*others, move))
+
+    @property
     def complexity(self) -> tuple[int, ...]:
-        """Smaller is simpler: what leaves the GPU first, then recomputation, the stage, and the rest."""
+        """Smaller is simpler: what leaves the GPU first, then recomputation, the stage, and the rest.
+
+        All layers recomputed are simpler than some: nothing to adjust when the sequence or the card changes.
+        """
         devices = {"none": 0, "cpu": 1, "nvme": 2}
         config = self.config
         plain = ("zero-stage", "recomputation", "offload-optimizer", "offload-param")
         return (
             devices[config.offload_param],
             devices[config.offload_optimizer],
-            int(config.job.checkpoint_activations),
+            config.job.checkpoint_activations + self.is_partial,
             config.stage,
             sum(move.kind not in plain for move in self.moves),
         )

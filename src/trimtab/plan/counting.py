@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.memory import Profile, profile, settings_of
-from trimtab.cost.need import REPLAY_RATIOS, Need, outside_allocator
+from trimtab.cost.need import REPLAY_RATIOS, Need, outside_allocator, quickly_needed
 from trimtab.cost.speed import Speed, step_speed
 from trimtab.estimate import PROCESS_BYTES, Estimate, estimate
 from trimtab.model import Model
@@ -36,6 +36,8 @@ class Shortfall:
     there: int
     close: bool = False
     """Whether the tensors would fit, and only the allocator's losses or the certainty asked for do not."""
+    lack: int
+    """By how much less it would fit, with the probability asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +88,10 @@ class Arithmetic:
         counted = self.profile(config, cluster)
         host = int(cluster.gpus_per_node * (counted.host_bytes + PROCESS_BYTES) * HOST_HIGH)
         if host > cluster.host_memory_bytes:
-            return Shortfall(where="host memory a node", needed=host, there=cluster.host_memory_bytes)
+            return _lacking("host memory a node", host, cluster.host_memory_bytes)
         nvme = counted.nvme_bytes * cluster.gpus_per_node
         if nvme and nvme > cluster.nvme_bytes:
-            return Shortfall(where="NVMe a node", needed=nvme, there=cluster.nvme_bytes)
+            return _lacking("NVMe a node", nvme, cluster.nvme_bytes)
         return self.certain_shortfall(config, counted.peak, cluster)
 
     def room(self, config: Config, cluster: Cluster) -> int:
@@ -107,7 +109,17 @@ class Arithmetic:
         peak = self.profile(config, cluster).peak
         if short is not None or peak * USUALLY_FRAGMENTED <= self.room(config, cluster):
             return short
-        return replace(self._short(config, peak, cluster), close=True)
+        usual = self._short(config, peak * USUALLY_FRAGMENTED, cluster)
+        return replace(self._short(config, peak, cluster), close=True, lack=usual.lack)
+
+    def quick_shortfall(self, config: Config, cluster: Cluster) -> Shortfall | None:
+        """What ``config`` lacks, the caching allocator replayed quickly."""
+        short = self.shortfall(config, cluster)
+        if short is not None or self.profile(config, cluster).peak * FRAGMENTED <= self.room(config, cluster):
+            return short
+        _, need = quickly_needed(config, self.model, cluster)
+        quick = self._short(config, need.expected, cluster)
+        return replace(quick, close=True) if quick.lack > 0 else None
 
     def verdict(self, config: Config, cluster: Cluster) -> Shortfall | None:
         """What ``config`` lacks on ``cluster``, the caching allocator replayed where it is close."""
@@ -122,7 +134,14 @@ class Arithmetic:
             return None
         there = cluster.gpu.usable_bytes
         enough = max(int(answer.needed.expected), there + 1)
-        return Shortfall(where="GPU memory", needed=enough, there=there, close=True)
+        lack = -self.spare(config, cluster)
+        return Shortfall(where="GPU memory", needed=enough, there=there, close=True, lack=lack)
+
+    def spare(self, config: Config, cluster: Cluster) -> int:
+        """Bytes that a GPU has and ``config`` does not need, with the probability asked for."""
+        needed = self.estimate(config, cluster).needed.expected
+        inside = needed - outside_allocator(cluster.world_size, config.stage)
+        return -self._short(config, inside, cluster).lack
 
     def estimate(self, config: Config, cluster: Cluster) -> Estimate:
         """The whole estimate, made once."""
@@ -149,8 +168,7 @@ class Arithmetic:
     def _short(self, config: Config, peak: float, cluster: Cluster) -> Shortfall:
         outside = outside_allocator(cluster.world_size, config.stage)
         needed = int(peak * (1 + margin(self.sure))) + outside
-        there = cluster.gpu.usable_bytes
-        return Shortfall(where="GPU memory", needed=needed, there=there)
+        return _lacking("GPU memory", needed, cluster.gpu.usable_bytes)
 
     def _key(self, config: Config, world: int) -> Hashable:
         shared = config.tensor_parallel, config.sequence_parallel
@@ -161,6 +179,10 @@ class Arithmetic:
             config.stage == 3, config.precision, config.batch(world).micro, config.job,
             config.tensor_parallel, config.sequence_parallel,
         )  # fmt: skip
+
+
+def _lacking(where: str, needed: int, there: int) -> Shortfall:
+    return Shortfall(where=where, needed=needed, there=there, lack=needed - there)
 
 
 def margin(sure: float) -> float:

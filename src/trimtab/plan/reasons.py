@@ -23,7 +23,9 @@ def summary(one: Contender) -> str:
     """A configuration in one line."""
     config = one.config
     words = [f"ZeRO-{config.stage}", f"micro batch {one.micro} × {one.accumulation}"]
-    if config.job.checkpoint_activations:
+    if one.family.is_partial:
+        words.append(f"{config.job.recomputed_layers} layers recomputed")
+    elif config.job.checkpoint_activations:
         words.append("recomputed")
     if config.tensor_parallel > 1:
         words.append(f"layers over {config.tensor_parallel} GPUs")
@@ -70,6 +72,8 @@ def why_slower(one: Contender, chosen: Contender) -> str:
             return f"as fast within {TIE:.0%}, and less simple".replace("%", " %")
         return f"as fast within {TIE:.0%}".replace("%", " %")
     if ratio < 0:
+        if one.careful_seconds * (1 + TIE) >= chosen.careful_seconds:  # what they are ranked by
+            return f"{-ratio:.0%} faster beside a quick host, and not beside a slow one".replace("%", " %")
         return f"{-ratio:.0%} faster by the arithmetic, refuted by the proof".replace("%", " %")
     grown = [
         (getattr(one.speed, key) - getattr(chosen.speed, key), name)
@@ -189,28 +193,35 @@ def _split(one: Contender, others: Sequence[Contender], losers: Sequence[Loser])
 
 
 def _recomputation(one: Contender, others: Sequence[Contender], losers: Sequence[Loser]) -> Iterator[str]:
-    on = one.config.job.checkpoint_activations
-    name = "activations recomputed" if on else "activations kept"
-    against = "keeping them" if on else "recomputing them"
+    job = one.config.job
+    against = {False: "keeping them", True: "recomputing them"}
+    if one.family.is_partial:
+        against = {False: "keeping all", True: "recomputing all"}
+    elif not job.checkpoint_activations:
+        del against[False]
+    else:
+        del against[True]
+    said = []
+    for amount, words in against.items():
 
-    def opposite(other: Contender) -> bool:
-        same = _same_but(one, other, "recomputation")
-        return same and other.config.job.checkpoint_activations != on
+        def rival(other: Contender, amount: bool = amount) -> bool:
+            return _same_but(one, other, "recomputation") and other.config.job.recomputation is amount
 
-    other = next((each for each in others if opposite(each)), None)
-    if other is not None:
-        yield f"{name}: {against} is {why_slower(other, one)}"
-        return
-    lost = next((each for each in losers if opposite(each.contender)), None)
-    if lost is not None:
-        yield f"{name}: {against} {why_not_fits(lost)}"
+        other = next((each for each in others if rival(each)), None)
+        lost = next((each for each in losers if rival(each.contender)), None)
+        if other is not None:
+            said.append(f"{words} is {why_slower(other, one)}")
+        elif lost is not None:
+            said.append(f"{words} {why_not_fits(lost)}")
+    if said:
+        yield f"activations {job.activations}: {'; '.join(said)}"
 
 
 def _same_but(one: Contender, other: Contender, what: str) -> bool:
     mine, theirs = one.config, other.config
     same = {
         "stage": mine.stage == theirs.stage,
-        "recomputation": mine.job.checkpoint_activations == theirs.job.checkpoint_activations,
+        "recomputation": one.family.is_partial or mine.job.recomputation is theirs.job.recomputation,
         "offload": (mine.offload_optimizer, mine.offload_param)
         == (theirs.offload_optimizer, theirs.offload_param),
         "split": mine.data_parallel_divisor == theirs.data_parallel_divisor,
@@ -227,6 +238,8 @@ def _micro(one: Contender, field: Field) -> str:
     text = f"micro batch {one.micro} × {one.accumulation} accumulated × {groups}"
     if one.accumulation == 1:
         return f"{text}: the whole share of a GPU"
+    if one.family.is_partial:
+        return f"{text}: larger ones need more layers recomputed, or do not fit"
     beyond = field.beyond(one)
     if beyond is not None and beyond.contender.micro <= 2 * one.micro:
         return f"{text}: {beyond.contender.micro} {why_not_fits(beyond)}"

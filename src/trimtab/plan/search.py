@@ -1,14 +1,18 @@
 """The best configuration on one cluster: every family at every micro batch, by time first and memory second.
 
 Times cost next to nothing to predict, so all candidates are put in order of time, and the first that fits is
-the fastest that fits: nothing is greedy.  Memory is counted only for those that may still win.  Among
-configurations that are as fast within `TIE` the simplest wins.
+the fastest that fits: nothing is greedy.  Memory is counted only for those that may still win.  Where keeping
+all activations does not fit, the same with as many layers recomputed as that lacks takes its place in the
+order, at its own time.  Among configurations that are as fast within `TIE` the simplest wins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import heapq
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 from trimtab import moves
 from trimtab.cluster import Cluster
@@ -26,13 +30,13 @@ from trimtab.plan.candidates import (
 from trimtab.plan.counting import Arithmetic, Shortfall
 from trimtab.plan.wishes import Wishes
 
-TIE = 0.03
+TIE = 0.04
 """Step times within this share of the fastest count as equal: the arithmetic cannot tell them apart.
 
 Of GPT-2 on one H200 (bench/data/grid_x1.jsonl) it puts ZeRO 3 3 % before ZeRO 1, which was 5 % faster.
 """
-
-
+WORTH = 0.01
+"""The share of a step from which on another whole replay of the allocator is made to save layers."""
 Line = tuple[tuple[str, ...], bool]
 
 
@@ -53,6 +57,11 @@ class Contender:
     def step_seconds(self) -> float:
         """Expected seconds of an optimizer step."""
         return self.speed.step_seconds
+
+    @property
+    def careful_seconds(self) -> float:
+        """What it is ranked by: hosts differ twofold, and a choice has to be good on a slow one too."""
+        return (self.speed.step_seconds + (self.speed.slow_host_seconds or self.speed.step_seconds)) / 2
 
     @property
     def seconds_per_token(self) -> float:
@@ -95,6 +104,8 @@ class Field:
     _lean: dict[tuple[tuple[str, ...], int], Contender] = field(default_factory=dict)
     _short: dict[tuple[tuple[str, ...], int], Shortfall | None] = field(default_factory=dict)
     _shorts: dict[Line, list[tuple[int, Shortfall]]] = field(default_factory=dict)
+    _partial: dict[tuple[tuple[str, ...], int], Contender] = field(default_factory=dict)
+    """Those with some layers recomputed that were looked at."""
     _ends: dict[Line, tuple[Contender, Contender | None]] = field(default_factory=dict)
 
     @property
@@ -128,7 +139,7 @@ class Field:
             if self.divides and all(self._host_is_short(one) for one in offloading):
                 found += self._timed(on_disk(self.wishes, self.cluster))
             self._every = found
-        return sorted(self._every, key=lambda one: (one.step_seconds, one.family.complexity, one.micro))
+        return sorted(self._every, key=lambda one: (one.careful_seconds, one.family.complexity, one.micro))
 
     def best(self) -> Contender | None:
         """The one to choose: the simplest of those that fit and are as fast as the fastest that fits.
@@ -148,20 +159,118 @@ class Field:
         return found
 
     def _best(self) -> Contender | None:
-        order = self.every()
-        first = next((fit for one in order if (fit := self.fitting(one)) is not None), None)
+        first = next((fit for one in self._ascending() if (fit := self.fitting(one)) is not None), None)
         if first is None:
             return None
-        slowest = first.step_seconds * (1 + TIE)
-        found: list[Contender] = []
-        for one in sorted((one for one in order if one.step_seconds <= slowest), key=self._preference):
-            if found and one.family.complexity >= found[0].family.complexity:
+        slowest = first.careful_seconds * (1 + TIE)
+        close = sorted((one for one in self.every() if one.careful_seconds <= slowest), key=self._preference)
+        simpler = (one for one in close if self._preference(one) < self._preference(first))
+        chosen = next((fit for one in simpler if (fit := self.fitting(one)) is not None), first)
+        if not chosen.family.is_partial:
+            return chosen
+        chosen = self._simpler_partial(chosen, slowest)
+        return self._recomputing_fewer(chosen) if self.exact else chosen
+
+    def _ascending(self) -> Iterator[Contender]:
+        """All of them by time; one that does not fit is followed by itself with more layers recomputed."""
+        number = count()
+        waiting = [(one.careful_seconds, next(number), one, 0) for one in self.every()]
+        while waiting:  # in order from the start: a heap
+            _, _, one, layers = heapq.heappop(waiting)
+            if layers:  # so far only its least time was known
+                made = self._partially(one, layers)
+                heapq.heappush(waiting, (made.careful_seconds, next(number), made, 0))
+                continue
+            yield one
+            layers = 0 if self.fitting(one) is not None else self._layers_needed(one)
+            if layers:
+                heapq.heappush(waiting, (self._least_seconds(one, layers), next(number), one, layers))
+
+    def _simpler_partial(self, first: Contender, slowest: float) -> Contender:
+        """The simplest at the micro batch of ``first`` that some recomputed layers make fit, and as fast."""
+        cluster = self.cluster
+        kept = [one for one in self.every() if one.micro == first.micro and not one.family.recomputes]
+        for start in sorted(kept, key=self._preference):
+            if start.family.recomputing(1, cluster).complexity >= first.family.complexity:
                 break
-            fit = self.fitting(one)
-            if fit is not None:
-                found.append(fit)
-                found.sort(key=self._preference)
-        return found[0]
+            one: Contender | None = start
+            while one is not None and one.careful_seconds <= slowest:
+                fit = self.fitting(one)
+                if fit is not None:
+                    return fit
+                layers = self._layers_needed(one)
+                soon = layers and self._least_seconds(one, layers) <= slowest
+                one = self._partially(one, layers) if soon else None
+        return first
+
+    def _layers_needed(self, one: Contender) -> int:
+        """How many layers ``one``, which does not fit, must recompute at least; 0 where that cannot help."""
+        every, cluster = self.wishes.model.all_layers, self.cluster
+        if one.config.job.recomputation is True:
+            return 0
+        if self.arithmetic.shortfall(self._recomputed(one).config, cluster) is not None:
+            return 0
+        done = one.config.job.recomputed_of(every, self.wishes.model.name)
+        key = (one.family.name, one.micro)
+        short = self.arithmetic.shortfall(one.config, cluster) or self._short.get(key)
+        if short is not None:
+            layers = done + max(1, math.ceil(short.lack / self._saved_by_a_layer(one)))
+        else:  # a proof refused it, and does not say by how much: half of them once, then all
+            layers = every if done else every // 2
+        return layers if layers < every else 0
+
+    def _recomputed(self, one: Contender) -> Contender:
+        """``one`` with all layers recomputed."""
+        family = one.family.recomputing(True, self.cluster)
+        known = (each for each in self._every or () if each.micro == one.micro)
+        found = next((each for each in known if each.family.name == family.name), None)
+        return found or self._contender(family, one.micro)
+
+    def _least_seconds(self, one: Contender, layers: int) -> float:
+        """Less than a step of ``one`` takes with so many layers recomputed: a line up to all of them."""
+        every = self.wishes.model.all_layers
+        done = one.config.job.recomputed_of(every, self.wishes.model.name)
+        more = self._recomputed(one).careful_seconds - one.careful_seconds
+        line = one.careful_seconds + more * (layers - done) / (every - done)
+        return max(one.careful_seconds, line * (1 - TIE))
+
+    def _recomputing_fewer(self, one: Contender) -> Contender:
+        """``one``, which fits, with fewer layers recomputed if the whole replay leaves room for that.
+
+        Not for less than `WORTH` of a step.
+        """
+        every = self.wishes.model.all_layers
+        done = one.config.job.recomputed_of(every, self.wishes.model.name)
+        spare = self.arithmetic.spare(one.config, self.cluster)
+        layers = max(1, done - int(spare / self._saved_by_a_layer(one)))
+        each = (self._recomputed(one).careful_seconds - one.careful_seconds) / (every - done)
+        if (done - layers) * each < WORTH * one.careful_seconds:
+            return one
+        fewer = self._partially(one, layers)
+        key = (fewer.family.name, fewer.micro)
+        if key not in self._short:
+            self._short[key] = self._weigh(fewer.config)
+        return self.fitting(fewer) or one
+
+    def _partially(self, one: Contender, layers: int) -> Contender:
+        """``one`` with so many layers recomputed."""
+        found = self._with_time(self._contender(one.family.recomputing(layers, self.cluster), one.micro))
+        self._partial[found.family.name, found.micro] = found
+        return found
+
+    def _saved_by_a_layer(self, one: Contender) -> float:
+        """Bytes that live after a forward pass less if the first layer is recomputed.
+
+        An encoder's layers differ from its decoder's; all others are equal.
+        """
+        model, cluster = self.wishes.model, self.cluster
+        few: tuple[int | bool, int] = (1, 1) if model.decoder_layers else (True, model.layers)
+        kept, less = (
+            with_micro_batch(one.family.recomputing(layers, cluster), one.micro, cluster)
+            for layers in (False, few[0])
+        )
+        live = [self.arithmetic.profile(each, cluster).live["forward"] for each in (kept, less)]
+        return max(1, (live[0] - live[1]) / few[1])
 
     def _preference(self, one: Contender) -> tuple[object, ...]:
         """The simplest, then the largest micro batch.
@@ -195,16 +304,10 @@ class Field:
         fitting: list[Contender] = []
         losers: list[Loser] = []
         for members in self._families():
-            found = [fit for one in members if (fit := self._likely(one)) is not None]
-            found = found or [fit for one in members if (fit := self.fitting(one)) is not None]
-            if found:
-                fastest = min(one.step_seconds for one in found)
-                fitting.append(
-                    min(
-                        (one for one in found if one.step_seconds <= fastest * (1 + TIE)),
-                        key=self._preference,
-                    )
-                )
+            best = self._preferred([fit for one in members if (fit := self._likely(one)) is not None])
+            best = best or next((fit for one in members if (fit := self.fitting(one)) is not None), None)
+            if best is not None:
+                fitting.append(best)
                 continue
             short, least = min(
                 ((short, one) for one in members if (short := self.shortfall(one)) is not None),
@@ -218,9 +321,25 @@ class Field:
             short = self.arithmetic.shortfall(one.config, self.cluster)
             if short is not None:
                 losers.append(Loser(contender=one, shortfall=short))
-        fitting.sort(key=lambda one: (one.step_seconds, one.family.complexity))
+        fitting += self._partial_rows()
+        fitting.sort(key=lambda one: (one.careful_seconds, one.family.complexity))
         losers.sort(key=lambda one: one.shortfall.needed / one.shortfall.there)
         return fitting, losers
+
+    def _partial_rows(self) -> Iterable[Contender]:
+        """Of those with some layers recomputed that were found to fit, the fastest of each sharding."""
+        found: dict[tuple[str, ...], Contender] = {}
+        for key, one in sorted(self._partial.items(), key=lambda item: item[1].careful_seconds):
+            fit = self.fitting(one) if key in self._short else None
+            if fit is not None:
+                found.setdefault(one.family.sharding, fit)
+        return found.values()
+
+    def _preferred(self, found: Sequence[Contender]) -> Contender | None:
+        """The simplest of those that are as fast as the fastest."""
+        fastest = min((one.careful_seconds for one in found), default=0.0)
+        close = (one for one in found if one.careful_seconds <= fastest * (1 + TIE))
+        return min(close, key=self._preference, default=None)
 
     def _likely(self, one: Contender) -> Contender | None:
         """As `fitting`, but the allocator's loss is taken as usual where nobody replayed it."""
@@ -249,10 +368,15 @@ class Field:
         self.retimed[one.family.name, one.micro] = step_seconds
         self._every = [self._with_time(each) for each in self._every or []]
         self._lean = {key: self._with_time(each) for key, each in self._lean.items()}
+        self._partial = {key: self._with_time(each) for key, each in self._partial.items()}
 
     def _with_time(self, one: Contender) -> Contender:
         seconds = self.retimed.get((one.family.name, one.micro))
-        return one if seconds is None else replace(one, speed=replace(one.speed, step_seconds=seconds))
+        return (
+            one
+            if seconds is None
+            else replace(one, speed=replace(one.speed, step_seconds=seconds, slow_host_seconds=seconds))
+        )
 
     def _families(self) -> Iterable[list[Contender]]:
         found: dict[tuple[str, ...], list[Contender]] = {}
@@ -281,6 +405,9 @@ class Field:
             speed=self.arithmetic.speed(config, self.cluster),
         )
 
+    def _contender_config(self, family: Family, size: int) -> Config:
+        return with_micro_batch(family, size, self.cluster)
+
     def _cannot(self, family: Family) -> bool:
         states = self.arithmetic.states_bytes(family.config, self.cluster.world_size)
         return states > self.arithmetic.room(family.config, self.cluster)
@@ -294,6 +421,8 @@ class Field:
         short = self._known_short(one)
         if short is not None:
             return short
+        if one.family.is_partial:
+            return self._weigh_partial(one.config)
         short = self._hopeless(one) or self._weigh(one.config)
         lean = smaller_bucket(one.family, self.wishes, self.cluster) if short is not None else None
         if lean is None or short is None or not self._buckets_could_help(one, short):
@@ -308,6 +437,12 @@ class Field:
         if self.exact:
             return self.arithmetic.verdict(config, self.cluster)
         return self.arithmetic.usual_shortfall(config, self.cluster)
+
+    def _weigh_partial(self, config: Config) -> Shortfall | None:
+        """As `_weigh`, a quick replay first: it says best how many layers are still to be added."""
+        return (self.arithmetic.quick_shortfall(config, self.cluster) if self.exact else None) or self._weigh(
+            config
+        )
 
     def _known_short(self, one: Contender) -> Shortfall | None:
         return next((short for micro, short in self._shorts.get(one.line, ()) if micro < one.micro), None)

@@ -34,7 +34,7 @@ CLASSES = ((768, 2), (1024, 9))
 """Classifiers' outputs."""
 BATCHED = (  # batch x heads, rows, inner, columns: attention written out
     (384, 512, 64, 512), (128, 1024, 64, 1024), (192, 512, 64, 512), (64, 2048, 128, 2048),
-    (512, 128, 64, 128), (32, 4096, 128, 4096),
+    (512, 128, 64, 128), (32, 4096, 128, 4096), (384, 114, 64, 114), (96, 512, 64, 114), (16, 2048, 256, 2048),
 )  # fmt: skip
 OTHER_PRECISIONS = ("fp16", "tf32", "fp32")
 MOST_FLOPS = 6e12
@@ -76,7 +76,8 @@ def measure(notes: Notes) -> None:
             notes.kernel("matrix", bodies, precision=precision, m=m, k=k, n=n, layout=layout)
     torch.backends.cuda.matmul.allow_tf32 = before
     for batch, rows, inner, columns in BATCHED if notes.on_gpu else ((4, 16, 8, 16),):
-        _batched(notes, batch, rows, inner, columns)
+        for precision in ("bf16", "fp32"):
+            _batched(notes, precision, batch, rows, inner, columns)
     _sustained(notes)
 
 
@@ -103,14 +104,14 @@ def _product(layout: str, x: Any, weight: Any, gradient: Any, torch: Any) -> Any
     return lambda: torch.mm(gradient.t(), x)
 
 
-def _batched(notes: Notes, batch: int, rows: int, inner: int, columns: int) -> None:
+def _batched(notes: Notes, precision: str, batch: int, rows: int, inner: int, columns: int) -> None:
     import torch
 
-    dtype = torch.bfloat16
+    dtype = _dtype(precision)
     a = torch.randn(batch, rows, inner, device=notes.device, dtype=dtype)
     b = torch.randn(batch, columns, inner, device=notes.device, dtype=dtype)
     scores = torch.randn(batch, rows, columns, device=notes.device, dtype=dtype)
-    what = {"precision": "bf16", "batch": batch, "m": rows, "k": inner, "n": columns}
+    what = {"precision": precision, "batch": batch, "m": rows, "k": inner, "n": columns}
     notes.kernel("batched matrix", [lambda: torch.bmm(a, b.transpose(1, 2))], layout="nt", **what)
     notes.kernel("batched matrix", [lambda: torch.bmm(scores, b)], layout="nn", **what)
     notes.kernel("batched matrix", [lambda: torch.bmm(scores.transpose(1, 2), a)], layout="tn", **what)

@@ -1,4 +1,4 @@
-"""Bytes that leave the device: pinned copies over the host link, and files on a local disk."""
+"""Bytes that leave the device: copies over the host link, pinned or not, and files on a local disk."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from trimtab.errors import UsageError
 from trimtab.probe.notes import Notes
 
+FRESH_COPIES = (16 * 2**20, 256 * 2**20)
 COPIES = (4 * 2**10, 64 * 2**10, 2**20, 16 * 2**20, 256 * 2**20)
 BLOCK_BYTES = 8 * 2**20
 FILE_BYTES = 2**30
@@ -33,6 +34,30 @@ def measure_copies(notes: Notes, *, ranks: int) -> None:
             notes.kernel(
                 "copy", [partial(target.copy_, source, non_blocking=True)], direction=direction, **what
             )
+    for size in FRESH_COPIES:
+        _fresh(notes, size, ranks)
+
+
+def _fresh(notes: Notes, size: int, ranks: int) -> None:
+    """Copies of ``size`` bytes that change their type on the host, in memory that nobody touched before.
+
+    As the engine's do when parameters or optimizer states are offloaded, one without the other.
+    """
+    import torch
+
+    wide = torch.zeros(size // 4, dtype=torch.float32, device="cuda")
+    narrow_host = torch.zeros(size // 4, dtype=torch.bfloat16, pin_memory=True)
+    narrow = torch.zeros(size // 2, dtype=torch.bfloat16, device="cuda")
+    wide_host = torch.zeros(size // 2, dtype=torch.float32, pin_memory=True)
+    for direction, target, source in (("to host", narrow_host, wide), ("to device", narrow, wide_host)):
+        samples = []
+        for _ in range(3):
+            notes.wait()
+            began = time.perf_counter()
+            target.copy_(source)
+            notes.wait()
+            samples.append(time.perf_counter() - began)
+        notes.add("fresh copy", samples, direction=direction, bytes=size, ranks=ranks)
 
 
 def measure_disk(notes: Notes, folder: Path, *, ranks: int, rank: int) -> None:

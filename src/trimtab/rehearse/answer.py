@@ -275,7 +275,7 @@ def _said(config: Config, found: HfConfig, rank: int) -> tuple[str, ...]:
     job = config.job
     return (
         f"the real engine as rank {rank}, {job.kernels} kernels, {job.attention} attention, "
-        + ("activations recomputed" if job.checkpoint_activations else "activations kept"),
+        f"activations {job.activations}",
         "batches without padding masks",
     )
 

@@ -12,6 +12,7 @@ import torch
 from trimtab.errors import Unsupported, UsageError
 from trimtab.rehearse import attention, corners, fused
 from trimtab.rehearse.request import PhantomRequest
+from trimtab.train.model import recompute, transformer_layers
 
 AUTO_CLASSES = {
     "causal-lm": "AutoModelForCausalLM",
@@ -109,11 +110,15 @@ def model(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: in
             autocast_adapter_dtype=False,  # as trimtab.train: the engine casts the adapters with the rest
         )
     if request.checkpoint_activations:
-        built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if request.lora is not None:
-            built.enable_input_require_grads()
+        recompute(built, request.recomputed_layers, frozen=request.lora is not None)
     built.train()
     return built
+
+
+def recomputed_share(model: Any) -> float:
+    """The share of the model's transformer layers whose activations are recomputed."""
+    layers = transformer_layers(model)
+    return sum(layer.gradient_checkpointing for layer in layers) / max(1, len(layers))
 
 
 @contextlib.contextmanager

@@ -27,6 +27,10 @@ TAIL_LINES = 8
 CURE = "the arithmetic estimate (`trimtab estimate`) needs none of this"
 
 
+class NoAnswer(Unsupported):
+    """A child that was killed, broke, or did not end in time."""
+
+
 def need_packages(purpose: str) -> None:
     """Raises MissingExtra unless torch, DeepSpeed and transformers are installed; imports none of them."""
     for package in ("torch", "deepspeed", "transformers"):
@@ -38,7 +42,7 @@ def ask(module: str, request: Mapping[str, Any], timeout_seconds: float, *, devi
     """Run ``python -m module ANSWER`` with ``request`` on its standard input, and return its answer.
 
     Raises:
-        Unsupported: the child did not end in time, or ended without an answer.
+        NoAnswer: the child did not end in time, or ended without an answer.
         TrimtabError: what the child raised; RefusedConfig where DeepSpeed or the model itself did.
     """
     with tempfile.TemporaryDirectory(prefix="trimtab-rehearse-") as folder:
@@ -69,17 +73,17 @@ def environment(device: str) -> dict[str, str]:
     return found
 
 
-def too_slow(timeout_seconds: float) -> Unsupported:
+def too_slow(timeout_seconds: float) -> NoAnswer:
     """The error for a child that did not end in time."""
-    return Unsupported(f"the rehearsal did not end within {timeout_seconds:.0f} s; {CURE}")
+    return NoAnswer(f"the rehearsal did not end within {timeout_seconds:.0f} s; {CURE}")
 
 
 def read(answer_file: Path, exit_code: int, said: str) -> dict[str, Any]:
     """The answer of a child that has ended, as `ask` returns it; ``said`` is its standard error."""
     if exit_code == -signal.SIGKILL:
-        raise Unsupported(f"the rehearsal was killed: this machine's own memory ran out, most likely; {CURE}")
+        raise NoAnswer(f"the rehearsal was killed: this machine's own memory ran out, most likely; {CURE}")
     if not answer_file.exists():
-        raise Unsupported(f"the rehearsal ended with exit code {exit_code} and no answer: {_tail(said)}")
+        raise NoAnswer(f"the rehearsal ended with exit code {exit_code} and no answer: {_tail(said)}")
     answer: dict[str, Any] = json.loads(answer_file.read_text(encoding="utf-8"))
     if "error" in answer:
         raise _error(answer["error"]["kind"], answer["error"]["message"])

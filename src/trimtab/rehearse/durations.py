@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from trimtab.cost.rates import FLASH_BACKWARD, Rates
+from trimtab.cost.rates import Rates
+from trimtab.cost.tables import FLASH_BACKWARD
 from trimtab.rehearse.request import Operator
 
 ITEMS = {
@@ -29,10 +30,17 @@ NAMED = {
     "_log_softmax": "_log_softmax", "_log_softmax_backward_data": "_log_softmax_backward_data",
     "_softmax": "_softmax", "_softmax_backward_data": "_softmax_backward_data",
     "embedding": "embedding", "embedding_dense_backward": "embedding_dense_backward",
-    "zero_": "zero_", "fill_": "zero_", "clone": "clone", "copy_": "clone", "cat": "cat",
-    "multi_tensor_adam": "FusedAdam",
+    "zero_": "zero_", "fill_": "zero_", "clone": "clone", "copy_": "clone", "_to_copy": "clone", "cat": "cat",
+    "multi_tensor_adam": "FusedAdam", "linalg_vector_norm": "norm fp32 of bf16",
 }  # fmt: skip
 """Recorded operators that a probe measures, and what it calls them."""
+WIDENED, NARROWED, MIXED, REPEATED = "to fp32", "to bf16", "add_ fp32 of bf16", "mul by rows fp32"
+"""Element-wise kernels, as a probe calls them, of operands whose types or layouts are not all the same."""
+ROWS_SUMMED, COLUMNS_SUMMED = "mean rows fp32", "sum columns"
+SUMS = frozenset(("sum", "mean", "amax", "amin", "any", "all"))
+OWN_KERNELS = NAMED.keys() - {"mul", "add", "add_", "copy_", "_to_copy", "clone"}
+"""Those of `NAMED` whose kernels are not ATen's element-wise ones."""
+NORMS = ("native_layer_norm", "native_layer_norm_backward")
 SILU_BACKWARD = ("sigmoid", "empty_like", "fill_", "sub_", "mul", "add", "mul", "mul")
 """What the made-up device takes ``silu_backward`` apart into; CUDA has one kernel for it."""
 
@@ -59,7 +67,49 @@ def device_seconds(operator: Operator, rates: Rates) -> float:
         if min(batch, rows, inner, columns) == 0:
             return 0.0
         return rates.product(PRECISIONS.get(dtype, "fp32"), rows, inner, columns, batch)
-    return rates.moving(moved_bytes(operator), NAMED.get(name))
+    if name in NORMS:
+        (_, (*rows, columns)), *_ = operator.inputs
+        return rates.norm(NAMED[name], math.prod(rows), columns, moved_bytes(operator))
+    if name == "_safe_softmax":  # native/transformers/attention.cpp: rows that are all masked give zeros
+        (dtype, shape), *_ = operator.inputs
+        size, elements = size_of(operator.inputs[:1]), math.prod(shape)
+        return (
+            rates.moving(2 * size, "_softmax")
+            + rates.moving(size + elements, "mul")
+            + rates.moving(elements, ROWS_SUMMED)
+            + rates.moving(8 * elements, REPEATED)
+        )
+    return rates.moving(moved_bytes(operator), _kernel(operator, name), _repeated(operator))
+
+
+def _kernel(operator: Operator, name: str) -> str | None:
+    """The kernel that a probe measured and that this operator runs, or one much like it."""
+    if name in SUMS:
+        (_, given), *_ = operator.inputs
+        (_, made), *_ = operator.outputs
+        columns = given and made and given[-1] == made[-1] and math.prod(made) < math.prod(given)
+        return COLUMNS_SUMMED if columns else ROWS_SUMMED
+    sizes = [ITEMS.get(dtype, 4) for dtype, shape in (*operator.inputs, *operator.outputs) if shape]
+    if name in ("copy_", "_to_copy") and len(set(sizes)) > 1:
+        target, source = (sizes[0], sizes[1]) if name == "copy_" else (sizes[-1], sizes[0])
+        return WIDENED if target > source else NARROWED
+    if len({size for size in sizes if size in (2, 4)}) > 1 and name not in OWN_KERNELS:
+        return MIXED
+    return NAMED.get(name)
+
+
+def _repeated(operator: Operator) -> int:
+    """Elements of an element-wise operator whose operands lie differently in memory; 0 of any other.
+
+    Its kernel finds each element's place by itself (``elementwise_kernel`` of ATen's CUDALoops.cuh, where
+    even operands take ``vectorized_elementwise_kernel``).
+    """
+    name = plain_name(operator.name)
+    if not operator.uneven or not operator.outputs or name in SUMS or name in OWN_KERNELS:
+        return 0
+    made = math.prod(operator.outputs[0][1])
+    alike = all(math.prod(shape) <= made for _, shape in operator.inputs)
+    return made if alike else 0
 
 
 def flops_of(operator: Operator) -> float:
@@ -103,6 +153,10 @@ def moved_bytes(operator: Operator) -> int:
         return 2 * size_of(operator.outputs)
     if name in ("fill_", "zero_"):
         return size_of(operator.inputs[:1])
+    if name == "nll_loss_backward":  # zeros, and one element a row
+        return size_of(operator.outputs)
+    if name == "nll_loss_forward":
+        return 2 * size_of(operator.inputs[1:2])
     if name in ("copy_",):  # the first input is what it writes
         return size_of(operator.inputs)
     if name == "slice_backward":  # zeros, then the slice into them

@@ -146,6 +146,7 @@ class Run:
             head=head,
             parameters=total,
             trainable_parameters=trainable,
+            recomputed=build.recomputed_share(model),
             init_peak_bytes=init_peak,
             optimizer=type(getattr(wrapper, "optimizer", wrapper)).__name__,
             engine_optimizer=type(wrapper).__name__,
@@ -337,8 +338,17 @@ class Run:
                     count=count,
                     view=bool(getattr(func, "is_view", False)),
                     host=host,
+                    uneven=uneven,
                 )
-                for (func, phase, class_name, inputs, outputs, host), count in ledger.operators.items()
+                for (
+                    func,
+                    phase,
+                    class_name,
+                    inputs,
+                    outputs,
+                    host,
+                    uneven,
+                ), count in ledger.operators.items()
             ),
             collectives=tuple(
                 Collective(name=n, phase=p, bytes=b, group_size=g, stream=s, count=count)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -371,12 +371,8 @@ class Ledger(TorchDispatchMode):
             target = result if isinstance(result, torch.Tensor) else args[0]
             source = args[0] if func is aten._to_copy.default else args[1]
             if isinstance(source, torch.Tensor) and source.device.type != target.device.type:
-                on_device = target.device.type == corners.DEVICE
-                host_side = source if on_device else target
-                self.note_copy(
-                    "to_device" if on_device else "to_host",
-                    target.numel() * target.element_size(),
-                    self.is_pinned(host_side),
+                self._note_transfer(
+                    target, source, waits=not (kwargs or {}).get("non_blocking", args[2:3] == (True,))
                 )
                 return
         module = self.module_stack[-1] if self.module_stack else ""
@@ -389,9 +385,22 @@ class Ledger(TorchDispatchMode):
             self.module_classes.get(module, ""),
             tuple(_signatures(args)) + (tuple(_signatures(kwargs.values())) if kwargs else ()),
             tuple(_signatures((result,))),
-            not _on_device((args, result)),
+            not any(True for _ in _device_tensors((args, result))),
+            len({_layout(one) for one in _device_tensors((args, result))}) > 1,
         )
         self._count(self.operators, "operator", key)
+
+    def _note_transfer(self, target: torch.Tensor, source: torch.Tensor, *, waits: bool) -> None:
+        """Note a copy over the host link; one that waits and changes the type does so on the host.
+
+        native/cuda/Copy.cu, ``copy_kernel_cuda``: the host's side is then a fresh tensor, not pinned.
+        """
+        to_device = target.device.type == corners.DEVICE
+        changes = waits and target.dtype != source.dtype
+        moved = source if changes and not to_device else target
+        pinned = self.is_pinned(source if to_device else target) and not changes
+        size = moved.numel() * moved.element_size()
+        self.note_copy("to_device" if to_device else "to_host", size, pinned)
 
     def note_copy(self, direction: str, size: int, pinned: bool) -> None:
         """Note one copy between host and device or host and disk."""
@@ -401,7 +410,7 @@ class Ledger(TorchDispatchMode):
     def note_kernel(self, name: str, tensors: Iterable[torch.Tensor], *, host: bool) -> None:
         """Note one of DeepSpeed's own kernels, which the dispatcher never sees."""
         if self.recording:
-            key = (name, self.phase, "", tuple(_signatures(tensors)), (), host)
+            key = (name, self.phase, "", tuple(_signatures(tensors)), (), host, False)
             self._count(self.operators, "operator", key)
 
     def _count(self, table: dict[Any, int], kind: str, key: Any) -> None:
@@ -436,15 +445,14 @@ class Ledger(TorchDispatchMode):
         return work if returns else None
 
 
-def _on_device(values: Any) -> bool:
-    """Whether a call touches the device: none of its tensors lives on the host alone."""
+def _device_tensors(values: Iterable[Any]) -> Iterator[FakeTensor]:
+    """The tensors of a call that live on the device."""
     for value in values:
         if isinstance(value, FakeTensor):
             if value.fake_device.type == corners.DEVICE:
-                return True
-        elif isinstance(value, (list, tuple)) and _on_device(value):
-            return True
-    return False
+                yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _device_tensors(value)
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
@@ -456,6 +464,11 @@ def _is_dense(tensor: torch.Tensor) -> bool:
                 return False
             expected *= size
     return True
+
+
+def _layout(tensor: torch.Tensor) -> tuple[tuple[int, int], ...]:
+    """Sizes and strides; kernels walk straight over operands whose layouts are all the same."""
+    return tuple(pair for pair in zip(tensor.shape, tensor.stride(), strict=True) if pair[0] != 1)
 
 
 def _is_tensors(value: Any) -> bool:

@@ -7,6 +7,7 @@ from trimtab.config import Config
 from trimtab.errors import RefusedConfig
 from trimtab.plan import Proof
 from trimtab.rehearse.answer import Answer, rehearse
+from trimtab.rehearse.child import NoAnswer
 
 
 def under_fake_tensors(config: Config, cluster: Cluster) -> Proof:
@@ -22,11 +23,16 @@ def under_fake_tensors(config: Config, cluster: Cluster) -> Proof:
 def on_this_gpu(config: Config, cluster: Cluster) -> Proof:
     """What a rehearsal on this machine's GPU says: its bytes, and its time with predicted communication.
 
+    One that is killed, breaks or does not end is no candidate for this machine, and the search goes on.
+
     Raises:
         MissingExtra: torch, DeepSpeed or transformers is not installed.
         Unsupported: there is no GPU, or it is smaller than the one that is asked for.
     """
-    return _proof(config, cluster, phantom=False)
+    try:
+        return _proof(config, cluster, phantom=False)
+    except NoAnswer as lost:
+        return Proof(how="rehearsal", fits=False, fits_probability=0.0, needed_bytes=None, said=str(lost))
 
 
 def _proof(config: Config, cluster: Cluster, *, phantom: bool) -> Proof:

@@ -37,6 +37,8 @@ class PhantomRequest:
     sequence_length: int = 2048
     target_length: int | None = None
     checkpoint_activations: bool = False
+    recomputed_layers: int | None = None
+    """Of how many layers; None: of all."""
     attention: str = "sdpa"
     kernels: str = "plain"
     lora: Lora | None = None
@@ -82,6 +84,7 @@ class PhantomRequest:
             sequence_length=job.sequence_length,
             target_length=job.target_length if job.task in ENCODER_DECODER_TASKS else None,
             checkpoint_activations=job.checkpoint_activations,
+            recomputed_layers=job.recomputed_layers,
             attention=job.attention,
             kernels=job.kernels,
             lora=job.lora,
@@ -185,6 +188,8 @@ class Operator:
     """True if it moves no data and starts no kernel."""
     host: bool = False
     """True if it runs on the host's memory alone."""
+    uneven: bool = False
+    """True if its tensors lie differently in memory: some are repeated along a dimension, or transposed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +223,8 @@ class Rehearsal:
 
     parameters: int
     trainable_parameters: int
+    recomputed: float = 0.0
+    """Share of the transformer layers whose activations are recomputed."""
     moments: tuple[Moment, ...]
     phases: tuple[Phase, ...]
     workspace_bytes: int

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.config import Config
-from trimtab.cost.rates import HOST, Rates
+from trimtab.cost.rates import Rates
 from trimtab.cost.speed import Speed
 from trimtab.errors import UnreadableFile
 from trimtab.rehearse.durations import (
@@ -89,6 +89,7 @@ class _Replay:
     def __init__(self, record: Rehearsal, rates: Rates, stage: int, nodes: int, split: int) -> None:
         self.record, self.rates, self.stage, self.nodes = record, rates, stage, nodes
         self.split = split
+        self.host_costs = rates.host
         self.host = 0.0
         self.offloaded = 0.0
         """Seconds of the host's own arithmetic that the computing stream has not waited for."""
@@ -177,7 +178,7 @@ class _Replay:
             "await": self._await,
             "host": self._host,
             "host_event": self._host_event,
-            "module": self._module,
+            "module": lambda _: None,
             "phase": self._phase,
         }
         pending: list[int] = []
@@ -211,13 +212,12 @@ class _Replay:
         product = self.record.operators[last]
         moved = 3 * size_of(product.outputs)
         self.kernels += 1
-        self._issue(HOST.backward)
+        self._issue(self.host_costs.backward)
         self._launch("silu_backward", self.rates.moving(moved, "silu_backward"))
 
     def _operator(self, index: int) -> None:
         one = self.record.operators[index]
         if one.host:
-            self._issue(self._dispatch(one))
             seconds = host_seconds(one, self.rates, self._neighbours)
             if seconds > 1e-5:
                 self.spans.append(Span(name=self.names[index], lane="host", start=self.host, seconds=seconds))
@@ -225,7 +225,8 @@ class _Replay:
                 self.offloaded += seconds
             return
         if not has_kernel(one):
-            self._issue(self._dispatch(one))
+            if self.phase == "step":
+                self._issue(self.host_costs.step)
             return
         self.kernels += 1
         self._issue(self._dispatch(one))
@@ -233,7 +234,7 @@ class _Replay:
 
     def _collective(self, index: int) -> None:
         one: Collective = self.record.collectives[index]
-        self._issue(HOST.collective)
+        self._issue(self.host_costs.collective)
         name = COLLECTIVES.get(one.name, "all_reduce")
         nodes = self._nodes_of(one.group_size)
         seconds = self.rates.collective(name, one.bytes, one.group_size, nodes)
@@ -265,7 +266,7 @@ class _Replay:
 
     def _copy(self, index: int) -> None:
         one = self.record.copies[index]
-        self._issue(HOST.engine)
+        self._issue(self.host_costs.engine)
         if one.direction in ("to_disk", "from_disk"):
             seconds = self.rates.disk(one.direction, one.bytes)
             start = max(self.host, self.lanes.get(-1, 0.0))
@@ -273,7 +274,8 @@ class _Replay:
             self.spans.append(Span(name=one.direction, lane="disk", start=start, seconds=seconds))
             return
         direction = "to device" if one.direction == "to_device" else "to host"
-        self._launch(f"copy {direction}", self.rates.copy(direction, one.bytes), cause="offload")
+        seconds = self.rates.copy(direction, one.bytes, pinned=one.pinned)
+        self._launch(f"copy {direction}", seconds, cause="offload")
         if not one.pinned:  # a pageable copy returns when it is done
             self._host_waits(self.clocks[self.stream])
 
@@ -282,7 +284,7 @@ class _Replay:
 
     def _join(self, index: int) -> None:
         if self.stage == 3:  # partitioned_param_coordinator.py:415, at the end of each fetch
-            self._issue(HOST.fetch)
+            self._issue(self.host_costs.fetch)
         waiter, waited = divmod(index, STREAMS)
         self._wait(waiter, self.clocks[waited], "communication")
 
@@ -301,16 +303,17 @@ class _Replay:
     def _host_event(self, index: int) -> None:
         self._host_waits(self.events.get(index, 0.0))
 
-    def _module(self, _: int) -> None:
-        self._issue(HOST.module)
-
     def _dispatch(self, one: Operator) -> float:
-        """Seconds of the host for one operator or view of the phase that runs."""
+        """Seconds of the host for one kernel of the phase that runs, with what is around it."""
         if self.phase == "forward":
-            return HOST.forward
+            return self.host_costs.forward
         if self.phase == "backward":
-            return HOST.backward if one.module_class or one.name.startswith("attention.") else HOST.engine
-        return HOST.step
+            return (
+                self.host_costs.backward
+                if one.module_class or one.name.startswith("attention.")
+                else self.host_costs.engine
+            )
+        return self.host_costs.step
 
     def _phase(self, index: int) -> None:
         self.phase = PHASES[index] if index < len(PHASES) else ""
@@ -372,19 +375,19 @@ def speed_of(simulated: Simulated, record: Rehearsal, config: Config, rates: Rat
         host_seconds=simulated.host_seconds,
         tokens_per_step=batch.micro * batch.accumulation * job.sequence_length,
         samples_per_step=batch.micro * batch.accumulation,
-        model_flops=_model_flops(record, job.checkpoint_activations) / max(1, micros) * batch.accumulation,
+        model_flops=_model_flops(record) / max(1, micros) * batch.accumulation,
         parts=tuple((name, seconds) for name, seconds in parts.items() if seconds),
         source=rates.source,
     )
 
 
-def _model_flops(record: Rehearsal, recomputed: bool) -> float:
+def _model_flops(record: Rehearsal) -> float:
     """Operations of products and attention, those that recomputation repeats left out."""
     done: defaultdict[str, float] = defaultdict(float)
     for one in record.operators:
         done[one.phase] += one.count * flops_of(one)
     backward = done["backward"]
-    return done["forward"] + max(done["forward"], backward - done["forward"] if recomputed else backward)
+    return done["forward"] + max(done["forward"], backward - record.recomputed * done["forward"])
 
 
 def trace(simulated: Simulated) -> dict[str, Any]:

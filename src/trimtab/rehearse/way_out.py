@@ -1,17 +1,21 @@
-"""What would have fitted, where a rehearsal did not: the fewest of the ladder's moves, by the arithmetic."""
+"""What would have fitted, where a rehearsal did not: the fewest of the ladder's moves, by the arithmetic.
+
+Of recomputation too no more than it takes: as few layers as fit.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trimtab.adapt.search import WORTH, fewest_layers, recomputing
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.errors import TrimtabError
 from trimtab.estimate import Estimate, estimate
 from trimtab.ladder import OUT_OF_MEMORY
 from trimtab.model import Model
-from trimtab.moves import Move
+from trimtab.moves import Move, recomputation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,4 +60,10 @@ def way_out(config: Config, cluster: Cluster, model: Model, *, beyond_bytes: flo
     for move in best.moves if best is not None else ():
         assert best is not None
         best = attempt([one for one in best.moves if one is not move]) or best
-    return best
+    if best is None or recomputation(True) not in best.moves:
+        return best
+    some = best.moves
+    layers = fewest_layers(model.all_layers, lambda count: attempt(recomputing(some, count)) is not None)
+    fewer = attempt(recomputing(some, layers))
+    limit = best.predicted.speed.step_seconds * (1 - WORTH)
+    return fewer if fewer is not None and fewer.predicted.speed.step_seconds < limit else best

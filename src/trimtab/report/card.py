@@ -92,8 +92,7 @@ def _model(config: Config, parameters: Parameters) -> str:
 def _task(config: Config) -> str:
     job = config.job
     target = f" to {job.target_length:,}" if job.target_length else ""
-    recomputation = "recomputed" if job.checkpoint_activations else "kept"
-    return f"{job.task}, {job.sequence_length:,}{target} tokens a sample, activations {recomputation}"
+    return f"{job.task}, {job.sequence_length:,}{target} tokens a sample, activations {job.activations}"
 
 
 def _batch(config: Config, world_size: int) -> str:

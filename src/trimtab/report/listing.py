@@ -66,7 +66,7 @@ def summary(card: Card, config: Config, path: Path) -> dict[str, Any]:
         "offload_param": config.offload_param,
         "precision": config.precision,
         "lora": config.job.lora is not None,
-        "checkpoint_activations": config.job.checkpoint_activations,
+        "checkpoint_activations": config.job.recomputation,
         "batch": asdict(config.batch(card.hardware.world_size)),
     }
 

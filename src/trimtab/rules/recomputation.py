@@ -137,7 +137,7 @@ def too_few_checkpoints(subject: Subject) -> Iterable[Hit]:
     if place is None or count is None or not subject.on(f"{BLOCK}.contiguous_memory_optimization"):
         return
     if subject.model is not None:
-        layers = subject.model.layers + subject.model.decoder_layers
+        layers = subject.model.all_layers
         if count < layers:
             yield Hit(
                 place,
@@ -178,3 +178,33 @@ def checkpoints_on_the_host_alone(subject: Subject) -> Iterable[Hit]:
         and not subject.on(f"{BLOCK}.partition_activations")
     ):
         yield Hit(place, "cpu_checkpointing is documented only together with partition_activations.")
+
+
+@rule("RC006", "more-recomputed-layers-than-there-are", "error")
+def more_recomputed_layers_than_there_are(subject: Subject) -> Iterable[Hit]:
+    """Finds a `checkpoint_activations` that names more layers than the model has.
+
+    Why is this bad?
+        A number says how many of the layers are recomputed: the first in order of execution, an encoder's
+        before its decoder's. More than there are is a slip, or a number for another model: Trimtab's
+        commands refuse it.
+    Example
+        {"trimtab": {"model": "llama-7b", "checkpoint_activations": 40}}
+    Use instead
+        {"trimtab": {"model": "llama-7b", "checkpoint_activations": 32}}
+    Fix safety
+        All layers are recomputed, the most there can be: unsafe.
+    Source
+        trimtab.job; the model's own config.json (num_hidden_layers)
+    """
+    job, model = subject.job, subject.model
+    if job is None or model is None or job.recomputed_layers is None:
+        return
+    if job.recomputed_layers > model.all_layers:
+        yield Hit(
+            JOB,
+            f"checkpoint_activations is {job.recomputed_layers}, but {model.name} has {model.all_layers} "
+            "layers.",
+            put(JOB, True),
+            at_value=True,
+        )

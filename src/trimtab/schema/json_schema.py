@@ -149,8 +149,9 @@ def _own_block() -> dict[str, Any]:
             "description": "Tokens in one target, for encoder-decoder models.",
         },
         "checkpoint_activations": {
-            "type": "boolean",
-            "description": "Recompute activations in the backward pass instead of keeping them.",
+            "anyOf": [{"type": "boolean"}, {"type": "integer", "minimum": 0}],
+            "description": "Recompute activations in the backward pass instead of keeping them: of all "
+            "layers, of none, or of so many, the first in order of execution.",
         },
         "attention": {"enum": list(ATTENTIONS), "description": "Attention implementation."},
         "lora": {

@@ -16,7 +16,7 @@ from typing import Any
 
 from trimtab.config import Config
 from trimtab.errors import MissingExtra, TrimtabError, UnreadableFile, Unsupported, UsageError
-from trimtab.job import Job
+from trimtab.job import Job, refuse_too_many
 
 AUTO_CLASSES = {
     "causal-lm": "AutoModelForCausalLM",
@@ -207,15 +207,43 @@ def build_model(config: Config, hf: Any, build: Build, *, device: str) -> Built:
     if config.job.lora is not None:
         module = _add_lora(module, config.job)
     if config.job.checkpoint_activations:
-        # DeepSpeed's own "activation_checkpointing" block turns nothing on for a Hugging Face model
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if config.job.lora is not None or build.freeze:
-            module.enable_input_require_grads()
+        adapted = config.job.lora is not None
+        recompute(module, config.job.recomputed_layers, frozen=adapted or bool(build.freeze))
     module.train()
     trainable = _count(p for p in module.parameters() if p.requires_grad)
     if not trainable:
         raise UsageError("every parameter is frozen: nothing to train")
     return Built(module=module, parameters=parameters, trainable=trainable, zero3=zero3)
+
+
+def recompute(module: Any, count: int | None, *, frozen: bool) -> None:
+    """Recompute the first ``count`` transformer layers of ``module`` in the backward pass; None: all of them.
+
+    The first in order of execution: an encoder's before its decoder's.  ``frozen`` says that some weights are
+    not trained, so that what the embedding gives must be made to need a gradient.
+
+    Raises:
+        UsageError: the model has fewer layers.
+    """
+    # DeepSpeed's own "activation_checkpointing" block turns nothing on for a Hugging Face model
+    module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if frozen:
+        module.enable_input_require_grads()
+    if count is None:
+        return
+    layers = transformer_layers(module)
+    refuse_too_many(count, len(layers), module.config.model_type)
+    for layer in layers[count:]:
+        for part in layer.modules():  # T5's attentions have a flag of their own
+            if hasattr(part, "gradient_checkpointing"):
+                part.gradient_checkpointing = False
+
+
+def transformer_layers(module: Any) -> list[Any]:
+    """The layers of ``module`` that transformers can recompute, in order of execution."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [one for one in module.modules() if isinstance(one, GradientCheckpointingLayer)]
 
 
 def count_parameters(config: Config, hf: Any, build: Build) -> tuple[int, int]:

@@ -1,0 +1,120 @@
+"""Where one optimizer step's time goes on a real GPU: the host's and the device's seconds, kernel by kernel.
+
+`profiled` is what `prove_on_gpu.py --profile` adds to a row under ``profile``:
+
+``phases``   of each phase, begun with the device idle: seconds until the call returns, and until all is done
+``kernels``  of one step under PyTorch's profiler: ``[phase, operator, shapes, kernel, count, seconds]``
+``busy``     seconds of that step in which any kernel ran, ``collectives`` those in which one of NCCL's did
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+PHASES = ("forward", "backward", "step")
+APART_STEPS = 3
+KERNEL_NAME = 90
+"""Characters of a kernel's name that are kept."""
+
+
+def profiled(engine: Any, batch: Callable[[], Any], accumulation: int, device: str) -> dict[str, Any]:
+    """Run a few more steps of ``engine`` and say where their time goes."""
+    return {"phases": _apart(engine, batch, accumulation, device), **_traced(engine, batch, accumulation, device)}
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def _phase(engine: Any, phase: str, batch: Any, loss: Any) -> Any:
+    if phase == "forward":
+        return engine(**batch).loss
+    if phase == "backward":
+        engine.backward(loss)
+    else:
+        engine.step()
+    return loss
+
+
+def _apart(engine: Any, batch: Callable[[], Any], accumulation: int, device: str) -> dict[str, Any]:
+    """Medians by phase and place of the micro step (``first`` to ``last``): issued and done, seconds."""
+    found: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+    for _ in range(APART_STEPS):
+        for micro in range(accumulation):
+            loss: Any = None
+            samples = batch()
+            place = " last" if micro == accumulation - 1 else ""
+            for phase in PHASES:
+                _synchronize(device)
+                began = time.perf_counter()
+                loss = _phase(engine, phase, samples, loss)
+                issued = time.perf_counter() - began
+                _synchronize(device)
+                found[phase + place].append((issued, time.perf_counter() - began))
+    return {
+        name: [round(statistics.median(values), 6) for values in zip(*pairs, strict=True)]
+        for name, pairs in found.items()
+    }
+
+
+def _traced(engine: Any, batch: Callable[[], Any], accumulation: int, device: str) -> dict[str, Any]:
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
+    samples = [batch() for _ in range(accumulation)]
+    _synchronize(device)
+    with profile(activities=kinds, record_shapes=True) as trace:
+        for one in samples:
+            loss: Any = None
+            for phase in PHASES:
+                with record_function(f"phase:{phase}"):
+                    loss = _phase(engine, phase, one, loss)
+        _synchronize(device)
+    return _read(trace.events())
+
+
+def _read(events: Iterable[Any]) -> dict[str, Any]:
+    events = list(events)
+    windows = sorted(
+        (event.time_range.start, event.name.removeprefix("phase:"))
+        for event in events
+        if event.name.startswith("phase:") and str(event.device_type).endswith("CPU")
+    )
+    sums: defaultdict[tuple[str, str, str, str], list[float]] = defaultdict(lambda: [0, 0.0])
+    spans: list[tuple[float, float, bool]] = []
+    dispatched: defaultdict[str, int] = defaultdict(int)
+    for event in events:
+        if not str(event.device_type).endswith("CPU"):
+            if not event.name.startswith("phase:") and not getattr(event, "is_user_annotation", False):
+                spans.append((event.time_range.start, event.time_range.end, "nccl" in event.name.lower()))
+            continue
+        phase = next((name for start, name in reversed(windows) if start <= event.time_range.start), "before")
+        if event.name.startswith("aten::"):
+            dispatched[phase] += 1
+        for kernel in event.kernels:
+            key = (phase, event.name, str(event.input_shapes), kernel.name[:KERNEL_NAME])
+            sums[key][0] += 1
+            sums[key][1] += kernel.duration / 1e6
+    return {
+        "kernels": [[*key, count, round(seconds, 7)] for key, (count, seconds) in sorted(sums.items())],
+        "dispatched": dict(dispatched),
+        "busy": round(_union(spans), 6),
+        "collectives": round(_union([span for span in spans if span[2]]), 6),
+    }
+
+
+def _union(spans: list[tuple[float, float, bool]]) -> float:
+    """Seconds covered by spans of microseconds."""
+    total, reached = 0.0, float("-inf")
+    for start, end, _ in sorted(spans):
+        if end > reached:
+            total += end - max(start, reached)
+            reached = end
+    return total / 1e6
