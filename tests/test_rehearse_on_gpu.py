@@ -266,6 +266,20 @@ def gpu_request(world: int, device: str = "cuda") -> GpuRequest:
 
 @needs_engine
 @pytest.mark.engine
+@pytest.mark.parametrize("shared", [{"tensor_parallel": {"autotp_size": 2}}, {"sequence_parallel_size": 2}])
+def test_ranks_that_share_layers_or_samples_are_rehearsed(shared: dict[str, Any]) -> None:
+    request = gpu_request(4, "cpu")
+    hf = {**request.hf, "tie_word_embeddings": True}
+    seen = rehearse_on_gpu(dataclasses.replace(request, hf=hf, config={**request.config, **shared}))
+    whole = 95_040 - 6_400
+    assert seen.parameters == whole
+    half = "tensor_parallel" in shared
+    assert seen.held["parameters"] == pytest.approx(2 * whole * (0.5 if half else 1), rel=0.02)
+    assert seen.held["master_weights"] == pytest.approx(4 * whole / 4, rel=0.02)
+
+
+@needs_engine
+@pytest.mark.engine
 def test_the_gpus_path_runs_on_the_cpu() -> None:
     seen = rehearse_on_gpu(gpu_request(4, "cpu"))
     assert list(seen.phases) == ["init", "first step", "forward", "backward", "step"]

@@ -310,3 +310,27 @@ def _environment() -> dict[str, str]:
     import os
 
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src"), "DS_ACCELERATOR": "cpu"}
+
+
+@needs_engine
+@pytest.mark.engine
+def test_ranks_share_layers_and_samples() -> None:
+    """The collectives inside layers, of groups of two among eight ranks."""
+    hf = {**LLAMA, "tie_word_embeddings": True}
+    split = {"tensor_parallel": {"autotp_size": 2}}
+    seen = rehearse_phantom(request(1, more=split, hf=hf), use_cache=False)
+    inside = {
+        (one.name, one.phase): one.count
+        for one in seen.collectives
+        if one.group_size == 2 and one.bytes > 4096
+    }
+    # o_proj, down_proj and the embedding; q, k, v, gate, up and the head
+    assert inside == {("allreduce", "forward"): 2 * 2 + 1, ("allreduce", "backward"): 2 * 5 + 1}
+    spread = {"sequence_parallel_size": 2}
+    seen = rehearse_phantom(request(3, more=spread), use_cache=False)
+    sent = {one.phase: 0 for one in seen.collectives}
+    for one in seen.collectives:
+        if one.name == "alltoall_base":
+            assert one.group_size == 2
+            sent[one.phase] += one.count
+    assert (sent["forward"], sent["backward"]) == (2 * 4, 2 * 4)  # queries, keys, values and the outcome

@@ -62,6 +62,7 @@ class Batch:
     """The batch identity solved: ``train = micro x accumulation x data-parallel ranks``."""
 
     train: int
+    """Samples of one optimizer step, also where ``train_batch_size`` counts more (`Config.batch`)."""
     micro: int
     accumulation: int
     data_parallel: int
@@ -175,17 +176,29 @@ class Config:
     @property
     def data_parallel_divisor(self) -> int:
         """Ranks that share one data-parallel replica (sequence and tensor parallelism, pipeline stages)."""
-        sequence = int(self.get("sequence_parallel_size", 1))
-        tensor = int(self.get("tensor_parallel.autotp_size", 0)) or 1
-        return sequence * tensor * self.job.pipeline_stages
+        return self.sequence_parallel * self.tensor_parallel * self.job.pipeline_stages
+
+    @property
+    def sequence_parallel(self) -> int:
+        """Ranks over which Ulysses spreads the tokens of every sample; 1 without it."""
+        return int(self.get("sequence_parallel_size", 1))
+
+    @property
+    def tensor_parallel(self) -> int:
+        """Ranks over which AutoTP splits every layer; 1 without it."""
+        return int(self.get("tensor_parallel.autotp_size", 0)) or 1
 
     def batch(self, world_size: int) -> Batch:
         """The batch for ``world_size`` ranks, by DeepSpeed's rules (runtime/config.py:590-656).
 
+        Of AutoTP those know nothing (:455-475): ``train_batch_size`` counts each rank of a tensor-parallel
+        group, though they share their samples.
+
         Raises:
             RefusedConfig: the three keys and the world do not agree, or none is given.
         """
-        ranks = max(1, world_size // self.data_parallel_divisor)
+        replicas = max(1, world_size // self.data_parallel_divisor)
+        ranks = replicas * self.tensor_parallel
         train = self._count("train_batch_size")
         micro = self._count("train_micro_batch_size_per_gpu")
         accumulation = self._count("gradient_accumulation_steps")
@@ -206,10 +219,12 @@ class Config:
         if train != micro * accumulation * ranks or min(train, micro, accumulation) < 1:
             raise RefusedConfig(
                 f"{self.name}: train_batch_size is {train} but {micro} (train_micro_batch_size_per_gpu) x "
-                f"{accumulation} (gradient_accumulation_steps) x {ranks} (data-parallel ranks) = "
+                f"{accumulation} (gradient_accumulation_steps) x {ranks} (data-parallel ranks"
+                f"{', to which the engine counts tensor-parallel ones' * (ranks > replicas)}) = "
                 f"{micro * accumulation * ranks}. {self._batch_cure(train, micro, ranks)}"
             )
-        return Batch(train=train, micro=micro, accumulation=accumulation, data_parallel=ranks)
+        samples = micro * accumulation * replicas
+        return Batch(train=samples, micro=micro, accumulation=accumulation, data_parallel=replicas)
 
     def _count(self, key: str) -> int | None:
         value = self.get(key)
@@ -268,7 +283,7 @@ def fit_world(config: Config, world: int) -> tuple[Config, tuple[str, ...]]:
     """
     train, micro = config.get("train_batch_size"), config.get("train_micro_batch_size_per_gpu")
     stated = config.get("gradient_accumulation_steps")
-    ranks = max(1, world // config.data_parallel_divisor)
+    ranks = max(1, world // config.data_parallel_divisor) * config.tensor_parallel
     whole = isinstance(train, int) and isinstance(micro, int) and isinstance(stated, int)
     if whole and train != micro * stated * ranks and train % (micro * ranks) == 0:
         accumulation = train // (micro * ranks)

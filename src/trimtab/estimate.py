@@ -20,6 +20,7 @@ from trimtab.errors import NotFound, UnknownArchitecture, Unsupported, UsageErro
 from trimtab.job import LIGER
 from trimtab.model import Model, find_model
 from trimtab.parameters import tasks_of
+from trimtab.parameters.parallel import check_parallel
 from trimtab.units import GIB
 
 if TYPE_CHECKING:
@@ -80,12 +81,17 @@ class Estimate:
     @property
     def tokens_per_second_per_gpu(self) -> float:
         """Tokens of the encoder or decoder-only input a second and GPU."""
-        return self.speed.tokens_per_step / self.speed.step_seconds
+        return self.speed.tokens_per_step / self._gpu_seconds
 
     @property
     def samples_per_second_per_gpu(self) -> float:
         """Samples a second and GPU."""
-        return self.speed.samples_per_step / self.speed.step_seconds
+        return self.speed.samples_per_step / self._gpu_seconds
+
+    @property
+    def _gpu_seconds(self) -> float:
+        """Of one step, on all GPUs that share a replica."""
+        return self.speed.step_seconds * self.config.data_parallel_divisor
 
     @property
     def mfu(self) -> float:
@@ -116,7 +122,7 @@ def estimate(
         NotFound: the model's name is unknown.
         RefusedConfig: DeepSpeed would refuse the configuration.
         UnknownArchitecture: the arithmetic does not know the model type, or Liger does not.
-        Unsupported: pipeline stages, tensor or sequence parallelism, which are not counted.
+        Unsupported: pipeline stages, which are not counted; a model that AutoTP or Ulysses does not train.
     """
     if model is None:
         if config.job.model is None:
@@ -166,11 +172,11 @@ def with_run(answer: Estimate, tokens: int) -> Estimate:
     if tokens < 1:
         raise UsageError(f"{tokens} tokens: a run needs at least 1")
     cluster, config = answer.cluster, answer.config
-    ranks = cluster.world_size // config.data_parallel_divisor
+    replicas = cluster.world_size // config.data_parallel_divisor
     run = whole_run(
         tokens,
-        tokens_per_second=answer.tokens_per_second_per_gpu * ranks,
-        tokens_per_step=answer.speed.tokens_per_step * ranks,
+        tokens_per_second=answer.tokens_per_second_per_gpu * cluster.world_size,
+        tokens_per_step=answer.speed.tokens_per_step * replicas,
         gpus=cluster.world_size,
         checkpoint_bytes=checkpoint_bytes(config, answer.profile),
         write_bytes_per_second=cluster.nvme_write_bytes_per_second * cluster.nodes,
@@ -213,17 +219,13 @@ def _refuse_other_heads(config: Config, model: Model) -> None:
 
 def _refuse_other_engines(config: Config, model: Model) -> None:
     """What the arithmetic would answer without having counted it."""
-    wide = {
-        "pipeline stages (trimtab.pipeline_stages)": config.job.pipeline_stages,
-        "tensor parallelism (tensor_parallel.autotp_size)": int(config.get("tensor_parallel.autotp_size", 0)),
-        "sequence parallelism (sequence_parallel_size)": int(config.get("sequence_parallel_size", 1)),
-    }
-    for what, size in wide.items():
-        if size > 1:
-            raise Unsupported(
-                f"{config.name}: the arithmetic does not count {what}, here {size}. "
-                "Set it to 1, or measure the job on its GPUs"
-            )
+    check_parallel(config, model)
+    stages = config.job.pipeline_stages
+    if stages > 1:
+        raise Unsupported(
+            f"{config.name}: the arithmetic does not count pipeline stages (trimtab.pipeline_stages), here "
+            f"{stages}. Set it to 1, or measure the job on its GPUs"
+        )
     if config.job.kernels == "fused" and model.model_type not in LIGER:
         raise UnknownArchitecture(
             f"{model.name}: Liger has no fused kernels for {model.model_type}. Use --kernels plain"
@@ -254,6 +256,10 @@ def _assumptions(config: Config, cluster: Cluster, host: Range, source: str) -> 
         "batches without padding masks",
         f"memory counted tensor by tensor; step time by a closed form, {source}",
     ]
+    if config.tensor_parallel > 1:
+        said.append(f"layers over {config.tensor_parallel} neighbouring GPUs, which are fed the same samples")
+    if config.sequence_parallel > 1:
+        said.append(f"every sample's tokens over {config.sequence_parallel} neighbouring GPUs")
     for key in ("zero_quantized_weights", "zero_quantized_gradients"):
         if config.stage == 3 and config.zero(key):
             said.append(f"{key}: the quantized copies of collectives are not counted")

@@ -26,6 +26,7 @@ def settings(**given: Any) -> Settings:
         "accumulation": 1,
         "item": 2,
         "gradient_item": 2,
+        "communication_item": given.get("item", 2),
         "moments": 2,
         "offload_optimizer": "none",
         "offload_param": "none",
@@ -56,7 +57,7 @@ def weights(item: int = 2, *, frozen: bool = False) -> list[Weight]:
 
 def started(given: Settings, parameters: list[Weight] | None = None) -> Engine:
     engine = engine_for(Meter(), parameters or weights(given.item), given)
-    engine.build()
+    engine.build(engine.weights)
     engine.initialize()
     return engine
 

@@ -179,3 +179,43 @@ def test_differences_are_as_deep_as_objects_agree() -> None:
         ("fp16",): {"enabled": True},
         ("zero_optimization", "stage"): 3,
     }
+
+
+def test_layers_over_several_gpus_keep_the_samples_of_a_step() -> None:
+    config, cluster = catalogue.load_config("llama_7b_single_node"), CLUSTERS["8x a100-80gb"]
+    before, move = config.batch(8), find("tensor-parallel-4")
+    assert move.applies(config, model_of(config), cluster) is None
+    after = move.apply(config, cluster)
+    assert after.get("tensor_parallel.autotp_size") == 4
+    assert after.get("train_batch_size") is None  # the engine would count every rank of a group in it
+    assert (after.batch(8).train, after.batch(8).micro) == (before.train, before.micro)
+    assert after.batch(8).data_parallel == 2
+    assert find("tensor-parallel-1").apply(after, cluster).batch(8).train == before.train
+
+
+@pytest.mark.parametrize(
+    ("name", "cluster", "said"),
+    [
+        ("gpt2_baseline", "8x a100-80gb", "GPT-2"),
+        ("llama_7b_single_node", "1x rtx4090", "reach over nodes"),
+        ("llama_lora_finetune", "8x a100-80gb", "peft"),
+    ],
+)
+def test_layers_that_cannot_be_split_say_why(name: str, cluster: str, said: str) -> None:
+    config = catalogue.load_config(name)
+    reason = find("tensor-parallel-2").applies(config, model_of(config), CLUSTERS[cluster])
+    assert reason is not None
+    assert said in reason
+
+
+def test_samples_over_several_gpus_keep_the_samples_of_a_step() -> None:
+    config, cluster = catalogue.load_config("llama_7b_single_node"), CLUSTERS["8x a100-80gb"]
+    before, move = config.batch(8), find("sequence-parallel-2")
+    assert move.applies(config, model_of(config), cluster) is None
+    after = move.apply(config, cluster)
+    assert after.get("sequence_parallel_size") == 2
+    assert (after.batch(8).train, after.batch(8).data_parallel) == (before.train, 4)
+    neox = catalogue.load_config("gpt_neox_20b_zero3")
+    reason = move.applies(neox, model_of(neox), cluster)
+    assert reason is not None
+    assert "num_key_value_heads" in reason

@@ -263,3 +263,22 @@ def test_the_function_is_at_the_top() -> None:
     assert document["schema_version"] == 1
     assert set(document["chosen"]) >= {"config", "estimate", "launch"}
     assert set(document["considered"][0]) >= {"summary", "fits", "step_seconds", "why_not"}
+
+
+def test_layers_are_split_where_a_gpu_has_one_sample_and_nowhere_else() -> None:
+    few = plan("llama-13b", gpu="b200", gpus_per_node=8, global_batch=8, alternatives=False)
+    assert any("layers over" in row.summary for row in few.considered)
+    assert any("share" in said for said in few.why)
+    many = plan("llama-7b", gpu="h100", gpus_per_node=8, global_batch=256, alternatives=False)
+    assert not any("layers over" in row.summary for row in many.considered)
+    refused = plan("gpt2-xl", gpu="h100", gpus_per_node=8, global_batch=8, alternatives=False)
+    assert not any("layers over" in row.summary for row in refused.considered)
+
+
+def test_samples_are_spread_where_no_gpu_holds_one() -> None:
+    long = plan(
+        "llama-7b", gpu="h100", gpus_per_node=8, global_batch=8, sequence_length=200_000, alternatives=False
+    )
+    assert long.chosen is not None
+    assert int(long.chosen.config.get("sequence_parallel_size", 1)) > 1
+    assert any("Ulysses" in said for said in long.why)

@@ -309,7 +309,7 @@ def _neox_layer(net: Net, path: str, x: Tensor) -> Tensor:
 def _neox_attention(net: Net, path: str, x: Tensor) -> Tensor:
     model = net.model
     packed = net.linear(x, f"{path}.attention.query_key_value")
-    q, k, v = split(net, packed, *[_tokens(net) * model.hidden_size] * 3)
+    q, k, v = split(net, packed, *[packed.numel // 3] * 3)
     share = model.rotary_dim / model.head_dim
     q, k = net.rotary(q, share), net.rotary(k, share)
     out = net.attend(q, k, v, _shape(net))

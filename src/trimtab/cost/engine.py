@@ -29,6 +29,8 @@ class Settings(NamedTuple):
     item: int
     """Bytes of a parameter element."""
     gradient_item: int
+    communication_item: int
+    """Bytes of an element that a reduction sends."""
     moments: int
     """Elements of optimizer state per parameter, fp32."""
     offload_optimizer: str
@@ -76,7 +78,7 @@ class Engine:
 
     def __init__(self, meter: Meter, weights: Sequence[Weight], settings: Settings) -> None:
         self.meter, self.settings = meter, settings
-        self.weights = list(weights)
+        self.weights = weights
         self.trainable = [weight for weight in self.weights if weight.trainable]
         self.frozen = [weight for weight in self.weights if not weight.trainable]
         self.numel = sum(weight.numel for weight in self.trainable)
@@ -96,9 +98,15 @@ class Engine:
         """The same for one that ends at once."""
         self.meter.momentary(count + -count % BLOCK_BYTES, PART[part], stream)
 
-    def build(self) -> None:
+    def build(self, whole: Sequence[Weight]) -> None:
         """The model's own weights, before ``deepspeed.initialize``."""
-        self.model = [self.new(weight.bytes, "parameters") for weight in self.weights]
+        self.model = [self.new(weight.bytes, "parameters") for weight in whole]
+
+    def split(self) -> None:
+        """AutoTP puts this rank's part in the place of every weight that it splits."""
+        for place, weight in enumerate(self.weights):
+            if weight.bytes != self.model[place].bytes:
+                self.model[place] = self.new(weight.bytes, "parameters")
 
     def initialize(self) -> None:
         """``deepspeed.initialize``."""
@@ -149,8 +157,14 @@ class PlainEngine(Engine):
     def end_backward(self) -> None:
         """``buffered_allreduce_fallback``: gradients leave in flat copies of at most 5e8 elements."""
         if self.boundary:
+            s = self.settings
             for size in chunks(self.trainable, ALLREDUCE_ELEMENTS):
-                self.momentary(size * self.settings.gradient_item, "temporaries")
+                if s.communication_item == s.gradient_item:
+                    self.momentary(size * s.gradient_item, "temporaries")
+                    continue
+                flat = self.new(size * s.gradient_item, "temporaries")  # and sent in another type
+                self.momentary(size * s.communication_item, "temporaries")
+                del flat
 
     def step(self) -> None:
         """The moments appear at the first step."""

@@ -6,7 +6,7 @@ Causal models take their loss in fp32 (``ForCausalLMLoss``); BERT's and T5's hea
 
 from __future__ import annotations
 
-from trimtab.cost import decoders, encoders
+from trimtab.cost import decoders, encoders, tensor_parallel
 from trimtab.cost import operators as ops
 from trimtab.cost.machine import HELD, Tensor, Weight
 from trimtab.cost.net import Net
@@ -69,6 +69,8 @@ def _causal(net: Net, hidden: Tensor) -> Tensor:
         return _fused_linear_cross_entropy(net, hidden)
     with m.counted_as("logits and loss"):
         logits = _words(net, hidden)
+        if net.split is not None and net.split.vocabulary_head:
+            return tensor_parallel.cross_entropy(m, logits, net.batch, net.job.sequence_length)
         if model.logit_softcap:
             logits = ops.scale(m, ops.tanh(m, ops.scale(m, logits)))
         return ops.cross_entropy(m, logits, fp32=True)
@@ -80,6 +82,9 @@ def _words(net: Net, hidden: Tensor) -> Tensor:
     if f"{own}.weight" in net.weights or f"{own}.lora_A.default.weight" in net.weights:
         return net.linear(hidden, own)
     tied = _WORDS.get(net.model.model_type, "model.embed_tokens")
+    if net.split is not None and net.split.vocabulary_head:
+        weight = net.weights[f"{tied}.weight"]
+        return tensor_parallel.linear(net.m, hidden, weight, None, "column", net.split.size)
     return ops.linear(net.m, hidden, net.weights[f"{tied}.weight"], net.weights.get(f"{own}.bias"))
 
 

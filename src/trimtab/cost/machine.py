@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
-from trimtab.cost.meter import PART, Account, Kernel, Storage
+from trimtab.cost.meter import COLLECTIVES, PART, Account, Kernel, Storage
 
 
 class Weight:
@@ -157,6 +157,11 @@ BACKWARD = {
 
 def backward_kernels(node: Node) -> Iterator[Kernel]:
     """The kernels that make a node's gradients."""
+    if node.kernel in COLLECTIVES:
+        yield Kernel("backward", node.kernel, node.moved)
+        if node.scratch:
+            yield Kernel("backward", "moving", 2 * node.scratch)
+        return
     sizes = [size for edge, size in zip(node.inputs, node.gradients, strict=True) if edge and size > PASS]
     if not sizes:
         return
@@ -266,7 +271,9 @@ class Machine:
         if weights:
             self.listener.before_use(weights)
         saves = len(keep) + len(extra) + keep_output
-        moved = numel * item + sum(one.bytes for one in inputs if one is not None)
+        moved = numel * item
+        if kernel not in COLLECTIVES:
+            moved += sum(one.bytes for one in inputs if one is not None)
         own = self.sharded and kernel == "product" and any(not weight.transposed for weight in weights)
         if own:  # stage 3's own linear saves when it is done (zero/linear.py)
             self.works(kernel, moved, flops, shape)
@@ -298,6 +305,10 @@ class Machine:
         """Count a kernel by itself."""
         phase = "recompute" if self._replaying else self.phase
         self.meter.work[Kernel(phase, kernel, moved, flops, shape)] += 1
+
+    def communicates(self, name: str, count: int) -> None:
+        """Count a collective ``name`` over the tensor-parallel group: ``count`` bytes of its tensor."""
+        self.works(name, count)
 
     def _save(self, storages: tuple[Storage, ...]) -> tuple[Storage, ...]:
         if self._replaying is not None:

@@ -24,6 +24,7 @@ from trimtab.cost.wrappers import engine_for
 from trimtab.job import Job, Lora
 from trimtab.model import Model
 from trimtab.parameters import buffers, parameters
+from trimtab.parameters.tensor_parallel import narrowed, portions, split_of
 
 PHASES = ("init", "forward", "backward", "step")
 # fp32 elements of state per parameter: torch.optim, deepspeed/ops
@@ -38,6 +39,10 @@ class Profile(NamedTuple):
 
     parameters: int
     trainable: int
+    """Of the whole model."""
+    own_parameters: int
+    own_trainable: int
+    """Of what this rank computes with: fewer where AutoTP splits the layers."""
     recomputed: float
     """Share of the layers whose activations are recomputed."""
     tensors: int
@@ -99,13 +104,14 @@ def settings_of(config: Config, world_size: int) -> Settings:
     moments = MOMENTS.get(name, 2)
     if name == "SGD" and config.optimizer_params.get("momentum"):
         moments = 1
-    ranks = batch.data_parallel * int(config.get("sequence_parallel_size", 1))
+    ranks = batch.data_parallel * config.sequence_parallel
     return Settings(
         stage=config.stage,
         ranks=ranks,
         accumulation=batch.accumulation,
         item=config.parameter_bytes,
         gradient_item=config.gradient_bytes,
+        communication_item=_communication_item(config),
         moments=moments,
         offload_optimizer=config.offload_optimizer,
         offload_param=config.offload_param,
@@ -124,6 +130,13 @@ def settings_of(config: Config, world_size: int) -> Settings:
         pin_memory=bool(config.get("zero_optimization.offload_optimizer.pin_memory", False)),
         pin_parameters=bool(config.get("zero_optimization.offload_param.pin_memory", False)),
     )
+
+
+def _communication_item(config: Config) -> int:
+    """With Ulysses gradients are reduced in fp32 unless the file says else (runtime/engine.py:2182)."""
+    if config.sequence_parallel == 1:
+        return config.parameter_bytes
+    return 4 if config.get("seq_parallel_communication_data_type", "fp32") == "fp32" else 2
 
 
 def profile(
@@ -148,25 +161,31 @@ def profile(
     """
     settings = settings_of(config, world_size)
     job = config.job
-    weights = weights_for(model, job.task, job.lora, settings.item)
+    size = config.tensor_parallel
+    weights = weights_for(model, job.task, job.lora, settings.item, size)
     recording = recorded(
         model,
-        replace(job, model=None),
+        replace(job, model=None, sequence_length=job.sequence_length // config.sequence_parallel),
         config.batch(world_size).micro,
         settings.item,
         sharded=settings.stage == 3,
         fp16=config.precision == "fp16",
+        size=size,
+        spread=config.sequence_parallel,
     )
+    uncut = weights_for(model, job.task, job.lora, settings.item) if size > 1 else weights
     job_buffers = [one.bytes for one in buffers(model, job.task)]
     quick = AllocatingMeter() if allocator and not whole else None
     engine = engine_for(quick or Meter([] if allocator else None), weights, settings)
     run = _Run(recording, engine)
-    run.all_steps(job_buffers, workspace_bytes)
+    run.all_steps(uncut, job_buffers, workspace_bytes)
     readings = quick.readings if quick else replay(run.record)
     peak = max(run.peaks.values())
     return Profile(
-        parameters=sum(one.numel for one in weights),
-        trainable=sum(one.numel for one in weights if one.trainable),
+        parameters=sum(one.numel for one in uncut),
+        trainable=sum(one.numel for one in uncut if one.trainable),
+        own_parameters=sum(one.numel for one in weights),
+        own_trainable=sum(one.numel for one in weights if one.trainable),
         recomputed=job.recomputed_of(model.all_layers, model.name) / model.all_layers,
         tensors=len(weights),
         trainable_tensors=sum(one.trainable for one in weights),
@@ -188,16 +207,31 @@ def profile(
 
 
 @lru_cache(maxsize=16)
-def weights_for(model: Model, task: str, lora: Lora | None, item: int) -> tuple[Weight, ...]:
-    """The machine's weights in the order of ``named_parameters()``, ``item`` bytes an element."""
-    return weights_of(parameters(model, task, lora), item, conv1d=model.model_type == "gpt2")
+def weights_for(model: Model, task: str, lora: Lora | None, item: int, size: int = 1) -> tuple[Weight, ...]:
+    """The machine's weights in the order of ``named_parameters()``, ``item`` bytes an element.
+
+    Of a model that AutoTP splits over ``size`` ranks those that the first rank holds.
+    """
+    found = portions(model, task, size) if size > 1 else parameters(model, task, lora)
+    return weights_of(found, item, conv1d=model.model_type == "gpt2")
 
 
 @lru_cache(maxsize=256)
 def recorded(
-    model: Model, job: Job, batch: int, item: int, *, sharded: bool, fp16: bool, shown: int = SHOWN
+    model: Model,
+    job: Job,
+    batch: int,
+    item: int,
+    *,
+    sharded: bool,
+    fp16: bool,
+    size: int = 1,
+    spread: int = 1,
+    shown: int = SHOWN,
 ) -> Recording:
     """A micro step of ``batch`` samples: whatever the engine, as long as ``sharded`` says if it is stage 3.
+
+    ``size`` ranks share its layers by AutoTP, ``spread`` its tokens by Ulysses; ``job`` has those of one.
 
     Jobs that differ only in buckets, ranks, offload or stages 0 to 2 share it.
 
@@ -210,9 +244,13 @@ def recorded(
     prefix = "base_model.model." if job.lora else ""
     weights = {
         weight.name.removeprefix(prefix).replace(".modules_to_save.default", ""): weight
-        for weight in weights_for(model, job.task, job.lora, item)
+        for weight in weights_for(model, job.task, job.lora, item, size)
     }
-    net = Net(m=machine, model=model, job=job, batch=batch, weights=weights, fp16=fp16)
+    split = split_of(model, job.task, size) if size > 1 else None
+    run = narrowed(model, size) if size > 1 else model
+    net = Net(
+        m=machine, model=run, job=job, batch=batch, weights=weights, fp16=fp16, split=split, spread=spread
+    )
     tokens = batch * (job.sequence_length + 2 * (job.target_length or job.sequence_length))
     inputs = machine.tensor(tokens, 8)
     tape.turn_to_phase(FORWARD)
@@ -251,12 +289,14 @@ class _Run:
         self._numbers: Numbers = {}
         self._steps = 0
 
-    def all_steps(self, buffer_bytes: Sequence[int], workspace_bytes: int) -> None:
-        """The start, a first step and the one that is measured."""
+    def all_steps(self, whole: Sequence[Weight], buffer_bytes: Sequence[int], workspace_bytes: int) -> None:
+        """The start, a first step and the one that is measured; ``whole`` is the model as it is built."""
         engine, meter = self.engine, self.meter
-        engine.build()
+        engine.build(whole)
         registered = [Storage(meter, one, PART["parameters"]) for one in buffer_bytes]
         self.built = meter.live
+        if whole is not engine.weights:
+            engine.split()
         engine.initialize()
         self.initialized, self.init_peak = meter.live, meter.peak
         meter.mark(NOTE)

@@ -21,6 +21,8 @@ PARTS = (
     "logits and loss",
     "temporaries",
 )
+COLLECTIVES = ("all_reduce", "all_gather", "all_to_all")
+"""Kernels over the ranks that share a model's layers or a sample's tokens."""
 PART = {name: index for index, name in enumerate(PARTS)}
 
 
@@ -30,10 +32,11 @@ class Kernel(NamedTuple):
     phase: str
     """``forward``, ``backward`` or ``recompute``."""
     name: str
-    """``product``, ``attention``, ``looked up`` for element-wise work on tensors that lie differently in memory,
-    the name by which a probe measures it, or ``moving`` for the rest, which memory alone bounds."""
+    """``product``, ``attention``, one of `COLLECTIVES`, ``looked up`` for element-wise work on tensors that
+    lie differently in memory, the name by which a probe measures it, or ``moving`` for the rest, which memory
+    alone bounds."""
     moved: int
-    """Bytes read and written."""
+    """Bytes read and written; of a collective those of its whole tensor."""
     flops: int = 0
     shape: tuple[int, ...] = ()
     """Of a product: batch, rows, inner size, columns, and bytes of an element.  Of attention: batch x heads,

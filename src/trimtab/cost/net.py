@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from trimtab.cost import attention as att
 from trimtab.cost import operators as ops
+from trimtab.cost import sequence_parallel, tensor_parallel
 from trimtab.cost.machine import Machine, Tensor, Weight
 from trimtab.job import Job
 from trimtab.model import Model
 from trimtab.parameters import Parameter
+from trimtab.parameters.tensor_parallel import Split
 
 INDEX_BYTES = 8
 LORA = ".lora_A.default.weight"
@@ -20,7 +22,7 @@ class Net:
 
     __slots__ = (
         "_recomputes", "attention_weights", "batch", "embedded", "fp16", "given", "job", "m", "model",
-        "to_recompute", "weights",
+        "split", "spread", "to_recompute", "weights",
     )  # fmt: skip
 
     def __init__(
@@ -32,9 +34,11 @@ class Net:
         batch: int,
         weights: Mapping[str, Weight],
         fp16: bool = False,
+        split: Split | None = None,
+        spread: int = 1,
     ) -> None:
         self.m, self.model, self.job, self.batch = m, model, job, batch
-        self.weights, self.fp16 = weights, fp16
+        self.weights, self.fp16, self.split, self.spread = weights, fp16, split, spread
         self.to_recompute = job.recomputed_of(model.all_layers, model.name)
         """How many of the layers still to come are recomputed."""
         self._recomputes = False
@@ -56,6 +60,9 @@ class Net:
     def linear(self, x: Tensor, path: str) -> Tensor:
         """The linear layer at ``path``, with its LoRA branch if it has one (peft tuners/lora/layer.py)."""
         m, weights = self.m, self.weights
+        if self.split is not None and path in self.split.styles:
+            weight, bias = weights[path + ".weight"], weights.get(path + ".bias")
+            return tensor_parallel.linear(m, x, weight, bias, self.split.styles[path], self.split.size)
         adapted = weights.get(path + LORA)
         base = path + ".base_layer" if adapted else path
         out = ops.linear(m, x, weights[base + ".weight"], weights.get(base + ".bias"))
@@ -83,6 +90,8 @@ class Net:
 
     def embedding(self, path: str, tokens: int) -> Tensor:
         """Rows of the embedding at ``path``."""
+        if self.split is not None and path in self.split.styles:
+            return tensor_parallel.embedding(self.m, tokens, self.weights[path + ".weight"])
         return ops.embedding(self.m, tokens, self.weights[path + ".weight"])
 
     def words(self, path: str, tokens: int) -> Tensor:
@@ -133,6 +142,22 @@ class Net:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, masked: bool = True) -> Tensor:
         """Attention without a trained bias, by the job's implementation."""
+        if self.spread > 1:
+            return self._attend_spread(q, k, v, shape)
+        return self._attend(q, k, v, shape, masked=masked)
+
+    def _attend_spread(self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape) -> Tensor:
+        m, size, batch = self.m, self.spread, shape.batch
+        places = sequence_parallel.gathered_places(m, batch * shape.queries, size)
+        q = sequence_parallel.to_heads(m, q, shape.heads, batch, size)
+        k = sequence_parallel.to_heads(m, k, shape.kv_heads, batch, size)
+        v = sequence_parallel.to_heads(m, v, shape.kv_heads, batch, size)
+        out = self._attend(q, k, v, sequence_parallel.whole_shape(shape, size), masked=True)
+        out = sequence_parallel.to_tokens(m, out, batch)
+        del places
+        return out
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, masked: bool) -> Tensor:
         m = self.m
         if self.job.attention == "eager" or self.model.attention_softcap:
             wide = None if self.model.model_type == "gpt2" or self.model.kind == "encoder" else ops.FLOAT

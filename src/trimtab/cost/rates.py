@@ -152,11 +152,11 @@ class Rates:
                 return moved / rate * tables.gpu.memory_bytes_per_second / self.gpu.memory_bytes_per_second
         return self.moving(moved)
 
-    def collective(self, name: str, size: float, ranks: int, nodes: int = 1) -> float:
+    def collective(self, name: str, size: float, ranks: int, nodes: int = 1, groups: int = 1) -> float:
         """Seconds of a collective over ``ranks`` on ``nodes``; ``size`` is the whole tensor's bytes.
 
         Inside a node the measured curve, at the size that puts as many bytes on a link; between nodes a ring
-        at the network's rate, and a tree's hops.
+        at the network's rate, which ``groups`` that run it at once share, and a tree's hops.
         """
         inside = self.beside(name, size, ranks, nodes)
         if nodes == 1 or ranks < 2:
@@ -165,7 +165,7 @@ class Rates:
         twice = 2 if name == "all_reduce" else 1
         network = self.cluster.node_bytes_per_second * NETWORK_EFFICIENCY
         hops = 2 * math.ceil(math.log2(nodes)) * self.cluster.inter_link.latency_seconds
-        return max(inside, twice * size * share / network) + hops
+        return max(inside, groups * twice * size * share / network) + hops
 
     def beside(self, name: str, size: float, ranks: int, nodes: int = 1) -> float:
         """Seconds that a collective takes from the kernels that run beside it: its work inside the node.

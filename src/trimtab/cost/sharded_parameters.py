@@ -53,19 +53,19 @@ class ShardedParameters(Engine):
 
     hears_uses = True
 
-    def build(self) -> None:
+    def build(self, whole: Sequence[Weight]) -> None:
         """Under ``zero.Init`` every rank holds its shard of each parameter alone."""
         s = self.settings
         self.shards = [-(-weight.numel // s.ranks) for weight in self.weights]
         """By parameter, the elements of a rank's share."""
         self.gather_stream, self.reduce_stream = (GATHER, REDUCE) if s.overlap_comm else (MAIN, MAIN)
         self.secondary: dict[int, Storage] = {}
-        for weight in self.weights:
-            whole = self.new(weight.bytes, "parameters")
+        for weight in whole:
+            gathered = self.new(weight.bytes, "parameters")
             self._keep_secondary(weight.index)
             if s.offload_param == "none":
                 self.model.append(self.new(self.shards[weight.index] * s.item, "parameters"))
-            del whole
+            del gathered
 
     def initialize(self) -> None:
         """The flat shard, fp32 sub-groups, gradient partition, one bucket (:735-800, :1120-1175, :1301)."""
@@ -84,7 +84,7 @@ class ShardedParameters(Engine):
                 del converted
             self.momentary(max(self.sub_groups, default=0) * MASTER_ITEM, "temporaries")
         if s.contiguous_gradients:
-            self.held.append(self.new(s.reduce_bucket * s.item, "buckets"))
+            self.held.append(self.new(s.reduce_bucket * s.communication_item, "buckets"))
         if s.offload_optimizer == "none":
             self.held.append(self.new(self.partition * s.gradient_item, "gradients"))
         for weight in self.trainable if s.ranks > 1 else ():  # all_gather for a moment (:1504)
@@ -292,12 +292,18 @@ class ShardedParameters(Engine):
         s = self.settings
         if not self.bucket:
             return
-        sizes = [self.shards[weight.index] * s.ranks * s.item for weight, _ in self.bucket]
+        item = s.communication_item
+        sizes = [self.shards[weight.index] * s.ranks * item for weight, _ in self.bucket]
+        sent = []  # those too large for the bucket, which has this type already (:1935)
+        if item != s.item:
+            for weight, gradient in self.bucket:
+                if gradient is not None:
+                    sent.append(self.new(weight.numel * item, "temporaries", self.reduce_stream))
         alone = len(self.bucket) == 1 and self.bucket[0][0].numel % s.ranks == 0
         # coalesced_collectives.py:100-133
         flat = None if alone else self.new(sum(sizes), "temporaries", self.reduce_stream)
         wide = []
-        if s.gradient_item != s.item:  # __avg_scatter_grads: every part in the accumulation's type (:1943)
+        if s.gradient_item != item:  # __avg_scatter_grads: every part in the accumulation's type (:1943)
             for weight, _ in self.bucket:
                 size = self.shards[weight.index] * s.gradient_item
                 wide.append(self.new(size, "temporaries", self.reduce_stream))
@@ -305,7 +311,7 @@ class ShardedParameters(Engine):
         if s.offload_optimizer != "none":
             for weight, _ in self.bucket:
                 self._offload(self.shards[weight.index])
-        del flat, wide
+        del flat, wide, sent
         self.bucket.clear()
         self.filled = 0
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.memory import Profile
-from trimtab.cost.meter import Kernel
+from trimtab.cost.meter import COLLECTIVES, Kernel
 from trimtab.cost.operators import LOOKED_UP
 from trimtab.cost.rates import Rates, rates_of
 
@@ -88,11 +88,12 @@ class _Step:
     def __init__(self, config: Config, profile: Profile, cluster: Cluster, rates: Rates) -> None:
         self.config, self.profile, self.cluster, self.rates = config, profile, cluster, rates
         self.batch = config.batch(cluster.world_size)
-        self.ranks = max(1, cluster.world_size // config.data_parallel_divisor)
+        self.ranks = max(1, cluster.world_size // config.tensor_parallel)
+        """Those that reduce gradients and shard states together: of a sample's tokens each has its own."""
         self.sharded = config.stage == 3
-        self.weight_bytes = profile.parameters * config.parameter_bytes
-        self.gradient_bytes = profile.trainable * config.parameter_bytes
-        self.owned = profile.trainable / (self.ranks if config.stage else 1)
+        self.weight_bytes = profile.own_parameters * config.parameter_bytes
+        self.gradient_bytes = profile.own_trainable * config.parameter_bytes
+        self.owned = profile.own_trainable / (self.ranks if config.stage else 1)
         self.precision = config.precision if config.precision in ("bf16", "fp16") else "fp32"
 
     def speed(self) -> Speed:
@@ -100,7 +101,8 @@ class _Step:
         count = self.batch.accumulation
         kernels = self._kernels()
         engine = self._engine()
-        device = sum(kernels.values()) + engine
+        summed = self._within_layers()
+        device = sum(kernels.values()) + engine + summed
         host_forward, host_backward = self._issue()
         waiting = self._waiting(device, 1.0)
         step, step_waiting = self._step(1.0)
@@ -113,10 +115,11 @@ class _Step:
             "issuing": waiting * count + step_waiting,
             "reducing gradients": reduced,
             "gathering parameters": gathered,
+            "exchanging activations": summed * count,
             "offload": offload,
         }
         total = sum(parts.values())
-        communication = reduced + gathered
+        communication = reduced + gathered + summed * count
         sure = total - waiting * count - step_waiting - communication - offload
         unsure = waiting * count + step_waiting
         job = self.config.job
@@ -130,7 +133,7 @@ class _Step:
             + (unsure + HOST_SLACK * (host_forward + host_backward) * count) * HIGH["host"]
             + (communication + offload) * HIGH["links"],
             compute_seconds=sum(kernels.values()) * count + engine * count + step,
-            communication_seconds=reduced + gathered,
+            communication_seconds=communication,
             offload_seconds=offload,
             host_seconds=waiting * count + step_waiting,
             slow_host_seconds=total + slow,
@@ -148,6 +151,8 @@ class _Step:
         found = {"products": 0.0, "attention": 0.0, "memory-bound kernels": 0.0}
         names = {"product": "products", "attention": "attention"}
         for kernel, runs in self.profile.work.items():
+            if kernel.name in COLLECTIVES:
+                continue
             found[names.get(kernel.name, "memory-bound kernels")] += runs * self._seconds(kernel)
         return found
 
@@ -229,11 +234,13 @@ class _Step:
     def _issue(self) -> tuple[float, float]:
         """Seconds of the host to issue a forward and a backward pass: operators, views, modules, hooks."""
         kernels = {"forward": 0, "recompute": 0, "backward": 0}
+        collectives = {"forward": 0, "recompute": 0, "backward": 0}
         for kernel, runs in self.profile.work.items():
-            kernels[kernel.phase] += runs
+            (collectives if kernel.name in COLLECTIVES else kernels)[kernel.phase] += runs
         host = self.rates.host
-        forward = kernels["forward"] * host.forward
+        forward = kernels["forward"] * host.forward + collectives["forward"] * host.collective
         backward = (kernels["recompute"] + kernels["backward"]) * host.backward
+        backward += (collectives["recompute"] + collectives["backward"]) * host.collective
         if self.config.stage == 2 or (self.config.stage == 1 and self.batch.accumulation == 1):
             backward += self.profile.trainable_tensors * HOOKED * host.engine
         if self.sharded:
@@ -255,11 +262,22 @@ class _Step:
             return 0.0
         calls = max(1, math.ceil(size / bucket))
         each, nodes = size / calls, self.cluster.nodes
-        total = calls * self.rates.collective(name, each, self.ranks, nodes)
+        groups = self.config.tensor_parallel  # each has ranks on every node
+        total = calls * self.rates.collective(name, each, self.ranks, nodes, groups)
         if not window:
             return total
         beside = calls * self.rates.beside(name, each, self.ranks, nodes)
         return beside + max(0.0, total - beside - window)
+
+    def _within_layers(self) -> float:
+        """Seconds of a micro step's collectives over the ranks that share it; nothing hides them."""
+        size = self.config.tensor_parallel * self.config.sequence_parallel
+        nodes = -(-size // self.cluster.gpus_per_node)
+        return sum(
+            runs * self.rates.collective(kernel.name, kernel.moved, size, nodes)
+            for kernel, runs in self.profile.work.items()
+            if kernel.name in COLLECTIVES
+        )
 
     def _communication(self, compute: float) -> tuple[float, float]:
         """Seconds of reducing gradients and of gathering parameters in a step that nothing hides.
@@ -305,21 +323,21 @@ class _Step:
 
     def _offload(self) -> float:
         config, rates, cluster = self.config, self.rates, self.cluster
-        count, share = self.batch.accumulation, self.profile.trainable / self.ranks
+        count, share = self.batch.accumulation, self.profile.own_trainable / self.ranks
+        local = min(cluster.world_size, cluster.gpus_per_node)
         seconds = 0.0
         if config.offload_optimizer != "none":
-            seconds += rates.host_moving(share * HOST_STEP_BYTES, min(self.ranks, cluster.gpus_per_node))
+            seconds += rates.host_moving(share * HOST_STEP_BYTES, local)
             seconds += rates.copy("to host", count * share * config.gradient_bytes)
             fresh = self.sharded and config.offload_param == "none"  # stage 3 casts its masters on the way
             seconds += rates.copy("to device", share * config.parameter_bytes, pinned=not fresh)
         elif config.offload_param != "none":  # stage3.py, _reassign_or_swap_out_partitioned_parameters
             seconds += rates.copy("to host", share * 4, pinned=False)
-        local = min(self.ranks, cluster.gpus_per_node)
         if config.offload_optimizer == "nvme":
             node = share * local * NVME_STATE_BYTES / 2
             seconds += node / cluster.nvme_read_bytes_per_second + node / cluster.nvme_write_bytes_per_second
         if config.offload_param != "none":
-            reads = self.profile.parameters / self.ranks * config.parameter_bytes * 2 * count
+            reads = self.profile.own_parameters / self.ranks * config.parameter_bytes * 2 * count
             seconds += rates.copy("to device", reads)
             if config.offload_param == "nvme":
                 seconds += reads * local / cluster.nvme_read_bytes_per_second

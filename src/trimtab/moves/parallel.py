@@ -11,11 +11,14 @@ from trimtab.model import Model
 from trimtab.moves.batch import stated_micro_batch
 from trimtab.moves.move import Kind, Move, Value, moved, single
 from trimtab.moves.writing import global_batch, with_micro_batch
+from trimtab.parameters.sequence_parallel import why_not as spread_why_not
+from trimtab.parameters.tensor_parallel import why_not as split_why_not
 
 
-def _resplit(config: Config, cluster: Cluster, changes: dict[str, Any]) -> Config:
-    """``config`` with ``changes`` that leave fewer data-parallel ranks; the global batch stays."""
-    train, micro = global_batch(config, cluster), stated_micro_batch(config, cluster)
+def _resplit(
+    config: Config, cluster: Cluster, changes: dict[str, Any], train: int | None, micro: int | None
+) -> Config:
+    """``config`` with ``changes`` that leave other data-parallel ranks; ``train`` samples a step stay."""
     after = config.with_values(changes)
     if train is None or micro is None:
         return after
@@ -27,6 +30,15 @@ def _resplit(config: Config, cluster: Cluster, changes: dict[str, Any]) -> Confi
         except RefusedConfig:
             continue
     return config
+
+
+def _outside(after: Config, size: int, cluster: Cluster) -> str | None:
+    """Why the cluster has no groups of ``size`` GPUs inside its nodes; None where it has."""
+    if size > cluster.gpus_per_node:
+        return f"{size} GPUs reach over nodes of {cluster.gpus_per_node}: every layer would use the network"
+    if cluster.world_size % after.data_parallel_divisor:
+        return f"{cluster.world_size} GPUs cannot be split into groups of {after.data_parallel_divisor}"
+    return None
 
 
 def pipeline(stages: int) -> Move:
@@ -45,7 +57,11 @@ def pipeline(stages: int) -> Move:
             "one; ZeRO stage 3 spreads the layers instead"
         ),
         apply=lambda config, cluster: _resplit(
-            config, cluster, {"trimtab.pipeline_stages": stages if stages > 1 else None}
+            config,
+            cluster,
+            {"trimtab.pipeline_stages": stages if stages > 1 else None},
+            global_batch(config, cluster),
+            stated_micro_batch(config, cluster),
         ),
     )
 
@@ -54,57 +70,57 @@ def sequence_parallel(size: int) -> Move:
     """Ulysses: the tokens of a sample over ``size`` GPUs."""
 
     def refuses(config: Config, model: Model, cluster: Cluster) -> str | None:
-        if model.heads % size or config.job.sequence_length % size:
-            return f"{size} does not divide {model.heads} heads and {config.job.sequence_length} tokens"
-        return (
-            "the script must cut every sample over the ranks (runtime/sequence_parallel/ulysses_sp.py:143), "
-            "which `trimtab train` does not; recomputation and smaller micro batches save activations"
-        )
+        after = config.with_values({"sequence_parallel_size": size})
+        return _outside(after, size, cluster) or (spread_why_not(after, model) if size > 1 else None)
 
     return moved(
         "sequence-parallel",
         size,
-        title=f"Sequences over {size} GPUs (Ulysses)",
-        saves="activations: each GPU holds its share of the tokens",
-        costs="two all-to-alls around every attention, fewer data-parallel ranks",
-        needs="a script that cuts samples, heads and tokens that divide",
+        title=f"Sequences over {size} GPUs (Ulysses)" if size > 1 else "Whole sequences on every GPU",
+        saves="activations and logits: each GPU holds its share of the tokens",
+        costs="four all-to-alls around every attention, gradients reduced in fp32, fewer data-parallel ranks",
+        needs="a script that cuts samples (`trimtab train` does), heads and tokens that divide",
         source="Jacobs et al. 2023 (DeepSpeed-Ulysses); runtime/sequence_parallel/ulysses_sp.py",
-        counted=False,
         refuses=refuses,
         apply=lambda config, cluster: _resplit(
-            config, cluster, {"sequence_parallel_size": size if size > 1 else None}
+            config,
+            cluster,
+            {"sequence_parallel_size": size if size > 1 else None},
+            global_batch(config, cluster),
+            stated_micro_batch(config, cluster),
         ),
     )
 
 
 def tensor_parallel(size: int) -> Move:
-    """AutoTP: every layer's matrices over ``size`` GPUs."""
+    """AutoTP: every layer's matrices over ``size`` GPUs.
+
+    ``train_batch_size`` goes, for the engine counts every rank of a group in it (runtime/config.py:455-475).
+    """
 
     def refuses(config: Config, model: Model, cluster: Cluster) -> str | None:
-        if model.kv_heads % size:
-            return f"{size} does not divide the {model.kv_heads} key-value heads (runtime/engine.py:1048)"
-        if size > cluster.gpus_per_node:
-            return (
-                f"{size} GPUs reach over nodes of {cluster.gpus_per_node}: every layer would use the network"
-            )
-        return (
-            "all ranks of a group must be fed the same samples (runtime/engine.py:940-1058), which "
-            "`trimtab train` does not; ZeRO stage 3 spreads the weights instead"
-        )
+        after = config.with_values({"tensor_parallel.autotp_size": size})
+        return _outside(after, size, cluster) or (split_why_not(after, model) if size > 1 else None)
+
+    def apply(config: Config, cluster: Cluster) -> Config:
+        if config.tensor_parallel == size:
+            return config
+        block = {"tensor_parallel": None} if size == 1 else {"tensor_parallel.autotp_size": size}
+        train = global_batch(config, cluster)
+        micro = stated_micro_batch(config, cluster)
+        stated = {"train_batch_size": None, "train_micro_batch_size_per_gpu": micro}
+        return _resplit(config, cluster, {**block, **stated}, train, micro)
 
     return moved(
         "tensor-parallel",
         size,
-        title=f"Layers over {size} GPUs (AutoTP)",
+        title=f"Layers over {size} GPUs (AutoTP)" if size > 1 else "Whole layers on every GPU",
         saves="parameters, gradients and part of the activations",
-        costs="two all-reduces in every layer, fewer data-parallel ranks",
-        needs="a script that feeds a group the same samples, a fast link in the node",
-        source="Shoeybi et al. 2019 (Megatron-LM), section 3; runtime/tensor_parallel/config.py:38-110",
-        counted=False,
+        costs="four to seven all-reduces of activations in every layer, fewer data-parallel ranks",
+        needs="a script that feeds a group the same samples (`trimtab train` does), a fast link in the node",
+        source="Shoeybi et al. 2019 (Megatron-LM), section 3; module_inject/layers.py:204, 287",
         refuses=refuses,
-        apply=lambda config, cluster: _resplit(
-            config, cluster, {"tensor_parallel": {"autotp_size": size} if size > 1 else None}
-        ),
+        apply=apply,
     )
 
 

@@ -68,7 +68,7 @@ def global_batch(config: Config, cluster: Cluster) -> int | None:
     """Samples of one optimizer step: as stated, else what the keys give on ``cluster``; None if unsolved."""
     stated = config.get("train_batch_size")
     if isinstance(stated, int) and not isinstance(stated, bool):
-        return stated
+        return stated // config.tensor_parallel
     try:
         return config.batch(cluster.world_size).train
     except RefusedConfig:
@@ -91,7 +91,7 @@ def with_micro_batch(config: Config, cluster: Cluster, size: int, train: int) ->
     changes: dict[str, Any] = {"train_micro_batch_size_per_gpu": size}
     stated = config.get("train_batch_size") is not None
     if stated:
-        changes["train_batch_size"] = train
+        changes["train_batch_size"] = train * config.tensor_parallel
     if not stated or config.get("gradient_accumulation_steps") is not None:
         changes["gradient_accumulation_steps"] = train // (size * ranks)
     return config.with_values(changes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,42 @@ def on_disk(wishes: Wishes, cluster: Cluster) -> tuple[Family, ...]:
         cluster,
         ((third, states, moves.offload_param("cpu")), (third, states, moves.offload_param("nvme"))),
     )
+
+
+def split_layers(wishes: Wishes, cluster: Cluster) -> tuple[Family, ...]:
+    """Those whose layers AutoTP splits inside a node: where one sample a GPU is too much, or all there is.
+
+    ZeRO stage 3 does not go with it, and what AutoTP leaves whole is sharded by the lower stages.
+    """
+    shardings = (
+        (moves.zero_stage(1),),
+        (moves.zero_stage(2),),
+        (moves.zero_stage(2), moves.offload_optimizer("cpu")),
+    )
+    return _shared(wishes, cluster, shardings, moves.tensor_parallel)
+
+
+def split_samples(wishes: Wishes, cluster: Cluster) -> tuple[Family, ...]:
+    """Those that spread every sample's tokens inside a node (Ulysses): where one sample a GPU is too much."""
+    third = moves.zero_stage(3)
+    shardings = (
+        (moves.zero_stage(1),),
+        (third,),
+        (third, moves.offload_optimizer("cpu")),
+        (third, moves.offload_optimizer("cpu"), moves.offload_param("cpu")),
+    )
+    return _shared(wishes, cluster, shardings, moves.sequence_parallel)
+
+
+def _shared(
+    wishes: Wishes,
+    cluster: Cluster,
+    shardings: Iterable[tuple[Move, ...]],
+    shared: Callable[[int], Move],
+) -> tuple[Family, ...]:
+    sizes = [size for size in (2, 4, 8) if size <= cluster.gpus_per_node]
+    chains = ((*sharding, shared(size)) for sharding in shardings for size in sizes)
+    return _all(wishes, cluster, chains)
 
 
 def _all(wishes: Wishes, cluster: Cluster, shardings: Iterable[tuple[Move, ...]]) -> tuple[Family, ...]:

@@ -158,10 +158,11 @@ class Arithmetic:
             trained = sum(one.numel for one in listing if one.trainable)
             self._sizes[key] = sum(one.numel for one in listing), trained
         whole, trained = self._sizes[key]
-        weights = whole * config.parameter_bytes / (world if config.stage == 3 else 1)
+        split = config.tensor_parallel
+        weights = whole * config.parameter_bytes / (world if config.stage == 3 else split)
         states = trained * (8 if config.precision == "fp32" else 12)
         return (weights if config.offload_param == "none" else 0) + (
-            states / (world if config.stage else 1) if config.offload_optimizer == "none" else 0
+            states / (world if config.stage else split) if config.offload_optimizer == "none" else 0
         )
 
     def _short(self, config: Config, peak: float, cluster: Cluster) -> Shortfall:
@@ -170,10 +171,14 @@ class Arithmetic:
         return _lacking("GPU memory", needed, cluster.gpu.usable_bytes)
 
     def _key(self, config: Config, world: int) -> Hashable:
-        return settings_of(config, world), config.batch(world).micro, config.job
+        shared = config.tensor_parallel, config.sequence_parallel
+        return settings_of(config, world), config.batch(world).micro, config.job, shared
 
     def _work_key(self, config: Config, world: int) -> Hashable:
-        return config.stage == 3, config.precision, config.batch(world).micro, config.job
+        return (
+            config.stage == 3, config.precision, config.batch(world).micro, config.job,
+            config.tensor_parallel, config.sequence_parallel,
+        )  # fmt: skip
 
 
 def _lacking(where: str, needed: int, there: int) -> Shortfall:

@@ -27,6 +27,10 @@ def summary(one: Contender) -> str:
         words.append(f"{config.job.recomputed_layers} layers recomputed")
     elif config.job.checkpoint_activations:
         words.append("recomputed")
+    if config.tensor_parallel > 1:
+        words.append(f"layers over {config.tensor_parallel} GPUs")
+    if config.sequence_parallel > 1:
+        words.append(f"samples over {config.sequence_parallel} GPUs")
     places = {"optimizer": config.offload_optimizer, "parameters": config.offload_param}
     words += [
         f"{what} on {'NVMe' if where == 'nvme' else 'CPU'}"
@@ -68,6 +72,8 @@ def why_slower(one: Contender, chosen: Contender) -> str:
             return f"as fast within {TIE:.0%}, and less simple".replace("%", " %")
         return f"as fast within {TIE:.0%}".replace("%", " %")
     if ratio < 0:
+        if one.careful_seconds * (1 + TIE) >= chosen.careful_seconds:  # what they are ranked by
+            return f"{-ratio:.0%} faster beside a quick host, and not beside a slow one".replace("%", " %")
         return f"{-ratio:.0%} faster by the arithmetic, refuted by the proof".replace("%", " %")
     grown = [
         (getattr(one.speed, key) - getattr(chosen.speed, key), name)
@@ -116,6 +122,7 @@ def _why(chosen: Bill, answer: Estimate, field: Field, wishes: Wishes) -> Iterat
     others = [other for other in fitting if other.family.name != one.family.name]
     yield from _sharding(one, others, losers)
     yield from _offload(one, others, losers)
+    yield from _split(one, others, losers)
     yield from _recomputation(one, others, losers)
     yield _micro(one, field)
     yield _format(answer, wishes)
@@ -168,6 +175,23 @@ def _offloads(one: Contender) -> bool:
     return (one.config.offload_optimizer, one.config.offload_param) != ("none", "none")
 
 
+def _split(one: Contender, others: Sequence[Contender], losers: Sequence[Loser]) -> Iterator[str]:
+    if one.config.data_parallel_divisor == 1:
+        shared = [other for other in others if other.config.data_parallel_divisor > 1]
+        if shared:
+            yield f"no GPUs share layers or samples: the fastest that do are {why_slower(shared[0], one)}"
+        return
+    layers, samples = one.config.tensor_parallel, one.config.sequence_parallel
+    name = f"layers over {layers} GPUs (AutoTP)" if layers > 1 else f"samples over {samples} GPUs (Ulysses)"
+    whole = [other for other in others if other.config.data_parallel_divisor == 1]
+    if whole:
+        yield f"{name}: the fastest whose GPUs share nothing is {why_slower(whole[0], one)}"
+        return
+    lost = next((each for each in losers if each.contender.config.data_parallel_divisor == 1), None)
+    if lost is not None:
+        yield f"{name}: the leanest whose GPUs share nothing {why_not_fits(lost)}"
+
+
 def _recomputation(one: Contender, others: Sequence[Contender], losers: Sequence[Loser]) -> Iterator[str]:
     job = one.config.job
     against = {False: "keeping them", True: "recomputing them"}
@@ -200,12 +224,18 @@ def _same_but(one: Contender, other: Contender, what: str) -> bool:
         "recomputation": one.family.is_partial or mine.job.recomputation is theirs.job.recomputation,
         "offload": (mine.offload_optimizer, mine.offload_param)
         == (theirs.offload_optimizer, theirs.offload_param),
+        "split": mine.data_parallel_divisor == theirs.data_parallel_divisor,
     }
     return all(equal for name, equal in same.items() if name != what)
 
 
 def _micro(one: Contender, field: Field) -> str:
-    text = f"micro batch {one.micro} × {one.accumulation} accumulated × {one.cluster.world_size} GPUs"
+    shared = one.config.data_parallel_divisor
+    count = one.cluster.world_size // shared
+    groups = f"{count} group{'s' * (count > 1)} of {shared} GPUs"
+    if shared == 1:
+        groups = f"{one.cluster.world_size} GPUs"
+    text = f"micro batch {one.micro} × {one.accumulation} accumulated × {groups}"
     if one.accumulation == 1:
         return f"{text}: the whole share of a GPU"
     if one.family.is_partial:

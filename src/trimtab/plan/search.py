@@ -18,7 +18,15 @@ from trimtab import moves
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.speed import Speed
-from trimtab.plan.candidates import Family, families, on_disk, smaller_bucket, with_micro_batch
+from trimtab.plan.candidates import (
+    Family,
+    families,
+    on_disk,
+    smaller_bucket,
+    split_layers,
+    split_samples,
+    with_micro_batch,
+)
 from trimtab.plan.counting import Arithmetic, Shortfall
 from trimtab.plan.wishes import Wishes
 
@@ -60,7 +68,8 @@ class Contender:
     @property
     def seconds_per_token(self) -> float:
         """Of the whole cluster."""
-        return self.speed.step_seconds / (self.speed.tokens_per_step * self.cluster.world_size)
+        replicas = self.cluster.world_size // self.config.data_parallel_divisor
+        return self.speed.step_seconds / (self.speed.tokens_per_step * replicas)
 
     @property
     def line(self) -> Line:
@@ -92,6 +101,8 @@ class Field:
     settled: bool = False
     """Whether nothing more is measured: then only what was can be the best."""
     _every: list[Contender] | None = None
+    _widened: bool = False
+    """Whether families whose GPUs share layers or samples have joined."""
     _impossible: list[Family] = field(default_factory=list)
     """Families whose weights and optimizer states alone are too large."""
     _lean: dict[tuple[tuple[str, ...], int], Contender] = field(default_factory=dict)
@@ -135,9 +146,25 @@ class Field:
         return sorted(self._every, key=lambda one: (one.careful_seconds, one.family.complexity, one.micro))
 
     def best(self) -> Contender | None:
-        """The one to choose: the simplest of those that fit and are as fast as the fastest that fits."""
+        """The one to choose: the simplest of those that fit and are as fast as the fastest that fits.
+
+        GPUs share layers (AutoTP) only where no more than one sample fits or is there for a GPU, and samples
+        (Ulysses) only where not even one fits: what they exchange in every layer would else be for nothing.
+        """
         if self.settled and self.retimed:
             return self._best_measured()
+        found = self._best()
+        if (found is None or found.micro == 1) and self.divides and not self._widened:
+            self._widened = True
+            more = split_layers(self.wishes, self.cluster)
+            if found is None:
+                more += split_samples(self.wishes, self.cluster)
+            possible = [one for one in more if not self._cannot(one)]
+            self._every = [*(self._every or ()), *self._timed(possible)]
+            return self._best()
+        return found
+
+    def _best(self) -> Contender | None:
         first = next((fit for one in self._ascending() if (fit := self.fitting(one)) is not None), None)
         if first is None:
             return None
@@ -385,8 +412,11 @@ class Field:
     def _timed(self, these: Iterable[Family]) -> Iterator[Contender]:
         for family in these:
             options = moves.MOVES["micro-batch"].options(family.config, self.wishes.model, self.cluster)
+            shared = family.config.data_parallel_divisor
             for size in options:
                 assert isinstance(size, int)
+                if size > shared > 1:  # as many samples a group as it has GPUs, which had one each
+                    continue
                 yield self._contender(family, size)
 
     def _contender(self, family: Family, size: int) -> Contender:

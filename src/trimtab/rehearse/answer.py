@@ -263,8 +263,9 @@ def _phantom(
         return seen_by_phantom(record, said)
     rates = rates_of(cluster)
     simulated = simulate(
-        record, rates, accumulation=batch.accumulation, stage=config.stage, nodes=cluster.nodes
-    )
+        record, rates, accumulation=batch.accumulation, stage=config.stage, nodes=cluster.nodes,
+        split=config.data_parallel_divisor,
+    )  # fmt: skip
     return dataclasses.replace(
         seen_by_phantom(record, said), simulated=simulated, speed=speed_of(simulated, record, config, rates)
     )

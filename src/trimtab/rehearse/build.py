@@ -149,6 +149,10 @@ def batch(request: PhantomRequest, vocabulary: int) -> Mapping[str, Any]:
     def tokens(*shape: int) -> Any:
         return torch.randint(0, vocabulary, shape, device=corners.DEVICE)
 
+    parts = int(request.deepspeed.get("sequence_parallel_size", 1))
+    if parts > 1:
+        names = ("input_ids", "position_ids", "shift_labels")
+        return {name: tokens(size, length // parts) for name in names}
     values = {"input_ids": tokens(size, length)}
     if request.padding:
         values["attention_mask"] = tokens(size, length)

@@ -44,6 +44,8 @@ _CORNERS: tuple[tuple[str, str, str], ...] = (
     ("deepspeed.runtime.zero.partitioned_param_coordinator", "PartitionedParameterCoordinator", "ZeRO-3"),
     ("transformers.modeling_utils", "ALL_ATTENTION_FUNCTIONS", "attention kernels"),
     ("transformers.modeling_utils", "PreTrainedModel.initialize_weights", "building without numbers"),
+    ("deepspeed.utils.groups", "_init_tp_groups_with_new_group", "groups of tensor-parallel ranks"),
+    ("deepspeed.sequence.cross_entropy", "_resolve_vocab_metadata", "logits split by vocabulary"),
     ("transformers.utils.import_utils", "is_fake_tensor", "a model that believes that it trains"),
     ("transformers.modeling_utils", "get_torch_context_manager_or_global_device", "building on our device"),
 )
@@ -265,6 +267,30 @@ def open_world(rank: int, world_size: int, ranks_per_node: int) -> None:
         MASTER_PORT="29500",
     )
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+
+
+def take_group_over() -> None:
+    """Let DeepSpeed's communication know the fake group before the engine is built."""
+    import deepspeed
+
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)
+
+
+def split_layers(size: int) -> None:
+    """Make the groups of ``size`` tensor-parallel ranks by lists: a mesh reads values, which nothing has."""
+    from deepspeed.utils import groups
+
+    take_group_over()
+    groups._init_tp_groups_with_new_group(size)
+    import deepspeed.sequence.cross_entropy as losses
+
+    # asks every rank which rows of the vocabulary it holds
+    losses._resolve_vocab_metadata = lambda rows, start, end, *_: (start, end, rows * size)
+
+
+def trust_samples(engine: Any) -> None:
+    """Take off the hook that compares the first samples of tensor-parallel ranks (runtime/engine.py:960)."""
+    engine.first_dataloader_check.remove()
 
 
 def real_values(tensor: Any) -> list[Any]:

@@ -52,6 +52,8 @@ class Run:
         self.borders: list[tuple[str, int]] = []
         self.loss: Any = None
         self.said: tuple[str, ...] = ()
+        self.shared = int(request.deepspeed.get("sequence_parallel_size", 1))
+        """Ranks that share the tokens of a sample."""
 
     def enter(self, phase: str) -> None:
         """Close the phase that runs, keeping its peak, and start another."""
@@ -85,6 +87,7 @@ class Run:
 
         from trimtab.config import Config
         from trimtab.rehearse import accelerator, attention, build, calls, parts
+        from trimtab.train.sequences import share_attention
 
         started, request, ledger = time.perf_counter(), self.request, self.ledger
         corners.open_world(request.rank, request.world_size, request.ranks_per_node)
@@ -99,6 +102,10 @@ class Run:
         corners.quiet_engine(lambda flag: ledger.remember(flag, [0.0]))
         config = Config.from_mapping(request.deepspeed)
         dtype = build.DTYPES[config.precision]
+        if config.sequence_parallel > 1:
+            corners.take_group_over()
+        if config.tensor_parallel > 1:
+            corners.split_layers(config.tensor_parallel)
         with (
             ledger,
             calls.torch_calls(self._tensor(torch.tensor), attention.scaled_dot_product_attention),
@@ -117,8 +124,13 @@ class Run:
                 model=model,
                 model_parameters=[p for p in model.parameters() if p.requires_grad],
                 config=build.engine_config(request),
+                mpu=share_attention(
+                    model, self.shared, micro=request.micro_batch, length=request.sequence_length
+                ),
                 dist_init_required=False,
             )
+            if config.tensor_parallel > 1:
+                corners.trust_samples(engine)
             corners.quiet_engine(lambda flag: ledger.remember(flag, [0.0]))
             parts.label_model(ledger, model)
             parts.label_engine(ledger, engine)
@@ -160,11 +172,11 @@ class Run:
             self.enter("forward")
             values = build.batch(request, vocabulary)
             # as in a training loop, the last loss and what its graph still holds live until the next one
-            self.loss = loss = engine(**values).loss
+            self.loss = loss = self._loss(engine, values)
             if last:
                 self.mark("after_forward")
             self.enter("backward")
-            engine.backward(loss)
+            engine.backward(self._weighted(loss))
             parts.label_model(ledger, model)
             parts.label_engine(ledger, engine)
             if last:
@@ -175,6 +187,20 @@ class Run:
         parts.label_model(ledger, model)
         parts.label_engine(ledger, engine)
         ledger.module_of_node.clear()
+
+    def _loss(self, engine: Any, values: Mapping[str, Any]) -> Any:
+        from trimtab.train.sequences import loss_of_part
+
+        if self.shared == 1:
+            return engine(**values).loss
+        return loss_of_part(engine, dict(values), self.shared)
+
+    def _weighted(self, loss: Any) -> Any:
+        from trimtab.config import Config
+        from trimtab.train.sequences import weight_of_part
+
+        weight = weight_of_part(Config.from_mapping(self.request.deepspeed))
+        return loss * weight if weight != 1 else loss
 
     def _tensor(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """``torch.tensor`` for a device that only fake tensors know; reading the tensor gives its values."""
@@ -314,7 +340,15 @@ class Run:
                     host=host,
                     uneven=uneven,
                 )
-                for (func, phase, class_name, inputs, outputs, host, uneven), count in ledger.operators.items()
+                for (
+                    func,
+                    phase,
+                    class_name,
+                    inputs,
+                    outputs,
+                    host,
+                    uneven,
+                ), count in ledger.operators.items()
             ),
             collectives=tuple(
                 Collective(name=n, phase=p, bytes=b, group_size=g, stream=s, count=count)

@@ -140,6 +140,8 @@ class Run:
         self.engine: Any = None
         self.model: Any = None
         self.output: Any = None
+        self.shared, self.weight = 1, 1.0
+        """Ranks that share the tokens of a sample, and what their gradients are multiplied by."""
 
     def go(self) -> GpuRehearsal:
         """Build, initialize and step until all is seen or memory runs out."""
@@ -202,9 +204,11 @@ class Run:
         return "init" if self.step == 0 else self.phase if self.step == 2 else "timed"
 
     def _run(self, config: Config) -> tuple[str, ...]:
+        from trimtab.rehearse import corners
         from trimtab.train.engine import import_deepspeed
         from trimtab.train.model import Build, build_model, prepare_config, quiet_transformers
         from trimtab.train.samples import random_batch
+        from trimtab.train.sequences import share_attention, weight_of_part
 
         request, memory = self.request, self.memory
         deepspeed = import_deepspeed(request.device)
@@ -218,14 +222,24 @@ class Run:
         self.model, self.parameters, self.trainable = built.module, built.parameters, built.trainable
         self.modules = {id(module): name or "the model" for name, module in built.module.named_modules()}
         self.phase = "initialize"
+        if config.data_parallel_divisor > 1:
+            corners.take_group_over()
+        if config.tensor_parallel > 1:
+            corners.split_layers(config.tensor_parallel)
+        micro = config.batch(request.world_size).micro
         self.engine, *_ = deepspeed.initialize(
             model=built.module,
             model_parameters=[p for p in built.module.parameters() if p.requires_grad],
             config=config.deepspeed(),
+            mpu=share_attention(
+                built.module, config.sequence_parallel, micro=micro, length=config.job.sequence_length
+            ),
             dist_init_required=False,
         )
+        if config.tensor_parallel > 1:
+            corners.trust_samples(self.engine)
         memory.close("init")
-        micro = config.batch(request.world_size).micro
+        self.shared, self.weight = config.sequence_parallel, weight_of_part(config)
 
         def batch() -> dict[str, Any]:
             return random_batch(config.job, hf, samples=micro, device=self.engine.device)
@@ -242,6 +256,14 @@ class Run:
         self.outside = memory.outside()
         return notes
 
+    def _loss(self, values: dict[str, Any]) -> Any:
+        from trimtab.train.sequences import loss_of_part, part_of
+
+        if self.shared == 1:
+            return self.engine(**values).loss
+        part = part_of(values, self.request.rank % self.shared, self.shared)
+        return loss_of_part(self.engine, part, self.shared)
+
     def _step(self, batch: Callable[[], dict[str, Any]], border: Callable[[str, bool], None]) -> None:
         """One optimizer step; ``border`` is told where each phase of each micro step ends, and the last."""
         self.step += 1
@@ -251,10 +273,10 @@ class Run:
             values = batch()
             border("start", last)
             # as in a training loop, the last loss and what its graph still holds live until the next one
-            self.output = self.engine(**values).loss
+            self.output = self._loss(values)
             border("forward", last)
             self.phase = "backward"
-            self.engine.backward(self.output)
+            self.engine.backward(self.output * self.weight if self.shared > 1 else self.output)
             border("backward", last)
             self.phase = "step"
             self.engine.step()

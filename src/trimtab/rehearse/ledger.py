@@ -127,6 +127,11 @@ class Ledger(TorchDispatchMode):
                 return handler(*args, **(kwargs or {}))
         if func.namespace == "c10d":
             return self._collective(func, args, kwargs or {})
+        if func.name() == "deepspeed::dim_zero_all_to_all" and self.recording:  # Ulysses' own operator
+            sent = args[0]
+            size, ranks = sent.numel() * sent.element_size(), sent.shape[0]
+            key = ("alltoall_base", self.phase, size, ranks, self.stream)
+            self._count(self.collectives, "collective", key)
         self._operator = func
         if func is _ADD and self.phase == "backward" and self._sums_in_place(args):
             func = _ADD_IN_PLACE
@@ -366,7 +371,9 @@ class Ledger(TorchDispatchMode):
             target = result if isinstance(result, torch.Tensor) else args[0]
             source = args[0] if func is aten._to_copy.default else args[1]
             if isinstance(source, torch.Tensor) and source.device.type != target.device.type:
-                self._note_transfer(target, source, waits=not (kwargs or {}).get("non_blocking", args[2:3] == (True,)))
+                self._note_transfer(
+                    target, source, waits=not (kwargs or {}).get("non_blocking", args[2:3] == (True,))
+                )
                 return
         module = self.module_stack[-1] if self.module_stack else ""
         if not module and self.phase == "backward":

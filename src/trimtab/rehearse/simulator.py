@@ -67,15 +67,18 @@ class Simulated:
     spans: tuple[Span, ...] = field(repr=False)
 
 
-def simulate(record: Rehearsal, rates: Rates, *, accumulation: int, stage: int, nodes: int = 1) -> Simulated:
+def simulate(
+    record: Rehearsal, rates: Rates, *, accumulation: int, stage: int, nodes: int = 1, split: int = 1
+) -> Simulated:
     """Replay the measured step of ``record``.
 
     Args:
         accumulation: micro steps of the whole step; the record holds the first and the last of them.
         stage: ZeRO stage, for what the engine's hooks cost the host.
         nodes: hosts that the ranks of the world lie on.
+        split: ranks that share every layer by tensor parallelism.
     """
-    replay = _Replay(record, rates, stage, nodes)
+    replay = _Replay(record, rates, stage, nodes, split)
     replay.run()
     return replay.answer(accumulation)
 
@@ -83,8 +86,9 @@ def simulate(record: Rehearsal, rates: Rates, *, accumulation: int, stage: int, 
 class _Replay:
     """Clocks of the host and of every stream while the entries go by."""
 
-    def __init__(self, record: Rehearsal, rates: Rates, stage: int, nodes: int) -> None:
+    def __init__(self, record: Rehearsal, rates: Rates, stage: int, nodes: int, split: int) -> None:
         self.record, self.rates, self.stage, self.nodes = record, rates, stage, nodes
+        self.split = split
         self.host_costs = rates.host
         self.host = 0.0
         self.offloaded = 0.0
@@ -232,7 +236,7 @@ class _Replay:
         one: Collective = self.record.collectives[index]
         self._issue(self.host_costs.collective)
         name = COLLECTIVES.get(one.name, "all_reduce")
-        nodes = max(1, min(self.nodes, one.group_size * self.nodes // max(1, self._world)))
+        nodes = self._nodes_of(one.group_size)
         seconds = self.rates.collective(name, one.bytes, one.group_size, nodes)
         start = max(self.host, self.clocks[self.stream], self.lanes.get(one.group_size, 0.0))
         self.lanes[one.group_size] = start + seconds
@@ -241,6 +245,14 @@ class _Replay:
         lane = f"collectives of {one.group_size}"
         self.spans.append(Span(name=one.name, lane=lane, start=start, seconds=seconds))
 
+    def _nodes_of(self, size: int) -> int:
+        """Nodes that a group of ``size`` lies on; ranks that share layers are neighbours, others not."""
+        if size == self.split > 1:
+            return -(-size // self.rates.cluster.gpus_per_node)
+        if self.split > 1:
+            return min(self.nodes, size)
+        return max(1, min(self.nodes, size * self.nodes // max(1, self._world)))
+
     @property
     def _world(self) -> int:
         return max((one.group_size for one in self.record.collectives), default=1)
@@ -248,6 +260,8 @@ class _Replay:
     @property
     def _neighbours(self) -> int:
         """Ranks of this world on one node."""
+        if self.split > 1:
+            return self.rates.cluster.gpus_per_node
         return max(1, self._world // self.nodes)
 
     def _copy(self, index: int) -> None:
@@ -294,7 +308,11 @@ class _Replay:
         if self.phase == "forward":
             return self.host_costs.forward
         if self.phase == "backward":
-            return self.host_costs.backward if one.module_class or one.name.startswith("attention.") else self.host_costs.engine
+            return (
+                self.host_costs.backward
+                if one.module_class or one.name.startswith("attention.")
+                else self.host_costs.engine
+            )
         return self.host_costs.step
 
     def _phase(self, index: int) -> None:

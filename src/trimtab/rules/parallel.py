@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from trimtab.parameters import sequence_parallel, tensor_parallel
 from trimtab.rules.base import Hit, put, remove, rule, shown
 from trimtab.rules.batch import engine_passes
 from trimtab.rules.subject import Subject
@@ -355,3 +356,60 @@ def gds(subject: Subject) -> Iterable[Hit]:
     place = subject.place("aio.use_gds")
     if place and isinstance(subject.written("aio"), Mapping) and subject.on("aio.use_gds"):
         yield Hit(place, "use_gds needs CUDA and the GPUDirect Storage driver.")
+
+
+@rule("PL013", "batch-that-counts-split-layers", "warning")
+def batch_that_counts_split_layers(subject: Subject) -> Iterable[Hit]:
+    """Finds train_batch_size beside tensor parallelism, where it says more samples than there are.
+
+    Why is this bad?
+        The ranks of a tensor-parallel group share their samples, and the engine counts each of them in
+        train_batch_size: a step trains on a part of the samples that the file states.
+    Example
+        {"train_batch_size": 32, "train_micro_batch_size_per_gpu": 2, "tensor_parallel": {"autotp_size": 2}}
+    Use instead
+        {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 4,
+         "tensor_parallel": {"autotp_size": 2}}
+    Source
+        deepspeed/runtime/config.py:455-475
+    """
+    size, train = subject.integer("tensor_parallel.autotp_size") or 1, subject.raw.get(BATCH[0])
+    if size > 1 and isinstance(train, int) and not isinstance(train, bool) and train % size == 0:
+        yield Hit(
+            (BATCH[0],),
+            f"train_batch_size is {train}, but a step has {train // size} samples: {size} tensor-parallel "
+            "ranks share theirs. State train_micro_batch_size_per_gpu and gradient_accumulation_steps.",
+            at_value=True,
+        )
+
+
+@rule("PL014", "job-that-does-not-split", "warning")
+def job_that_does_not_split(subject: Subject) -> Iterable[Hit]:
+    """Finds tensor or sequence parallelism for a job that it refuses, or trains otherwise than one GPU would.
+
+    Why is this bad?
+        AutoTP refuses GPT-2 and plans with styles that it does not know, drops peft's adapters with the
+        modules that hold them, and at stage 0 in 16 bits every optimizer but DeepSpeed's Adam clips by the
+        norm of one rank's shard. Ulysses reads num_key_value_heads, which not every config has, takes no
+        eager attention, and drops the masks of sliding windows.
+    Example
+        {"zero_optimization": {"stage": 1}, "tensor_parallel": {"autotp_size": 2},
+         "trimtab": {"model": "gpt2"}}
+    Use instead
+        {"zero_optimization": {"stage": 1}, "trimtab": {"model": "gpt2"}}
+    Source
+        deepspeed/module_inject/auto_tp.py:292; deepspeed/module_inject/tp_plan_converter.py:44;
+        deepspeed/runtime/fp16/unfused_optimizer.py:214;
+        deepspeed/runtime/sequence_parallel/ulysses_sp.py:468, 512, 546
+    """
+    config, model = subject.typed, subject.model
+    if config is None or model is None:
+        return
+    for key, why_not in (
+        ("tensor_parallel.autotp_size", tensor_parallel.why_not),
+        ("sequence_parallel_size", sequence_parallel.why_not),
+    ):
+        place, size = subject.place(key), subject.integer(key)
+        reason = why_not(config, model) if place is not None and size is not None and size > 1 else None
+        if place is not None and reason is not None:
+            yield Hit(place, f"{model.name} does not train over {size} ranks: {reason}.", at_value=True)

@@ -51,6 +51,8 @@ class Manifest:
     """SHA-256 of the configuration."""
     versions: Mapping[str, str]
     files: Mapping[str, Mapping[str, Any]]
+    tensor_parallel: int = 1
+    """Ranks over which every layer was split."""
     format: int = FORMAT
 
 
@@ -149,9 +151,9 @@ def find_checkpoint(resume: str, checkpoints: Path) -> tuple[Path | None, tuple[
 
 
 def check_resumable(
-    manifest: Manifest, folder: Path, *, world: int, model: str, data: str, seed: int
+    manifest: Manifest, folder: Path, *, world: int, model: str, data: str, seed: int, split: int = 1
 ) -> None:
-    """Refuse to continue another model, other data or another world.
+    """Refuse to continue another model, other data, another world or another ``split`` of the layers.
 
     Raises:
         UsageError: something differs; names it and the cure.
@@ -170,7 +172,12 @@ def check_resumable(
         raise UsageError(
             f"{folder} began with --seed {manifest.seed}, not {seed}: the order of the data would change"
         )
-    if manifest.world_size != world and manifest.stage > 0:
+    if manifest.tensor_parallel != split:
+        raise UsageError(
+            f"{folder} was saved with every layer split over {manifest.tensor_parallel} ranks, not {split}: "
+            f"use --set tensor_parallel.autotp_size={manifest.tensor_parallel}"
+        )
+    if manifest.world_size != world and (manifest.stage > 0 or split > 1):
         raise UsageError(
             f"{folder} was saved by {manifest.world_size} ranks and ZeRO stage {manifest.stage} shards "
             "cannot be "

@@ -29,6 +29,7 @@ from trimtab.train.model import build_model
 from trimtab.train.ranks import Ranks, StopSignals, join
 from trimtab.train.report import closing_report
 from trimtab.train.sampling import sample_text
+from trimtab.train.sequences import loss_of_part, part_of, share_attention, weight_of_part
 from trimtab.train.settings import Settings, as_mapping
 from trimtab.train.setup import Setup, check_room, set_up, write_effective
 
@@ -88,7 +89,7 @@ def run(settings: Settings, *, prediction: Mapping[str, Any] | None = None) -> O
 
         batches = micro_batches(
             setup.training, seed=settings.seed, start=at.samples, micro=setup.batch.micro,
-            rank=ranks.rank, world=setup.batch.data_parallel, workers=settings.workers,
+            rank=setup.replica_of(ranks.rank), world=setup.batch.data_parallel, workers=settings.workers,
         )  # fmt: skip
         progress = stack.enter_context(Progress(total=setup.steps, start=at.step, shown=ranks.first))
         for note in setup.notes:
@@ -122,12 +123,12 @@ def run(settings: Settings, *, prediction: Mapping[str, Any] | None = None) -> O
 
         _evaluate(engine, setup, settings, ranks, events, at.step)
         facts: dict[str, Any] = {"world_size": ranks.world, "checkpoint": str(saved), **parameters}
-        if setup.config.job.task == "causal-lm":
+        if setup.config.job.task == "causal-lm" and setup.config.sequence_parallel == 1:
             facts["sample"] = _sample(engine, setup, settings)
         if settings.export:
             export_model(
                 engine, setup.prepared.tokenizer, folder.model, ranks,
-                stage=setup.config.stage, adapter=setup.config.job.lora is not None,
+                config=setup.config,
             )  # fmt: skip
             facts["model"] = str(folder.model)
         report = closing_report(folder, facts=facts, prediction=prediction) if ranks.first else None
@@ -177,13 +178,20 @@ def _build(setup: Setup, settings: Settings, ranks: Ranks, deepspeed: Any) -> tu
 
     torch.manual_seed(settings.seed)  # the same on every rank: the same weights everywhere
     built = build_model(setup.config, setup.hf, setup.build, device=settings.device)
-    torch.manual_seed(settings.seed + 1 + ranks.rank)  # from here on each rank its own dropout
+    # from here on each rank its own dropout, but for those that compute parts of one and the same tensor
+    torch.manual_seed(settings.seed + 1 + ranks.rank // setup.config.tensor_parallel)
     values = setup.config.deepspeed()
     values.setdefault("steps_per_print", 2**31)
     engine, _, _, _ = deepspeed.initialize(
         model=built.module,
         model_parameters=[p for p in built.module.parameters() if p.requires_grad],
         config=values,
+        mpu=share_attention(
+            built.module,
+            setup.config.sequence_parallel,
+            micro=setup.batch.micro,
+            length=setup.config.job.sequence_length,
+        ),
         dist_init_required=False,
     )
     return engine, {"parameters": built.parameters, "trainable": built.trainable}, built.zero3
@@ -194,15 +202,14 @@ def _step(
 ) -> tuple[dict[str, Any], int]:
     """One optimizer step; its numbers over all ranks, and the signal that asks to stop (0: none)."""
     started = time.monotonic()
-    total, tokens = 0.0, 0
+    total, tokens, weight = 0.0, 0, weight_of_part(setup.config)
     for _ in range(setup.batch.accumulation):
         batch = next(batches)
         tokens += (
             int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
         )
-        batch = {name: values.to(ranks.device, non_blocking=True) for name, values in batch.items()}
-        loss = engine(**batch).loss
-        engine.backward(loss)
+        loss = _loss(engine, batch, setup, ranks)
+        engine.backward(loss * weight if weight != 1 else loss)
         engine.step()
         total += float(loss.detach())
     asked = stop.number or (_requested(folder) if ranks.first else 0)
@@ -213,15 +220,25 @@ def _step(
     sums = ranks.add(total, tokens, *by_rank)
     seconds = time.monotonic() - started
     norm = engine.get_global_grad_norm()
+    tokens = int(sums[1]) // setup.config.data_parallel_divisor  # each rank of a replica has counted its own
     row = {
         "loss": sums[0] / setup.batch.accumulation / ranks.world,
         "lr": engine.get_lr()[0],
         "grad_norm": None if norm is None else float(norm),
-        "tokens": int(sums[1]),
-        "tokens_per_second": sums[1] / seconds,
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds,
         "seconds": seconds,
     }
     return row, int(max(sums[2:]))
+
+
+def _loss(engine: Any, batch: dict[str, Any], setup: Setup, ranks: Ranks) -> Any:
+    """The loss of a micro batch, or of this rank's part of it."""
+    batch = {name: values.to(ranks.device, non_blocking=True) for name, values in batch.items()}
+    size = setup.config.sequence_parallel
+    if size == 1:
+        return engine(**batch).loss
+    return loss_of_part(engine, part_of(batch, ranks.rank % size, size), size)
 
 
 def _requested(folder: RunFolder) -> int:
@@ -240,14 +257,14 @@ def _evaluate(engine: Any, setup: Setup, settings: Settings, ranks: Ranks, event
         return
     count = max(1, min(EVALUATION_BATCHES, len(setup.validation) // (micro * world)))
     batches = micro_batches(
-        setup.validation, seed=settings.seed, start=0, micro=micro, rank=ranks.rank, world=world
-    )
+        setup.validation, seed=settings.seed, start=0, micro=micro,
+        rank=setup.replica_of(ranks.rank), world=world,
+    )  # fmt: skip
     engine.eval()
     total = 0.0
     with torch.no_grad():
         for _ in range(count):
-            batch = {name: values.to(ranks.device) for name, values in next(batches).items()}
-            total += float(engine(**batch).loss)
+            total += float(_loss(engine, next(batches), setup, ranks))
     engine.train()
     (total,) = ranks.add(total)
     events.write("evaluation", step=step, loss=total / count / ranks.world, samples=count * micro * world)
@@ -257,7 +274,7 @@ def _restore(engine: Any, checkpoint: Path, setup: Setup, settings: Settings, ra
     manifest = read_manifest(checkpoint)
     check_resumable(
         manifest, checkpoint, world=ranks.world, model=setup.model_digest,
-        data=setup.data_digest, seed=settings.seed,
+        data=setup.data_digest, seed=settings.seed, split=setup.config.tensor_parallel,
     )  # fmt: skip
     saving.load(engine, checkpoint, ranks, frozen=setup.saves_frozen)
     return Position(manifest.step, manifest.samples, manifest.tokens)
@@ -273,6 +290,7 @@ def _save(
         "loss": None if at.loss is None else at.loss.hex(),
         "world_size": ranks.world,
         "stage": setup.config.stage,
+        "tensor_parallel": setup.config.tensor_parallel,
         "seed": settings.seed,
         "model": setup.model_digest,
         "data": setup.data_digest,

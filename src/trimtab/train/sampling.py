@@ -26,7 +26,7 @@ def sample_text(engine: Any, tokenizer: Any, prompt: str, *, tokens: int, limit:
     try:
         with torch.no_grad():
             for _ in range(tokens):
-                logits = engine(input_ids=ids[:, -limit:]).logits[0, -1].float().cpu()
+                logits = _whole(engine(input_ids=ids[:, -limit:]).logits[0, -1], module).float().cpu()
                 best = torch.topk(logits / TEMPERATURE, min(TOP_TOKENS, logits.numel()))
                 choice = torch.multinomial(torch.softmax(best.values, -1), 1, generator=random)
                 token = best.indices[choice].to(ids.device)
@@ -36,3 +36,21 @@ def sample_text(engine: Any, tokenizer: Any, prompt: str, *, tokens: int, limit:
     finally:
         module.train()
     return str(tokenizer.decode(ids[0], skip_special_tokens=True))
+
+
+def _whole(logits: Any, module: Any) -> Any:
+    """Logits over the whole vocabulary, where tensor parallelism leaves each rank those of its own part."""
+    size = module.config.get_text_config().vocab_size
+    if logits.shape[-1] == size:
+        return logits
+    import torch
+    import torch.distributed as dist
+    from deepspeed.utils import groups
+
+    group = groups.get_tensor_model_parallel_group()
+    widest = -(-size // dist.get_world_size(group))
+    parts = [torch.empty_like(logits).resize_(widest) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, torch.nn.functional.pad(logits, (0, widest - len(logits))), group=group)
+    # the first ranks hold one row more where the vocabulary does not divide (module_inject/tp_shard.py)
+    more = size % len(parts) or len(parts)
+    return torch.cat([part[: widest if rank < more else widest - 1] for rank, part in enumerate(parts)])

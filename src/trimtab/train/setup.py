@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.config import Batch, Config
-from trimtab.errors import UnreadableFile, UsageError
+from trimtab.errors import RefusedConfig, UnreadableFile, Unsupported, UsageError
+from trimtab.model import Model
+from trimtab.parameters.parallel import check_parallel
 from trimtab.train.checkpoint import digest_of, needed_bytes
 from trimtab.train.data.prepare import DataRequest, Prepared, prepare
 from trimtab.train.data.samples import SampleMaker, sample_makers
@@ -59,6 +61,10 @@ class Setup:
         """SHA-256 of the stored tokens."""
         return str(self.prepared.store.facts["digest"])
 
+    def replica_of(self, rank: int) -> int:
+        """Which replica ``rank`` has a part of: neighbours share one (utils/groups.py:150-175)."""
+        return rank // self.config.data_parallel_divisor
+
     @property
     def saves_frozen(self) -> bool:
         """Whether checkpoints hold frozen weights: not if they come from pretrained weights and adapters
@@ -92,6 +98,7 @@ def set_up(settings: Settings, folder: RunFolder, *, world: int, resuming: bool 
                 "--shrink makes a small model with random weights; --from gives weights: choose one"
             )
         hf = shrink(hf, vocab_size=_shrunken_vocabulary(settings.tokenizer))
+    _check_split(config, hf, world)
     tokenizer = settings.tokenizer or _own_tokenizer(settings.pretrained)
     request = DataRequest(
         sources=settings.data,
@@ -133,6 +140,28 @@ def set_up(settings: Settings, folder: RunFolder, *, world: int, resuming: bool 
         model_digest=_model_digest(hf, config),
         notes=(*notes, *prepared.notes, *said, *_warnings(settings, config, steps)),
     )
+
+
+def _check_split(config: Config, hf: Any, world: int) -> None:
+    """Refuse what would not train as one GPU does.
+
+    Raises:
+        RefusedConfig: the ranks do not divide.
+        Unsupported: a way to split a replica that does not train here; names the reason.
+    """
+    shares = config.data_parallel_divisor
+    if world % shares:
+        raise RefusedConfig(
+            f"{config.name}: {shares} ranks share a replica of the model, and {world} do not divide by that; "
+            f"start {max(1, world // shares) * shares}"
+        )
+    if config.job.pipeline_stages > 1:
+        raise Unsupported(
+            f"{config.name}: trimtab.pipeline_stages needs a script that builds a PipelineModule, which "
+            "`trimtab train` is not: set it to 1"
+        )
+    if shares > 1:
+        check_parallel(config, Model.from_hf(hf.to_dict(), config.job.model or ""))
 
 
 def check_room(setup: Setup, settings: Settings, folder: RunFolder) -> tuple[int, int]:
