@@ -3,8 +3,8 @@
     python bench/plan_quality.py bench/data/grid_x1.jsonl bench/data/grid_x4.jsonl [--json]
     python bench/plan_quality.py bench/data/grid_x1.jsonl --answers FOLDER
 
-``--replayed N`` lets the plan rehearse up to N candidates, each taking the time or the running out of memory that
-its row of the grid has: what ``trimtab plan --probe`` does on a GPU, from the same measurements again.
+``--replayed N`` lets the plan rehearse up to N candidates, each taking the time or the running out of memory
+that its row of the grid has: what ``trimtab plan --probe`` does on a GPU, from the same measurements again.
 
 Each row of a grid is one measured configuration: ``world``, ``config`` (the whole file, or the parts that
 `bench/case_pool.py` writes), ``step_seconds``, ``oom`` or ``out_of_memory``.  Rows of one model, world,
@@ -260,16 +260,16 @@ def main() -> int:
     parser.add_argument("--gpu", default="h200")
     parser.add_argument("--host-memory-gib", type=float, help="of the machine that was measured")
     parser.add_argument("--answers", type=Path, help="a folder of `trimtab plan --json`; else plans are made")
-    parser.add_argument("--replayed", type=int, default=0, metavar="N", help="candidates to rehearse from rows")
+    parser.add_argument(
+        "--replayed", type=int, default=0, metavar="N", help="candidates to rehearse from rows"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     memory = None if options.host_memory_gib is None else int(options.host_memory_gib * 2**30)
     found = sorted(grids(read(options.files)).items())
     given = None if options.answers is None else answers(options.answers)
     verdicts = [
-        judge(
-            key, rows, options.gpu, memory, None if given is None else given[key], options.replayed
-        )
+        judge(key, rows, options.gpu, memory, None if given is None else given[key], options.replayed)
         for key, rows in found
         if given is None or key in given
     ]

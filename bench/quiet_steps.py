@@ -53,6 +53,7 @@ def job(
 BERT = {"task": "masked-lm", "sequence_length": 128}
 T5 = {"task": "span-corruption", "sequence_length": 512, "target_length": 114}
 LONG = {"sequence_length": 2048}
+RECOMPUTED = {**LONG, "checkpoint_activations": True}
 JOBS = (
     job("gpt2-z0-m16", "gpt2", {"stage": 0}, micro=16),
     job("gpt2-z1-m4", "gpt2", {"stage": 1}, micro=4, accumulation=2),
@@ -68,9 +69,9 @@ JOBS = (
     job("llama-1b-z0-m4", "tinyllama-1.1b", {"stage": 0}, micro=4, accumulation=2, **LONG),
     job("llama-1b-z1-m2", "tinyllama-1.1b", {"stage": 1}, micro=2, accumulation=2),
     job("llama-1b-z2-m8", "tinyllama-1.1b", {"stage": 2}, micro=8, **LONG),
-    job("llama-1b-z2-m8-recompute", "tinyllama-1.1b", {"stage": 2}, micro=8, checkpoint_activations=True, **LONG),
+    job("llama-1b-z2-m8-recompute", "tinyllama-1.1b", {"stage": 2}, micro=8, **RECOMPUTED),
     job("llama-1b-z3-m4", "tinyllama-1.1b", {"stage": 3}, micro=4),
-    job("llama-1b-z3-m8-recompute", "tinyllama-1.1b", {"stage": 3}, micro=8, checkpoint_activations=True, **LONG),
+    job("llama-1b-z3-m8-recompute", "tinyllama-1.1b", {"stage": 3}, micro=8, **RECOMPUTED),
     job("llama-1b-z2-m4-offload", "tinyllama-1.1b", {"stage": 2, "offload_optimizer": CPU}, micro=4, **LONG),
     job(
         "llama-1b-z3-m4-both",
@@ -84,11 +85,19 @@ JOBS = (
     job("llama-1b-long-z2-m1", "tinyllama-1.1b", {"stage": 2}, micro=1, **{**LONG, "sequence_length": 16384}),
     job("qwen2-0.5b-z1-m8", "qwen2.5-0.5b", {"stage": 1}, micro=8),
     job("neox-1b-z2-m8", "pythia-1b", {"stage": 2}, micro=8),
-    job("llama-7b-z2-m4-recompute", "llama-7b", {"stage": 2}, micro=4, worlds=TWO, checkpoint_activations=True, **LONG),
-    job("llama-7b-z3-m4-recompute", "llama-7b", {"stage": 3}, micro=4, checkpoint_activations=True, **LONG),
+    job("llama-7b-z2-m4-recompute", "llama-7b", {"stage": 2}, micro=4, worlds=TWO, **RECOMPUTED),
+    job("llama-7b-z3-m4-recompute", "llama-7b", {"stage": 3}, micro=4, **RECOMPUTED),
     job("llama-7b-z3-m2", "llama-7b", {"stage": 3}, micro=2, worlds=TWO, **LONG),
-    job("llama-7b-lora-z2-m4-recompute", "llama-7b", {"stage": 2}, micro=4, lora=LORA, checkpoint_activations=True, **LONG),
-    job("gptj-z2-m2-recompute", "gpt-j-6b", {"stage": 2}, micro=2, worlds=TWO, attention="eager", checkpoint_activations=True, **LONG),
+    job("llama-7b-lora-z2-m4-recompute", "llama-7b", {"stage": 2}, micro=4, lora=LORA, **RECOMPUTED),
+    job(
+        "gptj-z2-m2-recompute",
+        "gpt-j-6b",
+        {"stage": 2},
+        micro=2,
+        worlds=TWO,
+        attention="eager",
+        **RECOMPUTED,
+    ),
 )  # fmt: skip
 
 

@@ -146,7 +146,7 @@ def closed_form(case: Case) -> Speed:
 
 
 def simulated(case: Case) -> tuple[float, float]:
-    """Seconds of a step as the simulator has it, by a phantom rehearsal, and the GPU's working share of them."""
+    """Seconds of a step by the simulator, after a phantom rehearsal, and the share that the GPU works."""
     from trimtab.rehearse.phantom import rehearse_phantom
     from trimtab.rehearse.request import PhantomRequest
     from trimtab.rehearse.simulator import simulate
@@ -285,7 +285,9 @@ def page(found: list[Predicted]) -> str:
     for name, belongs in GROUPS:
         chosen = [row for row in found if belongs(row.case)]
         lines.append(_summary(name, chosen))
-        lines.append(_summary("– of these, the GPU works 90 % of the time", [r for r in chosen if r.busy >= BUSY]))
+        lines.append(
+            _summary("– of these, the GPU works 90 % of the time", [r for r in chosen if r.busy >= BUSY])
+        )
     lines += [
         "",
         "| step | measured s | closed form s | error | simulator s | error | GPU works |",

@@ -23,7 +23,10 @@ KERNEL_NAME = 90
 
 def profiled(engine: Any, batch: Callable[[], Any], accumulation: int, device: str) -> dict[str, Any]:
     """Run a few more steps of ``engine`` and say where their time goes."""
-    return {"phases": _apart(engine, batch, accumulation, device), **_traced(engine, batch, accumulation, device)}
+    return {
+        "phases": _apart(engine, batch, accumulation, device),
+        **_traced(engine, batch, accumulation, device),
+    }
 
 
 def _synchronize(device: str) -> None:

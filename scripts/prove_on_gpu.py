@@ -5,8 +5,8 @@
     prove_on_gpu.py --fake --device cpu --tiny               the same path with tiny models, no GPU
 
 Each configuration runs in a process of its own: real engine, random weights and tokens, six to
-twenty-four optimizer steps.  One JSON line a case: memory at each moment, seconds a step and of its phases, the host's
-resident memory.  Stops after three failures in a row.
+twenty-four optimizer steps.  One JSON line a case: memory at each moment, seconds a step and of its phases,
+the host's resident memory.  Stops after three failures in a row.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def run_child(name: str, path: Path, options: argparse.Namespace) -> dict:
     arguments += ["--cap-gib", str(options.cap_gib)] if options.cap_gib else []
     arguments += ["--tiny"] * options.tiny + ["--profile"] * options.profile
     arguments += ["--initialize"] * options.initialize
-    arguments += (["--world", str(options.world)] if options.world else [])
+    arguments += ["--world", str(options.world)] if options.world else []
     command = [sys.executable, *arguments]
     if options.real and options.gpus > 1:
         command = [

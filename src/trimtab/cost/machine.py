@@ -183,8 +183,8 @@ def backward_kernels(node: Node) -> Iterator[Kernel]:
         count = len(sizes) + (node.scratch > 0) + (node.tail > 0)  # one a gradient, and those between
         for place in range(count):
             first = place == 0  # the gradient of the tensor itself; its factors' are sums over even products
-            name, shape = (node.kernel, node.shape) if first else ("moving", ())
-            yield Kernel("backward", name, moved // count, node.flops // count, shape)
+            name, sizes_of = (node.kernel, node.shape) if first else ("moving", ())
+            yield Kernel("backward", name, moved // count, node.flops // count, sizes_of)
 
 
 class Machine:
@@ -274,8 +274,8 @@ class Machine:
         moved = numel * item
         if kernel not in COLLECTIVES:
             moved += sum(one.bytes for one in inputs if one is not None)
-        own = self.sharded and kernel == "product" and any(not weight.transposed for weight in weights)
-        if own:  # stage 3's own linear saves when it is done (zero/linear.py)
+        replaced = self.sharded and kernel == "product" and any(not one.transposed for one in weights)
+        if replaced:  # stage 3's own linear saves when it is done (zero/linear.py)
             self.works(kernel, moved, flops, shape)
         if recorded and keep:
             keep = self._save(keep)
@@ -283,7 +283,7 @@ class Machine:
             out = Tensor(numel, item, view_of.storage)
         else:
             out = Tensor(numel, item, self.new(numel * item))
-            if not own:
+            if not replaced:
                 self.works(kernel, moved, flops, shape)
         if recorded and (keep_output or extra):
             own = tuple(self.new(count) for count in extra)

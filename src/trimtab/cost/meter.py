@@ -40,8 +40,8 @@ class Kernel(NamedTuple):
     flops: int = 0
     shape: tuple[int, ...] = ()
     """Of a product: batch, rows, inner size, columns, and bytes of an element.  Of attention: batch x heads,
-    queries, keys, width, and whether it is causal, drops out, has a mask.  Of a norm: rows and columns; of what
-    is looked up: elements."""
+    queries, keys, width, and whether it is causal, drops out, has a mask.  Of a norm: rows and columns; of
+    what is looked up: elements."""
 
 
 Work = Counter[Kernel]

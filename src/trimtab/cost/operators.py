@@ -85,9 +85,7 @@ def dropout(m: Machine, x: Tensor, probability: float) -> Tensor:
     """``native_dropout``: keeps a mask of one byte an element; x itself where the probability is 0."""
     if not probability:
         return x
-    return m.op(
-        x.numel, (x,), (x.bytes,), item=x.item, extra=(x.numel * MASK,), kernel="native_dropout"
-    )
+    return m.op(x.numel, (x,), (x.bytes,), item=x.item, extra=(x.numel * MASK,), kernel="native_dropout")
 
 
 def softmax(m: Machine, x: Tensor, item: int | None = None) -> Tensor:
@@ -218,9 +216,7 @@ def _rsqrt_of_mean_square(m: Machine, wide: Tensor, rows: int) -> Tensor:
     square = m.op(
         wide.numel, (wide,), (wide.bytes,), item=FLOAT, keep=(wide.storage,), scratch=2 * wide.bytes
     )
-    mean = m.op(
-        rows, (square,), (square.bytes,), item=FLOAT, kernel="mean rows fp32", shape=(wide.numel,)
-    )
+    mean = m.op(rows, (square,), (square.bytes,), item=FLOAT, kernel="mean rows fp32", shape=(wide.numel,))
     m.adds(mean.bytes)  # epsilon
     return m.op(rows, (mean,), (mean.bytes,), item=FLOAT, keep_output=True)
 

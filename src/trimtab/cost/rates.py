@@ -177,11 +177,12 @@ class Rates:
         if ranks < 2:
             return 0.0
         here = max(2, ranks // nodes)
-        for tables in (self.tables, _shipped()):
-            found = tables.collective(name, here) or tables.collective("all_reduce", here)
-            if found is not None:
-                break
-        measured, curve = found
+        tables, (measured, curve) = next(
+            (each, found)
+            for each in (self.tables, _shipped())
+            for kind in (name, "all_reduce")
+            if (found := each.collective(kind, here)) is not None
+        )
         share = (ranks - 1) / ranks
         link = tables.gpu.intra_link.bytes_per_second / self.cluster.intra_link.bytes_per_second
         inside = curve.at(size * share / ((measured - 1) / measured) * link)

@@ -32,7 +32,7 @@ STEP_BYTES = {0: 58, 1: 73, 2: 73, 3: 61}
 """Bytes of a step for a parameter that this rank owns: norms, copies, FusedAdam's 28; the same rehearsals."""
 ADAM_BYTES = 28
 STEP_DISPATCHES = {0: 18, 1: 19, 2: 19, 3: 11}
-"""What the host issues in a step for a tensor that this rank owns, in terms of `trimtab.cost.rates.Host.step`.
+"""What the host issues in a step for a tensor that this rank owns, in units of `cost.rates.Host.step`.
 
 Medians over bench/data/quiet_steps.jsonl; 21, 23, 23 and 8 operators and views are recorded.
 """
@@ -46,7 +46,7 @@ HIGH = {"kernels": 1.12, "host": 1.6, "links": 1.5}
 SLOW_HOST = 2.0
 """How much slower another host may be: the same pass took 18 to 35 ms of one host in one hour."""
 SETTLING_BYTES = 16
-"""Of `STEP_BYTES` those that follow the host's last wait, beside Adam's: weights into the model's precision."""
+"""Of `STEP_BYTES` those after the host's last wait, beside Adam's: weights into the model's precision."""
 HOST_SLACK = 0.25  # a slower host shows where this one is hidden: hosts of the measured cases differ twofold
 
 
@@ -178,7 +178,8 @@ class _Step:
         if kernel.name == LOOKED_UP:
             return rates.moving(kernel.moved, None, kernel.shape[0])
         if kernel.name.startswith("native_layer_norm"):
-            return rates.norm(kernel.name, *kernel.shape, kernel.moved)
+            rows, columns = kernel.shape
+            return rates.norm(kernel.name, rows, columns, kernel.moved)
         return rates.moving(kernel.moved, None if kernel.name == "moving" else kernel.name)
 
     def _engine(self) -> float:
@@ -199,7 +200,7 @@ class _Step:
         return flops["forward"] / max(1, sum(flops.values()))
 
     def _stream(self, moved: float) -> float:
-        """Seconds of large kernels that move so many bytes together, most of them from one type to another."""
+        """Seconds of large kernels that move so many bytes together, mostly from one type to another."""
         return self.rates.moving(moved, "to fp32") if moved else 0.0
 
     def _step(self, slower: float) -> tuple[float, float]:

@@ -124,7 +124,15 @@ class Tables:
         return between((line, place, math.log2(batch)) for _, line in self._of("batched", kind))
 
     def attention(
-        self, length: float, width: int, calls: int, *, backward: bool, causal: bool, dropout: bool, masked: bool
+        self,
+        length: float,
+        width: int,
+        calls: int,
+        *,
+        backward: bool,
+        causal: bool,
+        dropout: bool,
+        masked: bool,
     ) -> float | None:
         """The share that fused attention reaches; ``calls`` is batch x heads."""
         known = self._plain["attention"]
@@ -183,7 +191,7 @@ def attention_kind(direction: str, causal: bool, dropout: bool, masked: bool) ->
     return direction + " causal" * causal + " dropout" * dropout + " masked" * masked
 
 
-# -- ideal times ----------------------------------------------------------------------------------------------
+# -- ideal times -------------------------------------------------------------------------------------------
 
 
 def ideal_product(gpu: Gpu, precision: str, rows: int, inner: int, columns: int, batch: int) -> float:
@@ -208,7 +216,7 @@ def ideal_attention(
     return max(flops / gpu.matrix_flops(precision), moved / gpu.memory_bytes_per_second)
 
 
-# -- out of a probe's rows ------------------------------------------------------------------------------------
+# -- out of a probe's rows ---------------------------------------------------------------------------------
 
 
 def made_of(document: Mapping[str, Any]) -> Plain:
@@ -234,7 +242,8 @@ def made_of(document: Mapping[str, Any]) -> Plain:
         "batched": _batched_lines(gpu, of("batched matrix")),
         "attention": _attention_lines(gpu, of("attention")),
         "norms": _lines(
-            (row["name"], 0, (row["columns"],), row["rows"], row["bytes"] / row["seconds"]) for row in of("norm")
+            (row["name"], 0, (row["columns"],), row["rows"], row["bytes"] / row["seconds"])
+            for row in of("norm")
         ),
         "moving": _curves(
             row for row in rows if row["kind"] in MOVING_KINDS and row.get("cache", "cold") == "cold"

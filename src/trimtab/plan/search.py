@@ -378,7 +378,7 @@ class Field:
         return None
 
     def rival(self, best: Contender) -> Contender | None:
-        """The fastest that fits, that nobody measured yet and that may still beat ``best``; None without one."""
+        """The fastest that fits, was not measured yet and may still beat ``best``; None without one."""
         for one in sorted(self.every(), key=lambda each: each.careful_seconds):
             if one.careful_seconds > best.careful_seconds * (1 + TIE):
                 break

@@ -68,8 +68,8 @@ def device_seconds(operator: Operator, rates: Rates) -> float:
             return 0.0
         return rates.product(PRECISIONS.get(dtype, "fp32"), rows, inner, columns, batch)
     if name in NORMS:
-        (_, (*rows, columns)), *_ = operator.inputs
-        return rates.norm(NAMED[name], math.prod(rows), columns, moved_bytes(operator))
+        (_, shape), *_ = operator.inputs
+        return rates.norm(NAMED[name], math.prod(shape[:-1]), shape[-1], moved_bytes(operator))
     if name == "_safe_softmax":  # native/transformers/attention.cpp: rows that are all masked give zeros
         (dtype, shape), *_ = operator.inputs
         size, elements = size_of(operator.inputs[:1]), math.prod(shape)
