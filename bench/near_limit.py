@@ -166,16 +166,22 @@ def quantile(mean: float, deviation: float, share: float) -> float:
     return mean + deviation * low
 
 
-def show(these: Sequence[Tried]) -> None:
-    """What was predicted in bins beside what ran, then where each job's need lies, then the spread."""
-    print(f"{len(these)} jobs ran or ran out of memory")
-    print("probability of fitting    jobs   ran")
+def bins(these: Sequence[Tried]) -> Iterator[tuple[float, float, list[Tried]]]:
+    """The jobs by their probability of fitting: each bin's bounds and what it holds, empty ones left out."""
     for low, high in itertools.pairwise(BINS):
         last = high == BINS[-1]
         inside = [one for one in these if low <= one.probability < high or (last and one.probability == high)]
         if inside:
-            share = sum(one.ran for one in inside) / len(inside)
-            print(f"  {low:.2f} to {high:.2f}           {len(inside):6}  {share:5.0%}")
+            yield low, high, inside
+
+
+def show(these: Sequence[Tried]) -> None:
+    """What was predicted in bins beside what ran, then where each job's need lies, then the spread."""
+    print(f"{len(these)} jobs ran or ran out of memory")
+    print("probability of fitting    jobs   ran")
+    for low, high, inside in bins(these):
+        share = sum(one.ran for one in inside) / len(inside)
+        print(f"  {low:.2f} to {high:.2f}           {len(inside):6}  {share:5.0%}")
     print("true need over predicted, more than and at most")
     found = between(these)
     for base, (out, ran) in found.items():

@@ -59,6 +59,7 @@ class Verdict:
     """Best time over the choice's: 1 is the optimum."""
     first_in_grid: str | None
     """The plan's best candidate that the grid has, where it lacks the choice itself."""
+    first_seconds: float | None
     wrongly_fitting: int
     """Rows that ran out of memory and that the arithmetic called fitting."""
     proven: tuple[str, ...] = ()
@@ -120,7 +121,7 @@ def point(config: Config, world: int) -> Point:
 def named(place: Point) -> str:
     """A point in words."""
     stage, optimizer, param, activations, micro, overlap = place
-    words = [f"ZeRO-{stage}", f"micro {micro}", activations]
+    words = [f"ZeRO-{stage}", f"micro {micro}", activations.removeprefix("of ")]
     words += [f"optimizer {optimizer}"] * (optimizer != "none") + [f"param {param}"] * (param != "none")
     words += ["overlapped"] * overlap
     return ", ".join(words)
@@ -145,7 +146,7 @@ def judge(
         else:
             times[place] = min(times.get(place, float("inf")), float(row["step_seconds"]))
     best = min(times, key=lambda place: times[place])
-    first: str | None = None
+    first: Point | None = None
     proven: tuple[str, ...] = ()
 
     def rehearsed(config: Config, _: Cluster) -> Proof:
@@ -200,7 +201,8 @@ def judge(
         best=named(best),
         best_seconds=times[best],
         share=None if seconds is None else times[best] / seconds,
-        first_in_grid=first,
+        first_in_grid=None if first is None else named(first),
+        first_seconds=None if first is None else times[first],
         wrongly_fitting=_wrong(rows, gpu, world, host_memory_bytes),
         proven=proven,
     )
@@ -232,12 +234,9 @@ def answers(folder: Path) -> dict[Grid, Row]:
     return found
 
 
-def _first(answer: Plan, times: Mapping[Point, float], world: int) -> str | None:
-    for one in answer.bills:
-        place = point(one.contender.config, world)
-        if place in times:
-            return f"{named(place)}: {times[place]:.3f} s"
-    return None
+def _first(answer: Plan, times: Mapping[Point, float], world: int) -> Point | None:
+    places = (point(one.contender.config, world) for one in answer.bills)
+    return next((place for place in places if place in times), None)
 
 
 def _wrong(rows: list[Row], gpu: str, world: int, host_memory_bytes: int | None) -> int:
@@ -287,7 +286,8 @@ def main() -> int:
             for said in one.proven:
                 print(f"    rehearsed  {said}")
             if one.first_in_grid is not None:
-                print(f"    the plan's first that was measured: {one.first_in_grid}")
+                took = f"{one.first_seconds:.3f} s"
+                print(f"    the plan's first that was measured: {one.first_in_grid}: {took}")
             if one.wrongly_fitting:
                 print(f"    {one.wrongly_fitting} rows ran out of memory that the arithmetic calls fitting")
     failed = any(one.choice_out_of_memory or (one.share or 1.0) < TARGET for one in verdicts)

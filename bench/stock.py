@@ -21,10 +21,12 @@ micro step left out, the median of those between the first and the last, which a
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -271,23 +273,67 @@ def whole_step_seconds(row: Mapping[str, Any]) -> float:
     return float(row["step_seconds"] + left_out * statistics.median(row["micro_step_seconds"][1:-1]))
 
 
-def measured(files: Iterable[Path]) -> None:
-    """A line a measured file, by world and time, beside the plan's own."""
-    rows = [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
-    for world in sorted({row["world"] for row in rows if row["ok"]}):
-        these = [row for row in rows if row["ok"] and row["world"] == world]
-        own = next((whole_step_seconds(row) for row in these if row["id"].startswith("plan-")), None)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One file's row beside the plan's own of the same world."""
+
+    name: str
+    world: int
+    precision: str
+    step_seconds: float
+    """Of all micro steps of the global batch."""
+    ratio: float | None
+    """That over the plan's own; None where the plan's own is not among the rows."""
+    reserved_gib: float | None
+    said: str
+    """What to know of how it was measured; empty if all micro steps were and none was skipped."""
+
+    @property
+    def is_plan(self) -> bool:
+        """Whether it is the plan's choice."""
+        return self.name.startswith("plan-")
+
+
+def read(files: Iterable[Path]) -> list[dict[str, Any]]:
+    """All rows of the files."""
+    return [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
+
+
+def compared(rows: Iterable[Mapping[str, Any]]) -> list[Measured]:
+    """The rows that ran, by world and time."""
+    ran = [row for row in rows if row["ok"]]
+    own = {row["world"]: whole_step_seconds(row) for row in ran if row["id"].startswith("plan-")}
+    found = []
+    for row in ran:
+        seconds, total = whole_step_seconds(row), row["job"]["of_accumulation"]
+        said = [f"{row['gas']} of {total} micro steps measured"] * (total != row["gas"])
+        said += [f"{row['skipped_steps']} steps skipped"] * (row["skipped_steps"] > 0)
+        found.append(
+            Measured(
+                name=row["id"],
+                world=row["world"],
+                precision="fp16" if "fp16" in row["deepspeed_config"] else "bf16",
+                step_seconds=seconds,
+                ratio=seconds / own[row["world"]] if row["world"] in own else None,
+                reserved_gib=row["gib"].get("end", {}).get("peak_reserved"),
+                said=", ".join(said),
+            )
+        )
+    return sorted(found, key=lambda one: (one.world, one.step_seconds))
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line a measured file, by world and time, beside the plan's own; then those that did not run."""
+    for world, these in itertools.groupby(compared(rows), key=lambda one: one.world):
         print(f"{world} x {GPU}, {MODEL}, batch {GLOBAL_BATCH} x {SEQUENCE}: measured")
-        for row in sorted(these, key=whole_step_seconds):
-            seconds, total = whole_step_seconds(row), row["job"]["of_accumulation"]
-            ratio = "" if own is None else f"{seconds / own:6.2f} x"
-            said = f"  {row['gas']} of {total} micro steps measured" if total != row["gas"] else ""
-            said += f"  {row['skipped_steps']} steps skipped" if row["skipped_steps"] else ""
-            gib = row["gib"].get("end", {}).get("peak_reserved")
-            print(f"  {row['id']:58} {seconds:8.3f} s {ratio}  reserved {gib} GiB{said}")
+        for one in these:
+            ratio = "" if one.ratio is None else f"{one.ratio:6.2f} x"
+            said = f"  {one.said}" if one.said else ""
+            print(f"  {one.name:58} {one.step_seconds:8.3f} s {ratio}  reserved {one.reserved_gib} GiB{said}")
     for row in rows:
         if not row["ok"]:
-            why = "out of memory" if row["out_of_memory"] else str(row["error"]).strip().splitlines()[-1][:80]
+            short = row.get("out_of_memory")
+            why = "out of memory" if short else str(row["error"]).strip().splitlines()[-1][:80]
             print(f"  {row['id']:58} {why}")
 
 
@@ -330,7 +376,7 @@ def main() -> None:
         for one in jobs(options.jobs):
             print(json.dumps(one))
     elif options.measured:
-        measured(options.measured)
+        show(read(options.measured))
     else:
         compare()
 
