@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from trimtab.cluster import Cluster  # noqa: E402
 from trimtab.config import Config  # noqa: E402
+from trimtab.estimate import estimate  # noqa: E402
 from trimtab.plan import Plan, Proof, plan  # noqa: E402
 
 TARGET = 0.97
@@ -57,11 +58,9 @@ class Verdict:
     best_seconds: float
     share: float | None
     """Best time over the choice's: 1 is the optimum."""
-    first_in_grid: str | None
-    """The plan's best candidate that the grid has, where it lacks the choice itself."""
+    first: str | None
+    """The fastest as predicted of the plan's candidates that the grid has, none counted as equal to it."""
     first_seconds: float | None
-    wrongly_fitting: int
-    """Rows that ran out of memory and that the arithmetic called fitting."""
     proven: tuple[str, ...] = ()
     """What was rehearsed on the way to the choice, each with its time."""
 
@@ -182,8 +181,7 @@ def judge(
         assert answer.chosen is not None, f"no plan for {key}"
         chosen = point(answer.chosen.config, world)
         predicted = answer.chosen.estimate.speed.step_seconds
-        if chosen not in times:
-            first = _first(answer, times, world)
+        first = _first(answer, times, world)
     else:
         chosen = point(Config.from_mapping(given["chosen"]["config"]), world)
         predicted = given["chosen"]["estimate"]["speed"]["step_seconds"]["expected"]
@@ -201,9 +199,8 @@ def judge(
         best=named(best),
         best_seconds=times[best],
         share=None if seconds is None else times[best] / seconds,
-        first_in_grid=None if first is None else named(first),
+        first=None if first is None else named(first),
         first_seconds=None if first is None else times[first],
-        wrongly_fitting=_wrong(rows, gpu, world, host_memory_bytes),
         proven=proven,
     )
 
@@ -235,13 +232,13 @@ def answers(folder: Path) -> dict[Grid, Row]:
 
 
 def _first(answer: Plan, times: Mapping[Point, float], world: int) -> Point | None:
-    places = (point(one.contender.config, world) for one in answer.bills)
+    ranked = sorted(answer.bills, key=lambda one: one.contender.careful_seconds)
+    places = (point(one.contender.config, world) for one in ranked)
     return next((place for place in places if place in times), None)
 
 
-def _wrong(rows: list[Row], gpu: str, world: int, host_memory_bytes: int | None) -> int:
-    from trimtab.estimate import estimate
-
+def wrongly_fitting(rows: list[Row], gpu: str, world: int, host_memory_bytes: int | None) -> int:
+    """How many ran out of memory that the arithmetic calls fitting."""
     cluster = Cluster.of(gpu, world, host_memory_bytes=host_memory_bytes)
     return sum(
         estimate(Config.from_mapping(row["config"]), cluster).fits_probability >= 0.9
@@ -267,15 +264,17 @@ def main() -> int:
     memory = None if options.host_memory_gib is None else int(options.host_memory_gib * 2**30)
     found = sorted(grids(read(options.files)).items())
     given = None if options.answers is None else answers(options.answers)
+    found = [(key, rows) for key, rows in found if given is None or key in given]
     verdicts = [
         judge(key, rows, options.gpu, memory, None if given is None else given[key], options.replayed)
         for key, rows in found
-        if given is None or key in given
     ]
+    wrong = [wrongly_fitting(rows, options.gpu, key[1], memory) for key, rows in found]
     if options.json:
-        print(json.dumps([asdict(one) for one in verdicts], indent=2))
+        told = [{**asdict(one), "wrongly_fitting": each} for one, each in zip(verdicts, wrong, strict=True)]
+        print(json.dumps(told, indent=2))
     else:
-        for one in verdicts:
+        for one, each in zip(verdicts, wrong, strict=True):
             share = "not measured" if one.share is None else f"{one.share:.1%} of the best"
             share = "OUT OF MEMORY" if one.choice_out_of_memory else share
             rows = f"{one.measured_rows} ran, {one.out_of_memory_rows} short"
@@ -285,11 +284,11 @@ def main() -> int:
             print(f"    best  {one.best}: {one.best_seconds:.3f} s")
             for said in one.proven:
                 print(f"    rehearsed  {said}")
-            if one.first_in_grid is not None:
+            if one.first is not None and one.first != one.choice:
                 took = f"{one.first_seconds:.3f} s"
-                print(f"    the plan's first that was measured: {one.first_in_grid}: {took}")
-            if one.wrongly_fitting:
-                print(f"    {one.wrongly_fitting} rows ran out of memory that the arithmetic calls fitting")
+                print(f"    fastest as predicted of those measured: {one.first}: {took}")
+            if each:
+                print(f"    {each} rows ran out of memory that the arithmetic calls fitting")
     failed = any(one.choice_out_of_memory or (one.share or 1.0) < TARGET for one in verdicts)
     return int(failed)
 

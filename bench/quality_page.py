@@ -1,0 +1,454 @@
+"""Write ``docs/plan-quality.md``, how good the plan's choice is: ``python bench/quality_page.py``.
+
+From the rows of ``bench/data``: measured grids (`plan_quality.py`, `grid.py`), DeepSpeed's autotuner
+(`autotuner.py`), other tools' stock files (`stock.py`) and jobs near a memory limit (`near_limit.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "bench")]
+
+import grid  # noqa: E402
+import near_limit  # noqa: E402
+import plan_quality  # noqa: E402
+import stock  # noqa: E402
+from plan_quality import Grid, Row, Verdict  # noqa: E402
+
+from trimtab.config import Config  # noqa: E402
+from trimtab.plan.search import TIE  # noqa: E402
+
+DATA = ROOT / "bench" / "data"
+PAGE = ROOT / "docs" / "plan-quality.md"
+GRIDS = (DATA / "grid_x1.jsonl", DATA / "grid_x2.jsonl")
+NUMBERS = {1: "one GPU", 2: "two GPUs"}
+AGAIN = ("gpt2-x1-z0-none-keep-m64", "plan")
+"""Rows of the grid and of the autotuner's rival that are one configuration."""
+GPU, REHEARSED = "h200", 3
+"""What was measured on; how many candidates ``trimtab plan --probe`` rehearses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Searched:
+    """The plan against one grid, by each way to a choice."""
+
+    predicted: Verdict
+    replayed: Verdict
+    """With candidates rehearsed, each from its row again."""
+    probed: Verdict | None
+    """The answer of ``trimtab plan --probe`` on a GPU; None if it was not run."""
+    wrongly_fitting: int
+    """Rows that ran out of memory and that the arithmetic called fitting."""
+    points: int
+    """Of the whole grid."""
+    cannot_fit: int
+    """Points that were not run since they cannot, as predicted."""
+    left: int
+    """Points that were not run and might fit."""
+    fastest_left: str
+    fastest_left_seconds: float
+    """The fastest of these as predicted."""
+
+    @property
+    def name(self) -> str:
+        """Model and number of GPUs."""
+        return f"{self.predicted.model}, {self.predicted.world}"
+
+
+def searched() -> list[Searched]:
+    """Every grid with what the plan says of its job now."""
+    probed = plan_quality.answers(DATA / "probe_plans")
+    return [
+        _searched(key, rows, probed.get(key))
+        for key, rows in sorted(plan_quality.grids(plan_quality.read(GRIDS)).items())
+    ]
+
+
+def _searched(key: Grid, rows: list[Row], given: Row | None) -> Searched:
+    model, world, *_ = key
+    done = {row["id"] for row in rows}
+    points = [*grid.grid(model, world), *grid.overlapped(model, world)]
+    judged = [grid.judge(one, GPU, None) for one in points if one["id"] not in done]
+    left = [one for one in judged if one.may_fit]
+    fastest = min(left, key=lambda one: one.step_seconds)
+    return Searched(
+        predicted=plan_quality.judge(key, rows, GPU, None),
+        replayed=plan_quality.judge(key, rows, GPU, None, replayed=REHEARSED),
+        probed=None if given is None else plan_quality.judge(key, rows, GPU, None, given),
+        wrongly_fitting=plan_quality.wrongly_fitting(rows, GPU, world, None),
+        points=len(points),
+        cannot_fit=len(judged) - len(left),
+        left=len(left),
+        fastest_left=plan_quality.named(
+            plan_quality.point(Config.from_mapping(fastest.job["config"]), world)
+        ),
+        fastest_left_seconds=fastest.step_seconds,
+    )
+
+
+HEADLINE = """\
+{jobs} jobs of three models on one and two H200s: {measured} of the plan's choices, made without any run,
+were measured, and their speed is {shares} of that of the best measured configuration. With up to three
+candidates rehearsed, replayed from the same measurements, it is {replayed}. Stock files of other tools
+took {median:.2f} times the plan's step in the median, {least:.2f} to {most:.1f} times. No choice that was
+run ran out of memory."""
+
+INTRODUCTION = """\
+Made by `bench/quality_page.py` from measurements on NVIDIA H200s ([bench/data](../bench/data/README.md));
+what the plan says of each job is asked anew. The rates that it reckons with for this card were measured
+on H200s as well: for other cards, whose times stand on shares of the datasheet, nothing here is a
+measurement."""
+
+GRID_HEAD = """\
+## Against a grid of measured configurations
+
+ZeRO stage, offload, recomputation, micro batch and, on two GPUs, `overlap_comm` make a grid; every point
+of one model and number of GPUs does the same work (`bench/grid.py`). *Of the best* is the shortest
+measured step over the measured step of the plan's choice. Nothing was run for these choices: arithmetic
+alone made them. *First by predicted time alone* is the fastest as predicted of the plan's candidates that
+were measured, where none counts as equally fast."""
+
+GRID_LIMITS = """\
+What this does not say:
+
+- **Four GPUs were not measured**: none could be had; two instead.
+- **The grid was not run whole**: {tried} of {points} points were, {left} more might fit. The likely fast
+  ones ran first. *Fastest not run* is the best of the others as predicted: where it is near the best
+  measured, the true best may be a point that nobody tried.
+- **Recomputation of some of the layers is no point of the grid**: such a choice, `llama-7b`'s on one GPU,
+  has no measured time here; the first by predicted time stands for it.
+- **One configuration's times differ by 2 % from run to run**: {again}.
+- `gpt2` and `llama-7b` on one GPU, without offload, were measured four jobs side by side while processes
+  of the next jobs were importing; all other rows with cores of their own.
+- The share within which predicted times count as equal, {tie:.0%} (`TIE` in
+  `src/trimtab/plan/search.py`), was last raised with these rows in sight, and it decides `gpt2`'s choice
+  on one GPU: without it that would be the first by predicted time, {untied:.1%} of the best. This row is
+  therefore no test of a model that nobody measured."""
+
+REHEARSED_HEAD = """\
+## With candidates rehearsed
+
+`trimtab plan --probe` rehearses up to three candidates that may be as fast as the first, and chooses by
+their measured times.
+
+- *Replayed*: no GPU ran; each candidate was given the time that its row of the grid has. The choice is
+  thus judged by the very numbers that it was made by, and a candidate without a row ends the search: of
+  `llama-7b` on one GPU it says nothing.
+- *Run*: `--probe` on one H200, at a time when it stopped after one rehearsal and the predicted times were
+  others. The choice's share of the best is by the grid's rows."""
+
+AUTOTUNER_HEAD = """\
+## Beside DeepSpeed's autotuner
+
+Both were asked for {model} on one GPU at a batch of {batch} (`bench/autotuner.py`): the autotuner in its
+fast mode over stages 0 to 3, {steps} steps profiled an experiment, with a time limit; then both answers
+were measured alike."""
+
+AUTOTUNER_TAIL = """\
+{ended} What counts is the best that it had measured by then, a micro batch of {micro}{missed}. It had
+tried the plan's choice too: {tried:.1f} samples/s by its own count, beside {answer:.1f} of its answer.
+Measured alike, the plan's is {ahead:.1%} ahead, little more than the times of one configuration differ
+by: what sets them apart is the seconds, and a batch that is kept. One model on one GPU was tried."""
+
+STOCK_HEAD = """\
+## Beside stock files
+
+Files that LLaMA-Factory, axolotl and accelerate ship, filled as transformers fills them, with each
+project's own micro batch and recomputation (`bench/stock.py`): {model}, {batch} samples of {length:,}
+tokens, one GPU. `-largest` is the same file with the largest micro batch that fits. Where fewer micro
+steps were measured than the batch has, a step of all is reckoned with the median of the inner ones."""
+
+STOCK_TAIL = """\
+In the median of the {count} rows the plan's step is {median:.2f} times as fast, of the {shipped} as
+shipped {shipped_median:.2f} times. {unmeasured} further files for one GPU were not measured, those with
+offload, which are predicted to be slower, and most of the largest micro batches, which are predicted to
+be faster than the median."""
+
+FASTER = """\
+**Three of accelerate's files, in {forms} of the rows above, were {least} to {most} faster than the plan's
+choice; every file in bf16 was slower.** They train in fp16. The plan takes bf16 wherever the card has it,
+since it needs no loss scaling, and does not weigh fp16. In the rows above fp16's forward and backward
+passes are faster at the same micro batch, but how much of that is fp16's doing is not settled: the plan's
+own {steps} steps took {low:.2f} to {high:.2f} s. In a pair measured elsewhere at a micro batch of 8, fp16
+at stage 1 took {half:.3f} s and bf16 at stage 2 {brain:.3f} s: {phases}."""
+
+FITTING_HEAD = """\
+## Whether it fits
+
+No choice on this page that was run ran out of memory, and of the {short} points that did the arithmetic
+called {wrong} fitting (a probability of 0.9). Neither says much about what is close to the edge. So
+{jobs} jobs were held to caps within {off:.0%} of the memory that they need by a replay of PyTorch's
+allocator (`bench/near_limit.py`), one cap each:"""
+
+FITTING_TAIL = """\
+{jobs} jobs are few, and {sure} of them lies beyond 0.9, where the plan takes a job for fitting: the table
+tests the middle of the distribution and not its tails. The spread that the probabilities come from
+(`REPLAY_RATIOS` in `src/trimtab/cost/need.py`) is a judgement; it was not fitted to these jobs."""
+
+
+def headline(found: Sequence[Searched]) -> str:
+    """The page in three sentences."""
+    shares = [one.predicted.share for one in found if one.predicted.share is not None]
+    replayed = [one.replayed.share for one in found if one.replayed.share is not None]
+    ratios = [one.ratio for one in stock_rows() if not one.is_plan and one.ratio is not None]
+    return HEADLINE.format(
+        jobs=len(found),
+        measured=len(shares),
+        shares=f"{min(shares):.1%} to {max(shares):.1%}",
+        replayed=f"{min(replayed):.1%} to {max(replayed):.1%}",
+        median=statistics.median(ratios),
+        least=min(ratios),
+        most=max(ratios),
+    )
+
+
+def grid_section(found: Sequence[Searched]) -> Iterator[str]:
+    """The plan's choices without any run."""
+    yield wrapped(GRID_HEAD)
+    yield ""
+    yield (
+        "| model, GPUs | choice | predicted s | measured s | of the best | best measured | s "
+        "| first by predicted time alone | s | of the best |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for one in found:
+        verdict = one.predicted
+        took = "not in the grid" if verdict.choice_seconds is None else f"{verdict.choice_seconds:.3f}"
+        yield (
+            f"| {one.name} | {verdict.choice} | {verdict.predicted_seconds:.3f} | {took} | {share(verdict)} "
+            f"| {verdict.best} | {verdict.best_seconds:.3f} {first(verdict)}"
+        )
+    yield ""
+    yield (
+        "| model, GPUs | points | ran | ran out of memory | cannot fit | not run | fastest not run "
+        "| its predicted time over the best measured |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    for one in found:
+        verdict = one.predicted
+        left = one.fastest_left_seconds / verdict.best_seconds
+        yield (
+            f"| {one.name} | {one.points} | {verdict.measured_rows} | {verdict.out_of_memory_rows} "
+            f"| {one.cannot_fit} | {one.left} | {one.fastest_left} | {left:.2f} |"
+        )
+    yield ""
+    yield wrapped(
+        GRID_LIMITS.format(
+            tried=sum(one.predicted.measured_rows + one.predicted.out_of_memory_rows for one in found),
+            points=sum(one.points for one in found),
+            left=sum(one.left for one in found),
+            again=again(),
+            tie=TIE,
+            untied=_untied(found),
+        )
+    )
+
+
+def wrapped(text: str) -> str:
+    """Paragraphs and lists in lines of the page's width."""
+    blocks = []
+    for block in text.strip().split("\n\n"):
+        items = re.split(r"^(?=- )", block, flags=re.MULTILINE)
+        blocks.append("\n".join(_filled(item) for item in items if item))
+    return "\n\n".join(blocks)
+
+
+def _filled(text: str) -> str:
+    indent = "  " if text.startswith("- ") else ""
+    words = " ".join(text.split())
+    return textwrap.fill(words, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def share(verdict: Verdict) -> str:
+    """In words, of a choice or of what stands for it."""
+    if verdict.choice_out_of_memory:
+        return "ran out of memory"
+    return "–" if verdict.share is None else f"{verdict.share:.1%}"
+
+
+def first(verdict: Verdict) -> str:
+    """The columns of what is first by predicted time alone."""
+    if verdict.first_seconds is None:
+        return "| – | – | – |"
+    of_the_best = verdict.best_seconds / verdict.first_seconds
+    return f"| {verdict.first} | {verdict.first_seconds:.3f} | {of_the_best:.1%} |"
+
+
+def _untied(found: Sequence[Searched]) -> float:
+    gpt2 = next(one.predicted for one in found if one.name == "gpt2, 1")
+    return gpt2.best_seconds / (gpt2.first_seconds or gpt2.best_seconds)
+
+
+def again() -> str:
+    """What `AGAIN` took each time that it was measured."""
+    measured = [*stock.read(GRIDS), *stock.read([DATA / "autotuner_rows.jsonl"])]
+    seconds = [row["step_seconds"] for row in measured if row["id"] in AGAIN]
+    probed = json.loads((DATA / "probe_plans" / "gpt2-x1-probe.json").read_text("utf-8"))
+    seconds += [one["step_seconds"] for one in probed["proven"]]
+    said = [f"{one:.3f} s" for one in seconds]
+    return f"`gpt2` at stage 0 with a micro batch of 64 took {', '.join(said[:-1])} and {said[-1]}"
+
+
+def rehearsed_section(found: Sequence[Searched]) -> Iterator[str]:
+    """The choices among measured candidates."""
+    yield wrapped(REHEARSED_HEAD)
+    yield ""
+    yield "| model, GPUs | how | rehearsed | choice | of the best |"
+    yield "|---|---|---|---|---|"
+    for one in found:
+        for how, verdict in (("replayed", one.replayed), ("run", one.probed)):
+            if verdict is not None:
+                tried = "<br>".join(verdict.proven)
+                yield f"| {one.name} | {how} | {tried} | {verdict.choice} | {share(verdict)} |"
+
+
+def autotuner_section() -> Iterator[str]:
+    """Both answers, and what they took."""
+    told = json.loads((DATA / "autotuner.json").read_text("utf-8"))
+    tuner, own = told["autotuner"], told["plan"]
+    tuning = told["settings"]["autotuning"]
+    steps = tuning["end_profile_step"] - tuning["start_profile_step"]
+    yield wrapped(AUTOTUNER_HEAD.format(model=told["model"], batch=told["batch"], steps=steps))
+    yield ""
+    yield "| | answer | seconds to it | experiments | step s | samples a step | samples/s |"
+    yield "|---|---|---|---|---|---|---|"
+    best = tuner["answer"]
+    answer = f"ZeRO-{best['stage']}, micro batch {best['micro']} × {best['accumulation']}"
+    rated = [one for one in tuner["experiments"] if one["throughput"] is not None]
+    yield _line("autotuner", answer, f"{tuner['seconds']:.0f}", str(len(rated)), tuner["measured"])
+    yield _line("`trimtab plan`", own["summary"], f"{own['seconds']:.1f}", "0", own["measured"])
+    yield ""
+    same = next(one for one in rated if (one["stage"], one["micro"]) == (0, told["batch"]))
+    yield wrapped(
+        AUTOTUNER_TAIL.format(
+            ended="It ended by itself." if tuner["ended"] else "Its time limit ended it.",
+            micro=best["micro"],
+            missed="" if told["batch"] % best["micro"] == 0 else f", which does not divide {told['batch']}",
+            tried=same["throughput"],
+            answer=best["throughput"],
+            ahead=own["measured"]["samples_per_second"] / tuner["measured"]["samples_per_second"] - 1,
+        )
+    )
+
+
+def _line(who: str, answer: str, seconds: str, experiments: str, measured: Row) -> str:
+    return (
+        f"| {who} | {answer} | {seconds} | {experiments} | {measured['step_seconds']:.3f} "
+        f"| {measured['samples']} | {measured['samples_per_second']:.1f} |"
+    )
+
+
+def stock_rows() -> list[stock.Measured]:
+    """What was measured, the plan's own among them."""
+    return stock.compared(stock.read([DATA / "stock_x1.jsonl"]))
+
+
+def stock_section() -> Iterator[str]:
+    """Every measured stock file beside the plan."""
+    yield wrapped(STOCK_HEAD.format(model=stock.MODEL, batch=stock.GLOBAL_BATCH, length=stock.SEQUENCE))
+    yield ""
+    yield "| file | precision | step s | over the plan's | reserved GiB | micro steps measured |"
+    yield "|---|---|---|---|---|---|"
+    found = stock_rows()
+    for one in found:
+        name = "**the plan's choice**" if one.is_plan else one.name.replace("-1gpu", "")
+        gib = "–" if one.reserved_gib is None else f"{one.reserved_gib:.1f}"
+        said = one.said.removesuffix(" micro steps measured") or "all"
+        yield f"| {name} | {one.precision} | {one.step_seconds:.3f} | {one.ratio:.2f} × | {gib} | {said} |"
+    yield ""
+    others = [one for one in found if not one.is_plan]
+    shipped = [one for one in others if not one.name.endswith("-largest")]
+    yield wrapped(
+        STOCK_TAIL.format(
+            count=len(others),
+            median=_median(others),
+            shipped=len(shipped),
+            shipped_median=_median(shipped),
+            unmeasured=len(stock.files_of(1)) - len(others),
+        )
+    )
+    yield ""
+    yield wrapped(faster([one.ratio for one in others if one.ratio is not None and one.ratio < 1]))
+
+
+def _median(these: Sequence[stock.Measured]) -> float:
+    return statistics.median(one.ratio for one in these if one.ratio is not None)
+
+
+def faster(ratios: Sequence[float]) -> str:
+    """What is known of the files that beat the plan, whose times over the plan's are given."""
+    own = next(row for row in stock.read([DATA / "stock_x1.jsonl"]) if row["id"] == "plan-1gpu")
+    pair: dict[str, Any] = {row["id"]: row for row in stock.read([DATA / "quiet_steps.jsonl"])}
+    half, brain = pair["llama-1b-fp16-z1-m8-x1"], pair["llama-1b-z2-m8-x1"]
+    phases = ", ".join(
+        f"{half['phase_seconds'][name]:.3f} against {brain['phase_seconds'][name]:.3f} s in `{name}`"
+        for name in ("forward", "backward", "step")
+    )
+    return FASTER.format(
+        forms=len(ratios),
+        least=f"{1 / max(ratios) - 1:.0%}",
+        most=f"{1 / min(ratios) - 1:.0%}",
+        steps=len(own["all_step_seconds"]),
+        low=min(own["all_step_seconds"]),
+        high=max(own["all_step_seconds"]),
+        half=half["step_seconds"],
+        brain=brain["step_seconds"],
+        phases=phases,
+    )
+
+
+def fitting_section(found: Sequence[Searched]) -> Iterator[str]:
+    """How sure "it fits" was, and what ran."""
+    these = list(near_limit.tried([DATA / "near_limit.jsonl"]))
+    yield wrapped(
+        FITTING_HEAD.format(
+            short=sum(one.predicted.out_of_memory_rows for one in found),
+            wrong=sum(one.wrongly_fitting for one in found) or "none",
+            jobs=len(these),
+            off=max(abs(one.share - 1) for one in these),
+        )
+    )
+    yield ""
+    yield "| probability of fitting | jobs | expected to run | ran |"
+    yield "|---|---|---|---|"
+    for low, high, inside in near_limit.bins(these):
+        expected = sum(one.probability for one in inside)
+        ran = sum(one.ran for one in inside)
+        yield f"| {low:.2f} to {high:.2f} | {len(inside)} | {expected:.1f} | {ran} |"
+    expected = sum(one.probability for one in these)
+    yield f"| all | {len(these)} | {expected:.1f} | {sum(one.ran for one in these)} |"
+    yield ""
+    sure = sum(one.probability >= 0.9 for one in these)
+    yield wrapped(FITTING_TAIL.format(jobs=len(these), sure=sure))
+
+
+def page(found: Sequence[Searched]) -> str:
+    """The document."""
+    sections = (
+        ("# How good the plan's choice is", "", wrapped(headline(found)), "", wrapped(INTRODUCTION)),
+        grid_section(found),
+        rehearsed_section(found),
+        autotuner_section(),
+        stock_section(),
+        fitting_section(found),
+    )
+    text = "\n\n".join("\n".join(section) for section in sections)
+    return text.replace("%", " %").replace("  %", " %") + "\n"
+
+
+def main() -> None:
+    PAGE.write_text(page(searched()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The page of the plan's quality is what the measured data says, and what it claims in words holds."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import quality_page
+from plan_quality import TARGET
+
+from sources import ROOT
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Every grid with the plan asked now; no machine's own probe counts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRIMTAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return quality_page.searched()
+
+
+def test_the_page_is_what_the_data_says(
+    found: list[Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
+    assert quality_page.PAGE.read_text(encoding="utf-8") == quality_page.page(found), (
+        "run bench/quality_page.py and look at what changed"
+    )
+
+
+def test_choices_are_near_the_best_and_none_ran_out_of_memory(found: list[Any]) -> None:
+    verdicts = [each for one in found for each in (one.predicted, one.replayed, one.probed) if each]
+    assert not any(one.choice_out_of_memory for one in verdicts)
+    shares = [one.share for one in verdicts if one.share is not None]
+    assert len(shares) >= 12
+    assert min(shares) >= TARGET
+    assert not any(one.wrongly_fitting for one in found)
+
+
+def test_what_is_not_in_the_grid_is_said_of_the_right_job(found: list[Any]) -> None:
+    without = {one.name for one in found if one.predicted.share is None}
+    assert without == {"llama-7b, 1"}
+    assert {one.name for one in found if one.replayed.share is None} == without
+
+
+def test_the_tie_decides_the_job_that_it_is_said_to_decide(found: list[Any]) -> None:
+    gpt2 = next(one.predicted for one in found if one.name == "gpt2, 1")
+    assert gpt2.first != gpt2.choice
+    assert gpt2.first_seconds > gpt2.choice_seconds
+
+
+def test_of_stock_files_only_fp16_was_faster() -> None:
+    rows = quality_page.stock_rows()
+    faster = [one for one in rows if one.ratio is not None and one.ratio < 1]
+    assert {one.precision for one in faster} == {"fp16"}
+    assert len({one.name.removesuffix("-largest") for one in faster}) == 3
+    assert next(one for one in rows if one.is_plan).precision == "bf16"
+
+
+def test_the_readme_and_the_guide_say_the_pages_figures() -> None:
+    page = quality_page.PAGE.read_text(encoding="utf-8")
+    for name in ("README.md", "docs/plan.md"):
+        told = (ROOT / name).read_text(encoding="utf-8").split("plan-quality.md")[0].rsplit("\n\n", 1)[1]
+        figures = re.findall(r"\d+\.\d+", told)
+        assert figures, name
+        assert all(figure in page for figure in figures), (name, figures)
