@@ -171,16 +171,16 @@ steps were measured than the batch has, a step of all is reckoned with the media
 STOCK_TAIL = """\
 In the median of the {count} rows the plan's step is {median:.2f} times as fast, of the {shipped} as
 shipped {shipped_median:.2f} times. {unmeasured} further files for one GPU were not measured, those with
-offload, which are predicted to be slower, and most of the largest micro batches, which are predicted to
-be faster than the median."""
+offload and most of the largest micro batches (`bench/stock.py` says what is predicted of them), so
+neither is the median of all."""
 
 FASTER = """\
 **Three of accelerate's files, in {forms} of the rows above, were {least} to {most} faster than the plan's
-choice; every file in bf16 was slower.** They train in fp16. The plan takes bf16 wherever the card has it,
-since it needs no loss scaling, and does not weigh fp16. In the rows above fp16's forward and backward
-passes are faster at the same micro batch, but how much of that is fp16's doing is not settled: the plan's
-own {steps} steps took {low:.2f} to {high:.2f} s. In a pair measured elsewhere at a micro batch of 8, fp16
-at stage 1 took {half:.3f} s and bf16 at stage 2 {brain:.3f} s: {phases}."""
+choice; every measured file in bf16 was slower.** They train in fp16. The plan takes bf16 wherever the
+card has it, since it needs no loss scaling, and does not weigh fp16. In the rows above fp16's forward and
+backward passes are faster at the same micro batch, but how much of that is fp16's doing is not settled:
+the plan's own {steps} steps took {low:.2f} to {high:.2f} s. In a pair measured elsewhere at a micro batch
+of 8, fp16 at stage 1 took {half:.3f} s and bf16 at stage 2 {brain:.3f} s: {phases}."""
 
 FITTING_HEAD = """\
 ## Whether it fits
