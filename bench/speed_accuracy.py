@@ -263,12 +263,17 @@ INTRODUCTION = """\
 Made by `bench/speed_accuracy.py`. `estimate` has a closed form: every kernel that the counting machine ran at
 a rate, what the host needs to issue them, collectives, offload (`cost/speed.py`). `rehearse --phantom`
 replays the engine's own record of a step over streams (`rehearse/simulator.py`). Both stand on
-`cost/rates.py`: a `trimtab probe` of the machine in question if it keeps one, else on shares of the datasheet
-and costs of the host. **Those shares and costs were fitted to rows of this page** (named beside each), so its
-errors are not those of runs that nobody measured; none of them belongs to a single model.
+`cost/rates.py`: kernels, copies and collectives as `trimtab probe` measured them one by one on an H200
+(`bench/data/probe_h200.json`; this machine's own probe where it keeps one), with nothing fitted. What the
+host needs to issue a kernel is fitted: six costs (`cost/rates.py`, `Host`), medians over the phases of
+`bench/data/quiet_steps.jsonl`.
 
-A step that waits for the host is as fast as the host: a micro step of BERT large took 0.085 s in one session
-and 0.137 s in another, single steps of one run differ by 15 %, and other jobs on the host slow all down.
+**Where a step waits for the host nobody can be exact.** The forward pass of one model took its host 18.2 to
+34.6 ms in six runs of one hour on one machine, and single steps of one run of `t5-large-z1-m16-recompute-x2`
+took 0.47 to 0.86 s. Rows with cores of their own kept all other processes off the cores that issue their
+kernels (`bench/case_pool.py`); in the others processes of the next jobs were importing meanwhile, on hosts
+that nobody probed. Weights are random and small; with weights as the architectures ask two jobs took 0.6 and
+3.6 % longer (`-initialized`).
 Made-up worlds with offload are left out: one rank then has a host to itself that many would share."""
 
 
