@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 
 from trimtab.cluster import Cluster
+from trimtab.plan.contender import Contender
 from trimtab.plan.machines import price_of
-from trimtab.plan.search import Contender
 from trimtab.plan.wishes import Wishes
 from trimtab.prices import Price
 from trimtab.units import format_count, format_dollars, format_seconds

@@ -12,6 +12,7 @@ from trimtab.estimate import estimate
 from trimtab.model import Model
 from trimtab.plan.answer import Choice, Nearest, Plan, Proven
 from trimtab.plan.candidates import plain
+from trimtab.plan.contender import Loser
 from trimtab.plan.costs import Bill, bill
 from trimtab.plan.counting import Arithmetic
 from trimtab.plan.launching import launch_line
@@ -23,7 +24,7 @@ from trimtab.plan.planning import (
     row_of,
 )
 from trimtab.plan.reasons import summary, why_not_fits
-from trimtab.plan.search import Field, Loser, search
+from trimtab.plan.search import Field, search
 from trimtab.plan.wishes import Wishes, make_wishes
 from trimtab.units import format_bytes
 

@@ -341,7 +341,7 @@ def parameters_offloaded_alone(subject: Subject) -> Iterable[Hit]:
     """Finds parameters that lie on the host while the optimizer's states stay on the GPU.
 
     Why is this bad?
-        In every step the engine copies its fp32 masters to the host and turns them into 16 bits there, through
+        In every step the engine copies its fp32 masters to the host and turns them into 16 bits there, in
         memory that is not pinned: 3.7 s a step for 1.1 billion parameters on one GPU, whose forward and
         backward passes took 0.6 s. With the optimizer offloaded too, Adam writes the new weights where they
         lie. Keep it only where the step hardly counts, as with many micro steps.
