@@ -36,7 +36,7 @@ from trimtab.units import GIB  # noqa: E402
 
 OUT = ROOT / "bench" / "data" / "rivals.jsonl"
 PAGE = ROOT / "docs" / "rivals.md"
-LATE = ("real_worlds.jsonl", "grid_x1.jsonl")
+LATE = ("real_worlds.jsonl", "grid_x1.jsonl", "grid_x2.jsonl", "quiet_steps.jsonl")
 """Measured when most of the arithmetic stood."""
 H200_GIB = 139.80
 """What PyTorch says that the card has, in the errors of the jobs that ran out."""
@@ -303,7 +303,7 @@ CAVEATS = """\
 ## What this comparison does not say
 
 - The arithmetic of `trimtab estimate` was made and mended with most of these jobs in sight. Those measured
-  later (`real_worlds.jsonl`, `grid_x1.jsonl`) came when most of it stood, but it has been worked on since.
+  later (`real_worlds.jsonl`, the grids, `quiet_steps.jsonl`) came when most of it stood, but it has been worked on since.
   The others never saw any of them. Jobs that nobody measured are in [accuracy.md](accuracy.md).
 - Most of the jobs were chosen to try DeepSpeed's engine: small models, where what model states leave out is
   much. The larger the model and the smaller the batch, the nearer an estimate of model states alone.

@@ -25,7 +25,14 @@ from trimtab.rehearse.series import rehearse_forked
 from trimtab.units import GIB
 
 DATA = Path(__file__).parents[1] / "bench" / "data"
-MEASURED = ("h200_cases.jsonl", "h200_memory.jsonl", "real_worlds.jsonl", "grid_x1.jsonl")
+MEASURED = (
+    "h200_cases.jsonl",
+    "h200_memory.jsonl",
+    "real_worlds.jsonl",
+    "grid_x1.jsonl",
+    "grid_x2.jsonl",
+    "quiet_steps.jsonl",
+)
 TASKS = {
     "causal": "causal-lm",
     "mlm": "masked-lm",

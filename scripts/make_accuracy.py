@@ -3,7 +3,8 @@
     python scripts/make_accuracy.py            write the page
     python scripts/make_accuracy.py --check    exit 1 if the page is not what the data says
 
-The measured peaks are in bench/data/h200_cases.jsonl, h200_memory.jsonl, real_worlds.jsonl and grid_x1.jsonl,
+The measured peaks are in bench/data/h200_cases.jsonl, h200_memory.jsonl, real_worlds.jsonl, grid_x1.jsonl,
+grid_x2.jsonl and quiet_steps.jsonl,
 the phantom's in phantom_vs_h200.jsonl (scripts/compare_phantom.py); the arithmetic is run here.  Of jobs that
 nobody measured, bench/data/sweep.jsonl and held_out.jsonl hold both answers (bench/sweep.py).
 """
@@ -35,7 +36,14 @@ from trimtab.units import GIB  # noqa: E402
 
 DATA = ROOT / "bench" / "data"
 PAGE = ROOT / "docs" / "accuracy.md"
-MEASURED = ("h200_cases.jsonl", "h200_memory.jsonl", "real_worlds.jsonl", "grid_x1.jsonl")
+MEASURED = (
+    "h200_cases.jsonl",
+    "h200_memory.jsonl",
+    "real_worlds.jsonl",
+    "grid_x1.jsonl",
+    "grid_x2.jsonl",
+    "quiet_steps.jsonl",
+)
 TASKS = {
     "causal": "causal-lm",
     "mlm": "masked-lm",

@@ -49,8 +49,9 @@ def test_steps_whose_gpu_works(found: list[Any]) -> None:
     )
     assert len(closed) >= 12
     assert statistics.median(closed) <= 0.05
-    assert max(closed) <= 0.2
-    assert max(replayed) <= 0.1
+    assert statistics.median(replayed) <= 0.03
+    assert sorted(closed)[int(len(closed) * 0.9)] <= 0.12
+    assert sorted(replayed)[int(len(replayed) * 0.9)] <= 0.12
 
 
 def test_other_peoples_records_are_met_within_a_fifth() -> None:
