@@ -29,7 +29,7 @@ def body(net: Net) -> Tensor:
     if net.job.attention == "eager":
         net.given = tuple(net.m.tensor(_tokens(net) * net.job.sequence_length) for _ in range(_masks(net)))
     out = forward(net)
-    net.given = ()
+    net.given, net.returned = (), None
     return net.m.leave(out)
 
 
@@ -85,8 +85,7 @@ def _tokens(net: Net) -> int:
 
 def _llama(net: Net) -> Tensor:
     embedded = net.words("model.embed_tokens", _tokens(net))
-    x = ops.scale(net.m, embedded) if net.model.family == "gemma" else embedded
-    x = ops.dropout(net.m, x, net.model.embedding_dropout)
+    x = ops.dropout(net.m, embedded, net.model.embedding_dropout)
     layer = _parallel_layer if net.model.parallel_residual else _llama_layer
     for path in net.layers("model.layers"):
         x = net.layer(partial(layer, net, path), x)

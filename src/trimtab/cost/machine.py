@@ -389,6 +389,11 @@ class Machine:
 
     # -- recomputation ---------------------------------------------------------------------------------
 
+    @property
+    def recomputing(self) -> bool:
+        """Whether a region's forward pass runs for the second time."""
+        return self._replaying is not None
+
     def checkpoint(self, run: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
         """``run(*arguments)`` with its activations recomputed in the backward pass."""
         self._region = Region(run, arguments)
@@ -456,6 +461,8 @@ class Machine:
         node.saved = ()
         del saved, incoming
         made.reverse()
+        if node.kernel == "product" and not node.sums and any(node.inputs[2:]):
+            made.append(made.pop(0))  # addmm's first input is the bias, and autograd goes by their order
         while made:
             edge, gradient = made.pop()
             if isinstance(edge, Node):

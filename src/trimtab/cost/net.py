@@ -15,6 +15,8 @@ from trimtab.parameters.tensor_parallel import Split
 
 INDEX_BYTES = 8
 LORA = ".lora_A.default.weight"
+RETURN_WEIGHTS = ("gptj", "gpt_neo")
+"""Model types whose layers return attention's weights too, to a name of the model's (modeling_gptj.py:529)."""
 
 
 class Net:
@@ -22,7 +24,7 @@ class Net:
 
     __slots__ = (
         "_recomputes", "attention_weights", "batch", "embedded", "fp16", "given", "job", "m", "model",
-        "split", "spread", "to_recompute", "weights",
+        "returned", "split", "spread", "to_recompute", "weights",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +51,8 @@ class Net:
         """What every layer is given beside its input: masks."""
         self.attention_weights: Tensor | None = None
         """Of eager attention; a local of the layer, mostly ``_``, until it returns."""
+        self.returned: Tensor | None = None
+        """The same of the layer before, where the model holds on to it until the next layer returns."""
 
     @property
     def item(self) -> int:
@@ -100,6 +104,8 @@ class Net:
         transformers/modeling_utils.py, ``enable_input_require_grads``: by a hook on that module.
         """
         x = self.embedding(path, tokens)
+        if self.model.family == "gemma":  # a module of its own, Gemma's scaled embedding
+            x = ops.scale(self.m, x)
         if x.edge is not None or not self.job.checkpoint_activations:
             return x
         return self.m.leaf(x, self.weights[path + ".weight"])
@@ -189,7 +195,9 @@ class Net:
         try:
             return self.module(run, x)
         finally:
-            self.attention_weights = None
+            weights, self.attention_weights = self.attention_weights, None
+            if self.model.model_type in RETURN_WEIGHTS and not self.m.recomputing:
+                self.returned = weights
 
     def module(self, run: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
         """``run(*arguments)`` as a module that has no parameters of its own."""

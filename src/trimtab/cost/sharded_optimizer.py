@@ -98,7 +98,8 @@ class ShardedOptimizer(Engine):
         self.waiting.append(weight)
         self.filled += weight.numel
         if weight.numel > s.reduce_bucket and s.contiguous_gradients and s.offload_optimizer != "none":
-            self.momentary(weight.numel * s.item, "gradients")  # cloned beside what autograd holds, :1446
+            item = s.gradient_item if s.stage == 1 else s.item
+            self.momentary(weight.numel * item, "gradients")  # cloned beside what it was, :1446
         if weight.numel <= s.reduce_bucket and s.contiguous_gradients:
             self.gradients.pop(weight.name, None)  # it is a view of the bucket now, :1458
 
