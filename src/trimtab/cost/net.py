@@ -16,7 +16,7 @@ from trimtab.parameters.tensor_parallel import Split
 INDEX_BYTES = 8
 LORA = ".lora_A.default.weight"
 RETURN_WEIGHTS = ("gptj", "gpt_neo")
-"""Model types whose layers return attention's weights too, to a name of the model's (modeling_gptj.py:529)."""
+"""Model types whose layers return attention's weights, which the model then holds (modeling_gptj.py:529)."""
 
 
 class Net:
@@ -125,9 +125,13 @@ class Net:
 
     def rotary(self, x: Tensor, rotated: float = 1.0) -> Tensor:
         """``(x * cos) + (rotate_half(x) * sin)`` on a share of each head, and the rest beside it again."""
+        return self.rotary_parts(x, rotated)[0]
+
+    def rotary_parts(self, x: Tensor, rotated: float) -> tuple[Tensor, ...]:
+        """The same, then what it was made of: names of their own where attention's forward rotates itself."""
         m = self.m
         if self.job.kernels == "fused":
-            return m.op(x.numel, (x,), (-1,), item=x.item)  # liger_kernel/ops/rope.py works in place
+            return (m.op(x.numel, (x,), (-1,), item=x.item),)  # liger_kernel/ops/rope.py works in place
         part = x.view(int(x.numel * rotated))
         turned = self._rotate_half(part)
         # cosines and sines are repeated for every head, and heads lie beside each other until they are turned
@@ -137,8 +141,8 @@ class Net:
         )
         out = ops.add(m, straight, turned, kernel=ops.LOOKED_UP)
         if rotated >= 1.0:
-            return out
-        return m.op(x.numel, (out, x), (-1, x.bytes), item=x.item)
+            return (out,)
+        return m.op(x.numel, (out, x), (-1, x.bytes), item=x.item), out, x
 
     def _rotate_half(self, x: Tensor) -> Tensor:
         m = self.m

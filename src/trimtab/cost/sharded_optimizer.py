@@ -148,10 +148,13 @@ class ShardedOptimizer(Engine):
                 filled += numel
             if bucket and (rank < 0 or filled > s.reduce_bucket):
                 flat = self.new(filled * item, "temporaries") if len(bucket) > 1 else None
-                if s.communication_item not in (s.item, item):  # allreduce_bucket (:2377)
-                    self.new(filled * s.communication_item, "temporaries")
+                if (
+                    s.communication_item != item
+                ):  # and goes on in the type that is sent, allreduce_bucket (:2377)
+                    flat = self.new(filled * s.communication_item, "temporaries")
                 for owner, count in bucket if self.compact else ():
-                    if owner == 0:  # added to the fp32 partition through a copy, :1325
+                    if owner == 0 and s.communication_item != s.gradient_item:
+                        # added to the fp32 partition through a copy, :1325
                         self.momentary(count * s.gradient_item, "temporaries")
                 del flat
                 bucket, filled = [], 0
