@@ -341,6 +341,10 @@ class ShardedParameters(Engine):
         self.in_flight.clear()
         self.secondary.clear()
         if s.offload_optimizer == "none":
+            if s.precision == "fp16":  # has_overflow: isinf's absolute values, then what they tell (:3013)
+                absolute = self.new(self.partition * s.gradient_item, "temporaries", self.reduce_stream)
+                self.momentary(self.partition, "temporaries", self.reduce_stream)
+                del absolute
             largest = max((self.shards[weight.index] for weight in self.trainable), default=0)
             self.momentary(largest * NORM_ITEM, "temporaries")
             first = not self.states
