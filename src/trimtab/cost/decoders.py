@@ -11,7 +11,7 @@ from functools import partial
 from trimtab.cost import attention as att
 from trimtab.cost import operators as ops
 from trimtab.cost.machine import PASS, Tensor
-from trimtab.cost.net import Net
+from trimtab.cost.net import INDEX_BYTES, Net
 
 
 def body(net: Net) -> Tensor:
@@ -29,7 +29,7 @@ def body(net: Net) -> Tensor:
     if net.job.attention == "eager":
         net.given = tuple(net.m.tensor(_tokens(net) * net.job.sequence_length) for _ in range(_masks(net)))
     out = forward(net)
-    net.given = ()
+    net.given, net.returned = (), None
     return net.m.leave(out)
 
 
@@ -85,8 +85,7 @@ def _tokens(net: Net) -> int:
 
 def _llama(net: Net) -> Tensor:
     embedded = net.words("model.embed_tokens", _tokens(net))
-    x = ops.scale(net.m, embedded) if net.model.family == "gemma" else embedded
-    x = ops.dropout(net.m, x, net.model.embedding_dropout)
+    x = ops.dropout(net.m, embedded, net.model.embedding_dropout)
     layer = _parallel_layer if net.model.parallel_residual else _llama_layer
     for path in net.layers("model.layers"):
         x = net.layer(partial(layer, net, path), x)
@@ -270,10 +269,13 @@ def _gptj_layer(net: Net, path: str, x: Tensor) -> Tensor:
 def _gptj_attention(net: Net, path: str, x: Tensor) -> Tensor:
     m, model = net.m, net.model
     q, k, v = (net.linear(x, f"{path}.attn.{name}_proj") for name in "qkv")
-    share = model.rotary_dim / model.head_dim
-    k, q = net.rotary(k, share), net.rotary(q, share)
-    out, net.attention_weights = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
-    del q, k, v
+    share, length = model.rotary_dim, net.job.sequence_length
+    places = m.tensor(model.max_positions * share, ops.FLOAT), m.tensor(length * share, INDEX_BYTES)
+    turned_k = net.rotary_parts(k, share / model.head_dim)
+    turned_q = net.rotary_parts(q, share / model.head_dim)
+    del q, k
+    out, net.attention_weights = att.eager(m, turned_q[0], turned_k[0], v, _shape(net), score_item=ops.FLOAT)
+    del places
     return net.dropout(net.linear(out, f"{path}.attn.out_proj"), model.residual_dropout)
 
 
@@ -342,8 +344,8 @@ def _phi_attention(net: Net, path: str, x: Tensor) -> Tensor:
     model = net.model
     q, k, v = (net.linear(x, f"{path}.self_attn.{name}_proj") for name in "qkv")
     share = model.rotary_dim / model.head_dim
-    q, k = net.rotary(q, share), net.rotary(k, share)
-    return net.linear(net.attend(q, k, v, _shape(net)), f"{path}.self_attn.dense")
+    turned_q, turned_k = net.rotary_parts(q, share), net.rotary_parts(k, share)
+    return net.linear(net.attend(turned_q[0], turned_k[0], v, _shape(net)), f"{path}.self_attn.dense")
 
 
 def _opt(net: Net) -> Tensor:

@@ -8,7 +8,7 @@ from functools import partial
 from trimtab.cost import attention as att
 from trimtab.cost import operators as ops
 from trimtab.cost.machine import Tensor
-from trimtab.cost.net import Net
+from trimtab.cost.net import INDEX_BYTES, Net
 
 BERTS = frozenset(("bert", "roberta", "xlm-roberta", "electra", "distilbert"))
 
@@ -108,6 +108,16 @@ class _Stack:
         return net.m.leave(net.dropout(x, model.residual_dropout))
 
     def _block(self, path: str, x: Tensor) -> Tensor:
+        again = path.endswith(".block.0") and self.net.m.recomputing
+        if again:  # the blocks that were given the forward pass's biases are done
+            self.bias = self.cross_bias = None
+        try:
+            return self._layers(path, x)
+        finally:
+            if again:
+                self.bias = self.cross_bias = None
+
+    def _layers(self, path: str, x: Tensor) -> Tensor:
         module = self.net.module
         x = self._clamp(module(partial(self._attention, f"{path}.layer.0", "SelfAttention", None), x))
         if self.encoded is not None:
@@ -175,12 +185,14 @@ class _Stack:
             made = m.tensor(numel)
             if self.recomputed > 0:
                 made = m.leaf(made)
-            self.cross_bias = self.cross_bias or made
+            self.cross_bias = (
+                None if m.recomputing else made
+            )  # the blocks that were given it are done by then
             return made
         weight = net.weights[f"{path}.SelfAttention.relative_attention_bias.weight"]
-        made = m.op(numel, (weight,), (weight.bytes,), item=weight.item)
-        self.bias = self.bias or made
-        return made
+        buckets = m.tensor(shape.queries * shape.keys, INDEX_BYTES)
+        self.bias = m.op(numel, (weight,), (weight.bytes,), item=weight.item, keep=(buckets.storage,))
+        return self.bias
 
     def _feed_forward(self, path: str, x: Tensor) -> Tensor:
         net, m, model = self.net, self.net.m, self.net.model

@@ -275,19 +275,21 @@ class Machine:
         if kernel not in COLLECTIVES:
             moved += sum(one.bytes for one in inputs if one is not None)
         replaced = self.sharded and kernel == "product" and any(not one.transposed for one in weights)
-        if replaced:  # stage 3's own linear saves when it is done (zero/linear.py)
+        own = Tensor(numel, item, self.new(numel * item)) if replaced else None
+        if own is not None:  # stage 3's own linear saves when it is done (zero/linear.py)
             self.works(kernel, moved, flops, shape)
         if recorded and keep:
             keep = self._save(keep)
         if view_of is not None:
             out = Tensor(numel, item, view_of.storage)
+        elif own is not None:
+            out = own
         else:
             out = Tensor(numel, item, self.new(numel * item))
-            if not replaced:
-                self.works(kernel, moved, flops, shape)
+            self.works(kernel, moved, flops, shape)
         if recorded and (keep_output or extra):
-            own = tuple(self.new(count) for count in extra)
-            keep = (*keep, *self._save((*own, out.storage) if keep_output else own))
+            more = tuple(self.new(count) for count in extra)
+            keep = (*keep, *self._save((*more, out.storage) if keep_output else more))
         if weights:
             self.listener.after_use(weights)
         if recorded:
@@ -389,6 +391,11 @@ class Machine:
 
     # -- recomputation ---------------------------------------------------------------------------------
 
+    @property
+    def recomputing(self) -> bool:
+        """Whether a region's forward pass runs for the second time."""
+        return self._replaying is not None
+
     def checkpoint(self, run: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
         """``run(*arguments)`` with its activations recomputed in the backward pass."""
         self._region = Region(run, arguments)
@@ -456,6 +463,8 @@ class Machine:
         node.saved = ()
         del saved, incoming
         made.reverse()
+        if node.kernel == "product" and not node.sums and any(node.inputs[2:]):
+            made.append(made.pop(0))  # addmm's first input is the bias, and autograd goes by their order
         while made:
             edge, gradient = made.pop()
             if isinstance(edge, Node):

@@ -314,6 +314,8 @@ class _Run:
                 self._skip_first_step()
             if isinstance(engine, ShardedParameters):
                 engine.learn(self.recording.order)
+                if engine.settings.accumulation > 1:
+                    engine.kept = self._first_pass(engine)
             self._step(workspace_bytes)
         self.record, meter.record = meter.record or (), None
         del registered
@@ -332,6 +334,17 @@ class _Run:
         self.engine.step()
         self.meter.live += sum(self.recording.parts_before(START))
         self._steps = 1
+
+    def _first_pass(self, engine: ShardedParameters) -> dict[tuple[int, int], bool]:
+        """What stays after which use where the optimizer has not stepped yet: no parameter is there before."""
+        other = ShardedParameters(Meter(), engine.weights, engine.settings)
+        other.build(engine.weights)
+        other.initialize()
+        other.learn(self.recording.order)
+        other.begin_micro(boundary=False)
+        for phase in (FORWARD, BACKWARD):
+            self.recording.play(phase, other)
+        return other.kept
 
     def _step(self, workspace_bytes: int) -> None:
         """An optimizer step; the first one's peaks are not noted."""

@@ -15,6 +15,8 @@ from trimtab.parameters.tensor_parallel import Split
 
 INDEX_BYTES = 8
 LORA = ".lora_A.default.weight"
+RETURN_WEIGHTS = ("gptj", "gpt_neo")
+"""Model types whose layers return attention's weights, which the model then holds (modeling_gptj.py:529)."""
 
 
 class Net:
@@ -22,7 +24,7 @@ class Net:
 
     __slots__ = (
         "_recomputes", "attention_weights", "batch", "embedded", "fp16", "given", "job", "m", "model",
-        "split", "spread", "to_recompute", "weights",
+        "returned", "split", "spread", "to_recompute", "weights",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +51,8 @@ class Net:
         """What every layer is given beside its input: masks."""
         self.attention_weights: Tensor | None = None
         """Of eager attention; a local of the layer, mostly ``_``, until it returns."""
+        self.returned: Tensor | None = None
+        """The same of the layer before, where the model holds on to it until the next layer returns."""
 
     @property
     def item(self) -> int:
@@ -100,6 +104,8 @@ class Net:
         transformers/modeling_utils.py, ``enable_input_require_grads``: by a hook on that module.
         """
         x = self.embedding(path, tokens)
+        if self.model.family == "gemma":  # a module of its own, Gemma's scaled embedding
+            x = ops.scale(self.m, x)
         if x.edge is not None or not self.job.checkpoint_activations:
             return x
         return self.m.leaf(x, self.weights[path + ".weight"])
@@ -119,9 +125,13 @@ class Net:
 
     def rotary(self, x: Tensor, rotated: float = 1.0) -> Tensor:
         """``(x * cos) + (rotate_half(x) * sin)`` on a share of each head, and the rest beside it again."""
+        return self.rotary_parts(x, rotated)[0]
+
+    def rotary_parts(self, x: Tensor, rotated: float) -> tuple[Tensor, ...]:
+        """The same, then what it was made of: names of their own where attention's forward rotates itself."""
         m = self.m
         if self.job.kernels == "fused":
-            return m.op(x.numel, (x,), (-1,), item=x.item)  # liger_kernel/ops/rope.py works in place
+            return (m.op(x.numel, (x,), (-1,), item=x.item),)  # liger_kernel/ops/rope.py works in place
         part = x.view(int(x.numel * rotated))
         turned = self._rotate_half(part)
         # cosines and sines are repeated for every head, and heads lie beside each other until they are turned
@@ -131,8 +141,8 @@ class Net:
         )
         out = ops.add(m, straight, turned, kernel=ops.LOOKED_UP)
         if rotated >= 1.0:
-            return out
-        return m.op(x.numel, (out, x), (-1, x.bytes), item=x.item)
+            return (out,)
+        return m.op(x.numel, (out, x), (-1, x.bytes), item=x.item), out, x
 
     def _rotate_half(self, x: Tensor) -> Tensor:
         m = self.m
@@ -189,7 +199,9 @@ class Net:
         try:
             return self.module(run, x)
         finally:
-            self.attention_weights = None
+            weights, self.attention_weights = self.attention_weights, None
+            if self.model.model_type in RETURN_WEIGHTS and not self.m.recomputing:
+                self.returned = weights
 
     def module(self, run: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
         """``run(*arguments)`` as a module that has no parameters of its own."""

@@ -185,13 +185,15 @@ def gemma_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
     factor = _rsqrt_of_mean_square(m, wide, x.numel // weight.numel)
     scaled = _mul_by_rows(m, wide, factor)
     del wide, factor
+    rows, full = scaled.numel // weight.numel, scaled.bytes if weight.trainable else 0
     out = m.op(
         scaled.numel,
         (scaled, weight),
         (scaled.bytes, weight.numel * FLOAT),
         item=FLOAT,
         keep=(scaled.storage,) if weight.trainable else (),
-        scratch=scaled.bytes,
+        scratch=full,
+        tail=full + reduction_bytes(rows, weight.numel, FLOAT) if weight.trainable else 0,
         kernel=LOOKED_UP,
         shape=(scaled.numel,),
     )

@@ -98,7 +98,8 @@ class ShardedOptimizer(Engine):
         self.waiting.append(weight)
         self.filled += weight.numel
         if weight.numel > s.reduce_bucket and s.contiguous_gradients and s.offload_optimizer != "none":
-            self.momentary(weight.numel * s.item, "gradients")  # cloned beside what autograd holds, :1446
+            item = s.gradient_item if s.stage == 1 else s.item
+            self.momentary(weight.numel * item, "gradients")  # cloned beside what it was, :1446
         if weight.numel <= s.reduce_bucket and s.contiguous_gradients:
             self.gradients.pop(weight.name, None)  # it is a view of the bucket now, :1458
 
@@ -147,10 +148,13 @@ class ShardedOptimizer(Engine):
                 filled += numel
             if bucket and (rank < 0 or filled > s.reduce_bucket):
                 flat = self.new(filled * item, "temporaries") if len(bucket) > 1 else None
-                if s.communication_item not in (s.item, item):  # allreduce_bucket (:2377)
-                    self.new(filled * s.communication_item, "temporaries")
+                if (
+                    s.communication_item != item
+                ):  # and goes on in the type that is sent, allreduce_bucket (:2377)
+                    flat = self.new(filled * s.communication_item, "temporaries")
                 for owner, count in bucket if self.compact else ():
-                    if owner == 0:  # added to the fp32 partition through a copy, :1325
+                    if owner == 0 and s.communication_item != s.gradient_item:
+                        # added to the fp32 partition through a copy, :1325
                         self.momentary(count * s.gradient_item, "temporaries")
                 del flat
                 bucket, filled = [], 0

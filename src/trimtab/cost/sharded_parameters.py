@@ -99,6 +99,9 @@ class ShardedParameters(Engine):
         self.order: Order | None = None
         self.position = self.queue_at = self.available = 0
         self.fetched_until = [-1] * len(self.weights)
+        self.kept: dict[tuple[int, int], bool] = {}
+        """Whether a parameter stays after a use, by use and place: as the first pass that knows the order
+        decides, for good (``__params_to_release`` is cached, partitioned_param_coordinator.py:637)."""
         self.bucket: list[tuple[Weight, Storage | None]] = []
         self.filled = 0
 
@@ -257,20 +260,25 @@ class ShardedParameters(Engine):
 
     def after_use(self, uses: Sequence[int], shift: int = 0) -> None:
         """``release_sub_module``: let go of what is not used again within the reuse distance."""
+        ordered = self.order is not None
         for one in uses:
             index = one + shift
-            if index in self.persistent or index not in self.gathered:
-                continue
-            if self.order is not None and (
-                self.fetched_until[index] > self.position or self._is_near(index, self.order)
-            ):
+            if index not in self.gathered or (ordered and (index in self.persistent or self._stays(index))):
                 continue
             del self.gathered[index]
             self.available -= self.numels[index]
             self._keep_secondary(index)
 
-    def _is_near(self, index: int, order: Order) -> bool:
-        """Whether the next use is nearer than the reuse distance."""
+    def _stays(self, index: int) -> bool:
+        """Whether it was found further up in the queue, or its next use is nearer than the reuse distance."""
+        key = (self.position, index)
+        if key not in self.kept:
+            self.kept[key] = self.fetched_until[index] > self.position or self._is_near(index)
+        return self.kept[key]
+
+    def _is_near(self, index: int) -> bool:
+        assert self.order is not None
+        order = self.order
         for step in order.steps[index]:
             if step >= self.position:
                 distance = order.reach[step] - order.reach[self.position]
@@ -341,6 +349,10 @@ class ShardedParameters(Engine):
         self.in_flight.clear()
         self.secondary.clear()
         if s.offload_optimizer == "none":
+            if s.precision == "fp16":  # has_overflow: isinf's absolute values, then what they tell (:3013)
+                absolute = self.new(self.partition * s.gradient_item, "temporaries", self.reduce_stream)
+                self.momentary(self.partition, "temporaries", self.reduce_stream)
+                del absolute
             largest = max((self.shards[weight.index] for weight in self.trainable), default=0)
             self.momentary(largest * NORM_ITEM, "temporaries")
             first = not self.states
