@@ -70,6 +70,8 @@ class Case:
     measured: float
     phantom: float | None
     arithmetic: float
+    late: bool
+    """Whether it was measured late, and neither method was changed for it."""
     group: str
     """``fake``, ``nccl`` or ``single``: what stood for the other ranks."""
     host: float | None
@@ -138,6 +140,7 @@ def cases() -> list[Case]:
                 measured=row["gib"]["end"]["peak_alloc"],
                 phantom=None if seen is None else seen["moments"]["end"]["peak_alloc"][0],
                 arithmetic=counted.allocated_peak / GIB,
+                late="cores" in row,
                 group=row.get("group") or ("nccl" if "real" in row["id"] else "fake"),
                 host=row.get("host_rss_gib"),
                 phantom_host=None if seen is None else seen["host_gib"],
@@ -165,6 +168,7 @@ def page(found: list[Case]) -> str:
         ("offload", lambda case: case.offload),
         ("activations", lambda case: "recomputed" if case.recomputed else "kept"),
         ("LoRA", lambda case: "yes" if case.lora else "no"),
+        ("measured", lambda case: "later, and looked at by nobody" if case.late else "while both were made"),
         ("model type", lambda case: case.family),
     ]
     lines = [
