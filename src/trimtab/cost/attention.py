@@ -201,11 +201,13 @@ def eager(
 
     Returns the output and the attention weights.
     """
-    if shape.kv_heads != shape.heads:
-        k, v = repeat_keys(m, k, shape), repeat_keys(m, v, shape)
+    if shape.kv_heads != shape.heads:  # repeat_kv: expanded, and copied by reshape unless one head is shared
+        view = shape.kv_heads == 1
+        k, v = repeat_keys(m, k, shape, view=view), repeat_keys(m, v, shape, view=view)
     if score_item is not None:
         q, k = ops.cast(m, q, score_item), ops.cast(m, k, score_item)
-    scores = _product(m, q, k, shape.scores, shape.scoring)
+    several = shape.batch > 1  # of a single sample all are views of three dimensions
+    scores = _product(m, q, k, shape.scores, shape.scoring, copies=(several, several))
     scores = ops.scale(m, scores)
     if bias is not None:
         scores = m.op(scores.numel, (scores, bias), (PASS, bias.bytes), item=scores.item)
@@ -217,14 +219,15 @@ def eager(
     probabilities = ops.softmax(m, scores, softmax_item)
     del scores
     probabilities = ops.dropout(m, ops.cast(m, probabilities, item), shape.dropout)
-    out = _product(m, probabilities, v, q.numel, shape.weighting, item=item, copies=(False, True))
+    out = _product(m, probabilities, v, q.numel, shape.weighting, item=item, copies=(False, several))
     return ops.copy(m, out) if contiguous_output else out, probabilities
 
 
-def repeat_keys(m: Machine, x: Tensor, shape: Shape) -> Tensor:
-    """``repeat_kv``: every key head copied to the query heads that share it."""
+def repeat_keys(m: Machine, x: Tensor, shape: Shape, *, view: bool = False) -> Tensor:
+    """Every key head repeated for the query heads that share it: copied, or a ``view``."""
     numel = x.numel * (shape.heads // shape.kv_heads)
-    return m.op(numel, (x,), (x.bytes,), item=x.item, kernel=ops.LOOKED_UP, shape=(numel,))
+    view_of = x if view else None
+    return m.op(numel, (x,), (x.bytes,), item=x.item, kernel=ops.LOOKED_UP, shape=(numel,), view_of=view_of)
 
 
 def _product(
@@ -235,7 +238,7 @@ def _product(
     sizes: tuple[int, int, int, int],
     *,
     item: int | None = None,
-    copies: tuple[bool, bool] = (True, True),
+    copies: tuple[bool, bool],
 ) -> Tensor:
     """``matmul`` of four dimensions: what is no view of three is copied, and the copy is kept (``bmm``).
 

@@ -336,7 +336,7 @@ class _Run:
         self._steps = 1
 
     def _first_pass(self, engine: ShardedParameters) -> dict[tuple[int, int], bool]:
-        """What stays after which use where the optimizer has not stepped yet: no parameter is there before."""
+        """What stays after which use before the optimizer first steps: no parameter is there beforehand."""
         other = ShardedParameters(Meter(), engine.weights, engine.settings)
         other.build(engine.weights)
         other.initialize()
