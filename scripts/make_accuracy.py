@@ -396,11 +396,11 @@ expects).
 """.splitlines()
 
 HELD_OUT = """\
-### Jobs drawn after the arithmetic was finished
+### Jobs held out
 
-{count} more of the same kind, from number 200,000 on (`bench/data/held_out.jsonl`). Nobody looked at the
-phantom's answers before the arithmetic was finished. Of the peaks that would be allocated, {inside:.1%} lie
-within the bounds.
+{count} more of the same kind, from number 200,000 on (`bench/data/held_out.jsonl`). Mechanisms were looked
+for among the jobs above alone; of these nobody looked at a single one. Of the peaks that would be allocated,
+{inside:.1%} lie within the bounds.
 """.splitlines()
 
 LIMITS = """\

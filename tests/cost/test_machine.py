@@ -249,3 +249,12 @@ def test_work_counts_products_forward_and_backward(machine: Machine) -> None:
 )
 def test_long_sums_are_split_over_thread_blocks(rows: int, columns: int, expected: int) -> None:
     assert reduction_bytes(rows, columns, ITEM) == expected
+
+
+def test_the_gradient_of_a_bias_comes_first_but_for_stage_3s_own_linear(recorder: Recorder) -> None:
+    for sharded, order in ((False, ["bias", "weight"]), (True, ["weight", "bias"])):
+        recorder.gradients.clear()
+        m = Machine(meter=Meter(), listener=recorder, item=ITEM, sharded=sharded)
+        bias = Weight("bias", 32, ITEM, 1, 32)
+        m.backward(loss_of(m, ops.linear(m, m.tensor(K), square("weight"), bias)))
+        assert list(recorder.gradients) == order

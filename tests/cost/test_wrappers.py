@@ -10,7 +10,7 @@ from trimtab.cost.engine import Engine, HalfEngine, Host, PlainEngine, Settings
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import PART, Meter, Storage
 from trimtab.cost.sharded_optimizer import ShardedOptimizer, WideOptimizer
-from trimtab.cost.sharded_parameters import ShardedParameters
+from trimtab.cost.sharded_parameters import Order, ShardedParameters
 from trimtab.cost.wrappers import engine_for
 
 LARGE, SMALL = 3 * 2**20, 2**20
@@ -231,3 +231,31 @@ def test_a_gathered_group_lives_until_all_of_it_was_asked_for() -> None:
     assert [gathered[False, name] for name in sizes] == [1, 1, 1]
     # itself and the others in flight; their copies too, while the third still waits; the third alone
     assert [gathered[True, name] for name in sizes] == [3, 4, 1]
+
+
+def test_an_oversized_gradient_is_cloned_in_the_type_that_accumulates() -> None:
+    given = settings(stage=1, gradient_item=4, offload_optimizer="cpu", reduce_scatter=False)
+    engine = started(given)
+    engine.begin_micro(boundary=True)
+    for weight in reversed(engine.trainable):
+        engine.on_gradient(weight, engine.new(weight.bytes, "gradients"))
+    engine.meter.reset_peak()
+    before = engine.meter.live
+    engine.end_backward()
+    assert engine.meter.peak - before >= 4 * LARGE
+
+
+def test_the_first_ordered_pass_decides_for_good_what_stays() -> None:
+    engine = started(settings(stage=3, max_reuse_distance=10**9))
+    assert isinstance(engine, ShardedParameters)
+    engine.learn(Order([(0,), (1,), (1,), (0,)], [LARGE, SMALL]))
+    engine.kept[1, 0] = False
+    for _ in range(2):
+        engine.begin_micro(boundary=True)
+        engine.before_use((0,))
+        engine.after_use((0,))
+        assert 0 not in engine.gathered
+        engine.before_use((1,))
+        engine.after_use((1,))
+        assert 1 in engine.gathered
+        engine.end_backward()
