@@ -304,7 +304,8 @@ CAVEATS = """\
 
 - The arithmetic of `trimtab estimate` was made and mended with most of these jobs in sight. Those measured
   later (`real_worlds.jsonl`, the grids, `quiet_steps.jsonl`) came when most of it stood, but it has been
-  worked on since. The others never saw any of them. Jobs that nobody measured are in [accuracy.md](accuracy.md).
+  worked on since. The others never saw any of them. Jobs that nobody measured are in
+  [accuracy.md](accuracy.md).
 - Most of the jobs were chosen to try DeepSpeed's engine: small models, where what model states leave out is
   much. The larger the model and the smaller the batch, the nearer an estimate of model states alone.
 - DeepSpeed's estimators and accelerate do not claim to count activations, and their errors are mostly that.
