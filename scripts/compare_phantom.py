@@ -18,27 +18,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from make_accuracy import DATA, MEASURED, TASKS
+
 from trimtab.errors import TrimtabError
 from trimtab.job import Job, Lora
 from trimtab.rehearse.request import MOMENTS, PhantomRequest
 from trimtab.rehearse.series import rehearse_forked
 from trimtab.units import GIB
-
-DATA = Path(__file__).parents[1] / "bench" / "data"
-MEASURED = (
-    "h200_cases.jsonl",
-    "h200_memory.jsonl",
-    "real_worlds.jsonl",
-    "grid_x1.jsonl",
-    "grid_x2.jsonl",
-    "quiet_steps.jsonl",
-)
-TASKS = {
-    "causal": "causal-lm",
-    "mlm": "masked-lm",
-    "cls": "sequence-classification",
-    "seq2seq": "seq2seq-lm",
-}
 
 
 def request_of(case: dict[str, Any]) -> PhantomRequest:

@@ -3,10 +3,9 @@
     python scripts/make_accuracy.py            write the page
     python scripts/make_accuracy.py --check    exit 1 if the page is not what the data says
 
-The measured peaks are in bench/data/h200_cases.jsonl, h200_memory.jsonl, real_worlds.jsonl, grid_x1.jsonl,
-grid_x2.jsonl and quiet_steps.jsonl,
-the phantom's in phantom_vs_h200.jsonl (scripts/compare_phantom.py); the arithmetic is run here.  Of jobs that
-nobody measured, bench/data/sweep.jsonl and held_out.jsonl hold both answers (bench/sweep.py).
+The measured peaks are in the files of bench/data that `MEASURED` names, the phantom's in
+phantom_vs_h200.jsonl (scripts/compare_phantom.py); the arithmetic is run here.  Of jobs that nobody measured,
+bench/data/sweep.jsonl and held_out.jsonl hold both answers (bench/sweep.py).
 """
 
 from __future__ import annotations
