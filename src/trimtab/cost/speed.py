@@ -20,16 +20,17 @@ from trimtab.cost.operators import LOOKED_UP
 from trimtab.cost.rates import Rates, rates_of
 
 ENGINE_BYTES = {0: 4.1, 1: 5.0, 2: 5.0, 3: 4.2}
-"""Bytes that the engine moves in the backward pass for a byte of gradients: into buckets, divided, out again.
+"""What the engine moves in the backward pass for a byte of gradients: into buckets, divided, out again.
 
-Counted in rehearsed steps of a billion parameters and more: llama-1b-z0-m4, llama-1b-z2-m8, llama-1b-z3-m4
-and llama-7b-z3-m4-recompute of bench/data/quiet_steps.jsonl.
+In bytes at the rate of `_Step._stream`, from the simulated seconds of rehearsed steps of a billion parameters
+and more: llama-1b-z0-m4, llama-1b-z2-m8, llama-1b-z3-m4 and llama-7b-z3-m4-recompute of
+bench/data/quiet_steps.jsonl.
 """
 GATHER_BYTES = (
     0.7  # stage 3 lays shards and whole parameters together: 0.36 (llama-7b-z3) to 1.1 (neox-20b-z3)
 )
 STEP_BYTES = {0: 58, 1: 73, 2: 73, 3: 61}
-"""Bytes of a step for a parameter that this rank owns: norms, copies, FusedAdam's 28; the same rehearsals."""
+"""Of a step for a parameter that this rank owns: norms, copies, FusedAdam's 28; found in the same way."""
 ADAM_BYTES = 28
 STEP_DISPATCHES = {0: 18, 1: 19, 2: 19, 3: 11}
 """What the host issues in a step for a tensor that this rank owns, in units of `cost.rates.Host.step`.
