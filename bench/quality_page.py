@@ -31,7 +31,6 @@ from trimtab.plan.search import TIE  # noqa: E402
 DATA = ROOT / "bench" / "data"
 PAGE = ROOT / "docs" / "plan-quality.md"
 GRIDS = (DATA / "grid_x1.jsonl", DATA / "grid_x2.jsonl")
-NUMBERS = {1: "one GPU", 2: "two GPUs"}
 AGAIN = ("gpt2-x1-z0-none-keep-m64", "plan")
 """Rows of the grid and of the autotuner's rival that are one configuration."""
 GPU, REHEARSED = "h200", 3

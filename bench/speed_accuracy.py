@@ -265,8 +265,9 @@ a rate, what the host needs to issue them, collectives, offload (`cost/speed.py`
 replays the engine's own record of a step over streams (`rehearse/simulator.py`). Both stand on
 `cost/rates.py`: kernels, copies and collectives as `trimtab probe` measured them one by one on an H200
 (`bench/data/probe_h200.json`; this machine's own probe where it keeps one), with nothing fitted. What the
-host needs to issue a kernel is fitted: six costs (`cost/rates.py`, `Host`), medians over the phases of
-`bench/data/quiet_steps.jsonl`.
+host needs to issue a kernel is fitted: six costs (`cost/rates.py`, `Host`) to the phases of
+`bench/data/quiet_steps.jsonl`, rounded by hand. The rows that nothing was fitted to were in sight while the
+tables were mended.
 
 **Where a step waits for the host nobody can be exact.** The forward pass of one model took its host 18.2 to
 34.6 ms in six runs of one hour on one machine, and single steps of one run of `t5-large-z1-m16-recompute-x2`

@@ -183,8 +183,8 @@ def backward_kernels(node: Node) -> Iterator[Kernel]:
         count = len(sizes) + (node.scratch > 0) + (node.tail > 0)  # one a gradient, and those between
         for place in range(count):
             first = place == 0  # the gradient of the tensor itself; its factors' are sums over even products
-            name, sizes_of = (node.kernel, node.shape) if first else ("moving", ())
-            yield Kernel("backward", name, moved // count, node.flops // count, sizes_of)
+            name, dimensions = (node.kernel, node.shape) if first else ("moving", ())
+            yield Kernel("backward", name, moved // count, node.flops // count, dimensions)
 
 
 class Machine:

@@ -34,8 +34,9 @@ class Host(NamedTuple):
     """Seconds of the host for what it does: Python, autograd and the engine's hooks.
 
     A kernel's share of its module's call and of the views around it is in it; views and modules alone are
-    free.  Medians over the steps of bench/data/quiet_steps.jsonl on one and two GPUs, each phase begun with
-    the GPU idle.  The same pass took half to twice as long in other processes of the same machine.
+    free.  Least squares over the phases of bench/data/quiet_steps.jsonl, each begun with the GPU idle,
+    rounded by hand towards whole steps; no script repeats that.  The same pass took half to twice as long in other
+    processes of one machine.
     """
 
     forward: float = 34e-6

@@ -35,7 +35,8 @@ ADAM_BYTES = 28
 STEP_DISPATCHES = {0: 18, 1: 19, 2: 19, 3: 11}
 """What the host issues in a step for a tensor that this rank owns, in units of `cost.rates.Host.step`.
 
-Medians over bench/data/quiet_steps.jsonl; 21, 23, 23 and 8 operators and views are recorded.
+Read off the optimizer steps of bench/data/quiet_steps.jsonl by hand; 21, 23, 23 and 8 operators and views are
+recorded.
 """
 HOOKED = 2
 """Kernels of the engine's for a finished gradient: 303 for GPT-2's 148 tensors, 614 for TinyLLaMA's 201."""

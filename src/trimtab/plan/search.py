@@ -107,8 +107,9 @@ class Field:
         GPUs share layers (AutoTP) only where no more than one sample fits or is there for a GPU, and samples
         (Ulysses) only where not even one fits: what they exchange in every layer would else be for nothing.
         """
-        if self.settled and self.retimed:
-            return self._best_measured()
+        measured = self._best_measured() if self.settled else None
+        if measured is not None:
+            return measured
         found = self._best()
         if (found is None or found.micro == 1) and self.divides and not self._widened:
             self._widened = True
