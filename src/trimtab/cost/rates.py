@@ -35,8 +35,8 @@ class Host(NamedTuple):
 
     A kernel's share of its module's call and of the views around it is in it; views and modules alone are
     free.  Least squares over the phases of bench/data/quiet_steps.jsonl, each begun with the GPU idle,
-    rounded by hand towards whole steps; no script repeats that.  The same pass took half to twice as long in other
-    processes of one machine.
+    rounded by hand towards whole steps; no script repeats that.  The same pass took half to twice as long in
+    other processes of one machine.
     """
 
     forward: float = 34e-6
