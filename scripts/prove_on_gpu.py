@@ -299,6 +299,7 @@ def measure(options: argparse.Namespace, row: dict) -> None:
         loss=losses,
         host_rss_gib=round(psutil.Process().memory_info().rss / GIB, 3),
     )
+    row["issue_seconds"] = host_calls(options.device)
     if options.profile:
         from profiled_step import profiled
 
@@ -309,6 +310,16 @@ def measure(options: argparse.Namespace, row: dict) -> None:
             row["profile"] = profiled(engine, samples, batch.accumulation, options.device)
         except Exception as error:  # noqa: BLE001  what was measured before it stays
             row["profile"] = {"error": f"{type(error).__name__}: {str(error)[:600]}"}
+
+
+def host_calls(device: str) -> dict[str, float]:
+    """Seconds that this process's host needs to issue single calls (`trimtab.probe.host`), in a second."""
+    from trimtab.probe import host
+    from trimtab.probe.notes import Notes
+
+    notes = Notes(device)
+    host.measure(notes)
+    return {row["name"]: row["seconds"] for row in notes.rows}
 
 
 def enough(seconds: float, device: Any) -> bool:
