@@ -13,7 +13,7 @@ A job is one JSON line:
 ``cap_gib``           what PyTorch's allocator is held to
 ``timeout``           seconds
 ``initialize``        whether weights are as the architecture asks, and not just random
-``profile``           whether to say where a step's time goes as well (scripts/profiled_step.py)
+``profile``           ``phases`` or ``kernels``: say where a step's time goes as well (scripts/profiled_step.py)
 
 What else it has is copied to its row under ``job``.  ``scripts/prove_on_gpu.py`` does the measuring.
 
@@ -22,7 +22,7 @@ the next job, since importing takes longer than most cases.  A row is appended a
 
 Three quarters of the host's cores are shared out to the GPUs, and a job's processes keep to their GPU's; the
 processes that import have the rest: so that neither the neighbour nor what comes next slows a host-bound job.
-With ``--quiet`` one job runs at a time and all processes have imported before the first begins.
+With ``--quiet`` all processes have imported before the first job begins.
 """
 
 from __future__ import annotations
@@ -160,10 +160,8 @@ class Pool:
     def run(self, jobs: list[Job]) -> int:
         """Run all jobs; 1 if the last three failed."""
         self.import_ahead(jobs)
-        threads: list[threading.Thread] = []
+        threads = []
         for job in jobs:
-            if self.options.quiet and threads:
-                threads[-1].join()
             gpus = self.take(ranks_of(job))
             why = self.why_not(job)
             if why is not None:
@@ -231,7 +229,7 @@ class Pool:
                 "child": str(file), "real": real, "fake": not real, "gpus": job["world"],
                 "world": job["world"], "device": options.device, "tiny": options.tiny,
                 "max_accumulation": 10**6,
-                "cap_gib": job.get("cap_gib"), "profile": job.get("profile", False),
+                "cap_gib": job.get("cap_gib"), "profile": job.get("profile"),
                 "initialize": job.get("initialize", False),
             }  # fmt: skip
             environment = {
@@ -301,7 +299,7 @@ def main() -> int:
     parser.add_argument(
         "--ready", type=int, default=1, help="processes that wait ready for each GPU: more for short jobs"
     )
-    parser.add_argument("--quiet", action="store_true", help="one job at a time, nothing beside it")
+    parser.add_argument("--quiet", action="store_true", help="nothing imports while jobs run")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no job after this long")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tiny", action="store_true", help="shrunken models: tries the path")

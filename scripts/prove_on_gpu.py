@@ -38,8 +38,10 @@ ARCH = {
 GIB = 2**30
 MEMORY_STEP = 2
 """The step whose memory is read at each moment; the first makes the optimizer's states."""
-STEPS, LEAST_TIMED, ENOUGH_SECONDS = 24, 3, 4.0
-"""Steps at most; at least this many are timed, and no more once the run has taken so long."""
+SETTLED_STEP = 5
+"""The first step that is timed: those before it load kernels and fill the allocator's pools."""
+STEPS, LEAST_TIMED, ENOUGH_SECONDS = 26, 4, 4.0
+"""Steps at most; at least this many are timed, and no more once they have taken so long."""
 
 
 def main() -> int:
@@ -93,7 +95,9 @@ def parse() -> argparse.Namespace:
         "--tiny", action="store_true", help="shrink the model: tries the path, measures nothing"
     )
     parser.add_argument(
-        "--profile", action="store_true", help="say where a step's time goes as well (profiled_step.py)"
+        "--profile",
+        choices=["phases", "kernels"],
+        help="say where a step's time goes as well (profiled_step.py)",
     )
     parser.add_argument(
         "--initialize", action="store_true", help="weights as the architecture asks; slower to make"
@@ -117,7 +121,8 @@ def run_child(name: str, path: Path, options: argparse.Namespace) -> dict:
         str(options.max_accumulation),
     ]
     arguments += ["--cap-gib", str(options.cap_gib)] if options.cap_gib else []
-    arguments += ["--tiny"] * options.tiny + ["--profile"] * options.profile
+    arguments += ["--tiny"] * options.tiny
+    arguments += ["--profile", options.profile] if options.profile else []
     arguments += ["--initialize"] * options.initialize
     arguments += ["--world", str(options.world)] if options.world else []
     command = [sys.executable, *arguments]
@@ -268,13 +273,12 @@ def measure(options: argparse.Namespace, row: dict) -> None:
 
     clock = Clock(options.device)
     losses: list[float] = []
-    began = time.time()
     for step in range(STEPS):
-        if step > MEMORY_STEP + LEAST_TIMED and enough(time.time() - began, engine.device):
+        if step >= SETTLED_STEP + LEAST_TIMED and enough(sum(clock.steps), engine.device):
             break
         if step == 1 and options.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        clock.begin(keep=step > MEMORY_STEP)
+        clock.begin(keep=step >= SETTLED_STEP)
         for micro in range(batch.accumulation):
             last = step == MEMORY_STEP and micro == batch.accumulation - 1
             loss = engine(**random_batch(job, hf, samples=batch.micro, device=engine.device)).loss
@@ -299,7 +303,6 @@ def measure(options: argparse.Namespace, row: dict) -> None:
         loss=losses,
         host_rss_gib=round(psutil.Process().memory_info().rss / GIB, 3),
     )
-    row["issue_seconds"] = host_calls(options.device)
     if options.profile:
         from profiled_step import profiled
 
@@ -307,19 +310,11 @@ def measure(options: argparse.Namespace, row: dict) -> None:
             return random_batch(job, hf, samples=batch.micro, device=engine.device)
 
         try:
-            row["profile"] = profiled(engine, samples, batch.accumulation, options.device)
+            row["profile"] = profiled(
+                engine, samples, batch.accumulation, options.device, kernels=options.profile == "kernels"
+            )
         except Exception as error:  # noqa: BLE001  what was measured before it stays
             row["profile"] = {"error": f"{type(error).__name__}: {str(error)[:600]}"}
-
-
-def host_calls(device: str) -> dict[str, float]:
-    """Seconds that this process's host needs to issue single calls (`trimtab.probe.host`), in a second."""
-    from trimtab.probe import host
-    from trimtab.probe.notes import Notes
-
-    notes = Notes(device)
-    host.measure(notes)
-    return {row["name"]: row["seconds"] for row in notes.rows}
 
 
 def enough(seconds: float, device: Any) -> bool:
