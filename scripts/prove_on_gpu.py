@@ -209,6 +209,7 @@ def measure(options: argparse.Namespace, row: dict) -> None:
     from trimtab.train.engine import import_deepspeed
     from trimtab.train.model import Build, build_model, prepare_config, read_model_config
     from trimtab.train.samples import random_batch
+    from trimtab.train.sequences import share_attention, weight_of_part
     from trimtab.train.shrink import shrink
 
     deepspeed = import_deepspeed(options.device)
@@ -262,6 +263,9 @@ def measure(options: argparse.Namespace, row: dict) -> None:
         model=built.module,
         model_parameters=[p for p in built.module.parameters() if p.requires_grad],
         config=config.deepspeed(),
+        mpu=share_attention(
+            built.module, config.sequence_parallel, micro=batch.micro, length=job.sequence_length
+        ),
         dist_init_required=False,
     )
     row.update(
@@ -271,6 +275,12 @@ def measure(options: argparse.Namespace, row: dict) -> None:
     )
     remember(row, "engine", options.device)
 
+    def samples() -> dict:
+        if config.data_parallel_divisor > 1:  # the ranks that share a sample have to make the same
+            torch.manual_seed(batch.micro)
+        return random_batch(job, hf, samples=batch.micro, device=engine.device)
+
+    weight = weight_of_part(config)
     clock = Clock(options.device)
     losses: list[float] = []
     for step in range(STEPS):
@@ -281,11 +291,11 @@ def measure(options: argparse.Namespace, row: dict) -> None:
         clock.begin(keep=step >= SETTLED_STEP)
         for micro in range(batch.accumulation):
             last = step == MEMORY_STEP and micro == batch.accumulation - 1
-            loss = engine(**random_batch(job, hf, samples=batch.micro, device=engine.device)).loss
+            loss = loss_of(engine, config, samples())
             clock.mark("forward")
             if last:
                 remember(row, "after_forward", options.device)
-            engine.backward(loss)
+            engine.backward(loss * weight if weight != 1 else loss)
             clock.mark("backward")
             if last:
                 remember(row, "after_backward", options.device)
@@ -306,15 +316,22 @@ def measure(options: argparse.Namespace, row: dict) -> None:
     if options.profile:
         from profiled_step import profiled
 
-        def samples() -> dict:
-            return random_batch(job, hf, samples=batch.micro, device=engine.device)
-
         try:
             row["profile"] = profiled(
                 engine, samples, batch.accumulation, options.device, kernels=options.profile == "kernels"
             )
         except Exception as error:  # noqa: BLE001  what was measured before it stays
             row["profile"] = {"error": f"{type(error).__name__}: {str(error)[:600]}"}
+
+
+def loss_of(engine: Any, config: Any, batch: dict) -> Any:
+    """The loss of a micro batch, or of this rank's part of every sample."""
+    size = config.sequence_parallel
+    if size == 1:
+        return engine(**batch).loss
+    from trimtab.train.sequences import loss_of_part, part_of
+
+    return loss_of_part(engine, part_of(batch, engine.global_rank % size, size), size)
 
 
 def enough(seconds: float, device: Any) -> bool:
