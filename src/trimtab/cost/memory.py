@@ -7,9 +7,8 @@ and the next is measured, as `rehearse` and a GPU measure it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import NamedTuple
 
 from trimtab.config import Config
 from trimtab.cost import heads
@@ -34,8 +33,9 @@ MOMENTS = {
 }  # fmt: skip
 
 
-class Profile(NamedTuple):
-    """What one rank allocates, in bytes; peaks of forward, backward and step are taken once states exist."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What one rank computes, however the engine shards it; elements unless the name says else."""
 
     parameters: int
     trainable: int
@@ -48,6 +48,16 @@ class Profile(NamedTuple):
     tensors: int
     """Parameter tensors, and how many of them train."""
     trainable_tensors: int
+    work: Work
+    """Operators of the last micro step by (phase, flops, bytes moved)."""
+    uses: int
+    """How often the engine's hooks see a module in a micro step; 0 where it has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile(Workload):
+    """What one rank allocates, in bytes; peaks of forward, backward and step are taken once states exist."""
+
     built: int
     """After the model is built."""
     initialized: int
@@ -62,10 +72,6 @@ class Profile(NamedTuple):
     """Of one rank, beside the process itself."""
     host_parts: dict[str, int]
     nvme_bytes: int
-    work: Work
-    """Operators of the last micro step by (phase, flops, bytes moved)."""
-    uses: int
-    """How often the engine's hooks see a module in a micro step; 0 where it has none."""
     readings: Mapping[str, Reading]
     """The caching allocator's statistics after each of `PHASES`, if asked for."""
     record: Sequence[int]
@@ -160,35 +166,19 @@ def profile(
         UnknownArchitecture: the arithmetic does not know the model type.
     """
     settings = settings_of(config, world_size)
-    job = config.job
-    size = config.tensor_parallel
-    weights = weights_for(model, job.task, job.lora, settings.item, size)
-    recording = recorded(
-        model,
-        replace(job, model=None, sequence_length=job.sequence_length // config.sequence_parallel),
-        config.batch(world_size).micro,
-        settings.item,
-        sharded=settings.stage == 3,
-        fp16=config.precision == "fp16",
-        size=size,
-        spread=config.sequence_parallel,
-    )
-    uncut = weights_for(model, job.task, job.lora, settings.item) if size > 1 else weights
+    job, split = config.job, config.tensor_parallel
+    weights = weights_for(model, job.task, job.lora, settings.item, split)
+    whole_weights = weights_for(model, job.task, job.lora, settings.item, 1)
     job_buffers = [one.bytes for one in buffers(model, job.task)]
     quick = AllocatingMeter() if allocator and not whole else None
     engine = engine_for(quick or Meter([] if allocator else None), weights, settings)
-    run = _Run(recording, engine)
-    run.all_steps(uncut, job_buffers, workspace_bytes)
+    run = _Run(_recording(config, model, world_size), engine)
+    run.all_steps(whole_weights, job_buffers, workspace_bytes)
     readings = quick.readings if quick else replay(run.record)
     peak = max(run.peaks.values())
+    computed = workload(config, model, world_size)
     return Profile(
-        parameters=sum(one.numel for one in uncut),
-        trainable=sum(one.numel for one in uncut if one.trainable),
-        own_parameters=sum(one.numel for one in weights),
-        own_trainable=sum(one.numel for one in weights if one.trainable),
-        recomputed=job.recomputed_of(model.all_layers, model.name) / model.all_layers,
-        tensors=len(weights),
-        trainable_tensors=sum(one.trainable for one in weights),
+        **{one.name: getattr(computed, one.name) for one in fields(Workload)},
         built=run.built,
         initialized=run.initialized,
         live=run.live,
@@ -198,16 +188,47 @@ def profile(
         host_bytes=engine.host.total,
         host_parts=dict(engine.host.parts),
         nvme_bytes=engine.nvme_bytes,
-        work=recording.work,
-        uses=len(recording.order.reach) - 1 if settings.stage == 3 else 0,
         readings=dict(zip(PHASES, (readings[0], *readings[-3:]), strict=True)) if readings else {},
         record=run.record,
         unseen=max(0, peak - run.served_peak) if quick else 0,
     )
 
 
+def workload(config: Config, model: Model, world_size: int) -> Workload:
+    """What rank 0 of ``world_size`` computes in a micro step of ``config``; raises as `profile` does."""
+    job, item, split = config.job, config.parameter_bytes, config.tensor_parallel
+    whole = weights_for(model, job.task, job.lora, item, 1)
+    own = weights_for(model, job.task, job.lora, item, split)
+    recording = _recording(config, model, world_size)
+    return Workload(
+        parameters=sum(one.numel for one in whole),
+        trainable=sum(one.numel for one in whole if one.trainable),
+        own_parameters=sum(one.numel for one in own),
+        own_trainable=sum(one.numel for one in own if one.trainable),
+        recomputed=job.recomputed_of(model.all_layers, model.name) / model.all_layers,
+        tensors=len(own),
+        trainable_tensors=sum(one.trainable for one in own),
+        work=recording.work,
+        uses=len(recording.order.reach) - 1 if config.stage == 3 else 0,
+    )
+
+
+def _recording(config: Config, model: Model, world_size: int) -> Recording:
+    job, spread = config.job, config.sequence_parallel
+    return recorded(
+        model,
+        replace(job, model=None, sequence_length=job.sequence_length // spread),
+        config.batch(world_size).micro,
+        config.parameter_bytes,
+        sharded=config.stage == 3,
+        fp16=config.precision == "fp16",
+        size=config.tensor_parallel,
+        spread=spread,
+    )
+
+
 @lru_cache(maxsize=16)
-def weights_for(model: Model, task: str, lora: Lora | None, item: int, size: int = 1) -> tuple[Weight, ...]:
+def weights_for(model: Model, task: str, lora: Lora | None, item: int, size: int) -> tuple[Weight, ...]:
     """The machine's weights in the order of ``named_parameters()``, ``item`` bytes an element.
 
     Of a model that AutoTP splits over ``size`` ranks those that the first rank holds.

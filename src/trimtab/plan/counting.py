@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
-from trimtab.cost.memory import Profile, profile, settings_of
+from trimtab.cost.memory import Profile, Workload, profile, settings_of, workload
 from trimtab.cost.need import REPLAY_RATIOS, Need, outside_allocator, quickly_needed
 from trimtab.cost.speed import Speed, step_speed
 from trimtab.estimate import PROCESS_BYTES, Estimate, estimate
@@ -47,7 +47,7 @@ class Arithmetic:
     model: Model
     sure: float
     _profiles: dict[Hashable, Profile] = field(default_factory=dict, repr=False, compare=False)
-    _works: dict[Hashable, Profile] = field(default_factory=dict, repr=False, compare=False)
+    _works: dict[Hashable, Workload] = field(default_factory=dict, repr=False, compare=False)
     _operations: dict[Hashable, float] = field(default_factory=dict, repr=False, compare=False)
     _sizes: dict[Hashable, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
     _estimates: dict[Hashable, Estimate] = field(default_factory=dict, repr=False, compare=False)
@@ -59,13 +59,15 @@ class Arithmetic:
         kept = self._profiles.get(key)
         if kept is None:
             kept = self._profiles[key] = profile(config, self.model, world)
-            self._works.setdefault(self._work_key(config, world), kept)
         return kept
 
     def speed(self, config: Config, cluster: Cluster) -> Speed:
-        """The time of one optimizer step, from the work of any candidate that computes the same."""
-        counted = self._works.get(self._work_key(config, cluster.world_size))
-        return step_speed(config, counted or self.profile(config, cluster), cluster)
+        """The time of one optimizer step."""
+        world = cluster.world_size
+        key = self._work_key(config, world)
+        if key not in self._works:
+            self._works[key] = workload(config, self.model, world)
+        return step_speed(config, self._works[key], cluster)
 
     def operations_per_token(self, config: Config) -> float:
         """Floating-point operations of forward and backward for one token, recomputation left out."""
@@ -78,7 +80,7 @@ class Arithmetic:
                     "gradient_accumulation_steps": 1,
                 }
             )
-            work = profile(alone, self.model, 1).work
+            work = workload(alone, self.model, 1).work
             total = sum(one.flops * runs for one, runs in work.items() if one.phase != "recompute")
             self._operations[key] = total / config.job.sequence_length
         return self._operations[key]
