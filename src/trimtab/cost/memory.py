@@ -52,6 +52,8 @@ class Workload:
     """Operators of the last micro step by (phase, flops, bytes moved)."""
     uses: int
     """How often the engine's hooks see a module in a micro step; 0 where it has none."""
+    kept_bytes: int
+    """What the model keeps from its forward for its backward pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +212,7 @@ def workload(config: Config, model: Model, world_size: int) -> Workload:
         trainable_tensors=sum(one.trainable for one in own),
         work=recording.work,
         uses=len(recording.order.reach) - 1 if config.stage == 3 else 0,
+        kept_bytes=sum(recording.parts_before(BACKWARD)),
     )
 
 

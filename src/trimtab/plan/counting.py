@@ -63,11 +63,17 @@ class Arithmetic:
 
     def speed(self, config: Config, cluster: Cluster) -> Speed:
         """The time of one optimizer step."""
-        world = cluster.world_size
+        return step_speed(config, self._workload(config, cluster.world_size), cluster)
+
+    def kept_bytes(self, config: Config, cluster: Cluster) -> int:
+        """What the model keeps from its forward for its backward pass."""
+        return self._workload(config, cluster.world_size).kept_bytes
+
+    def _workload(self, config: Config, world: int) -> Workload:
         key = self._work_key(config, world)
         if key not in self._works:
             self._works[key] = workload(config, self.model, world)
-        return step_speed(config, self._works[key], cluster)
+        return self._works[key]
 
     def operations_per_token(self, config: Config) -> float:
         """Floating-point operations of forward and backward for one token, recomputation left out."""
