@@ -19,12 +19,18 @@ from trimtab.cost.allocator import (
     WORKSPACE_BYTES,
     CachingAllocator,
     OutOfMemory,
-    replay,
+    Reading,
+    Replay,
+    begun,
 )
 from trimtab.cost.memory import profile
 from trimtab.model import Model
 
 KIB, MIB = 2**10, 2**20
+
+
+def replay(record: list[int], capacity_bytes: int | None = None) -> list[Reading]:
+    return Replay(record, CachingAllocator(capacity_bytes)).run()
 
 
 def test_small_requests_share_a_segment_and_are_cut_exactly() -> None:
@@ -100,6 +106,28 @@ def test_what_does_not_fit_twice_is_flattened_on_the_host() -> None:
     assert replay(record, 100 * MIB)[0].peak_allocated == 62 * MIB
     with pytest.raises(OutOfMemory):
         replay(record, 70 * MIB)
+
+
+def test_a_replay_that_was_begun_goes_on_as_a_whole_one_would() -> None:
+    record = [30 * MIB, 40 * MIB, -1, 2 * MIB, 35 * MIB, -2, -4, 60 * MIB, 3 * MIB, -3, -5, 5 * MIB, NOTE]
+    shared = begun(record, 70 * MIB)
+    verdicts = {}
+    for capacity in range(70 * MIB, 150 * MIB, MIB):
+        try:
+            replay(record, capacity)
+        except OutOfMemory:
+            verdicts[capacity] = False
+        else:
+            verdicts[capacity] = True
+        assert shared.fits(capacity) == verdicts[capacity]
+    assert set(verdicts.values()) == {True, False}
+    assert shared.allocator.reserved == 70 * MIB
+
+
+def test_a_replay_is_begun_up_to_a_request_that_may_go_to_the_host() -> None:
+    record = [30 * MIB, 30 * MIB, FLATTEN, 60 * MIB, -1, -2, 2 * MIB, NOTE]
+    shared = begun(record, 60 * MIB)
+    assert [shared.fits(size * MIB) for size in (70, 100, 120, 122)] == [False, True, True, True]
 
 
 SIZES = st.integers(1, 80_000).map(lambda units: 512 * units)

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from trimtab.config import Config
 from trimtab.cost import heads
-from trimtab.cost.allocator import NOTE, RESET, WORKSPACE_BYTES, OutOfMemory, Reading, replay
+from trimtab.cost.allocator import NOTE, RESET, WORKSPACE_BYTES, CachingAllocator, Reading, Replay
 from trimtab.cost.engine import Engine, Settings
 from trimtab.cost.machine import Machine, Weight
 from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Storage, Work
@@ -77,7 +77,7 @@ class Profile(Workload):
     readings: Mapping[str, Reading]
     """The caching allocator's statistics after each of `PHASES`, if asked for."""
     record: Sequence[int]
-    """The requests to the allocator, for `fits`; none of a quick replay."""
+    """The requests to the allocator, for `trimtab.cost.need`; none of a quick replay."""
     unseen: int
     """How far the peak of what a quick replay's allocator served stays below ``peak``."""
 
@@ -97,11 +97,7 @@ class Profile(Workload):
         Needs a profile made with ``allocator=True``; the CUDA context and NCCL's buffers come on top.
         """
         assert self.record, "profile(..., allocator=True) records what this replays"
-        try:
-            replay(self.record, capacity_bytes)
-        except OutOfMemory:
-            return False
-        return True
+        return Replay(self.record, CachingAllocator()).fits(capacity_bytes)
 
 
 def settings_of(config: Config, world_size: int) -> Settings:
@@ -159,7 +155,7 @@ def profile(
     """Run ``config`` on ``model`` as rank 0 of ``world_size`` and say what it allocates.
 
     Args:
-        allocator: replay PyTorch's caching allocator too (``readings``, `Profile.fits`).
+        allocator: replay PyTorch's caching allocator too (``readings``, ``record``).
         whole: replay every request; else, of the middle of long stacks, only what outlives its layer.
         workspace_bytes: what cuBLAS takes in each of its two threads; only the allocator counts it.
 
@@ -176,7 +172,7 @@ def profile(
     engine = engine_for(quick or Meter([] if allocator else None), weights, settings)
     run = _Run(_recording(config, model, world_size), engine)
     run.all_steps(whole_weights, job_buffers, workspace_bytes)
-    readings = quick.readings if quick else replay(run.record)
+    readings = quick.readings if quick else Replay(run.record, CachingAllocator()).run()
     peak = max(run.peaks.values())
     computed = workload(config, model, world_size)
     return Profile(

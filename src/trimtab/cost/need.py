@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
-from trimtab.cost.allocator import WORKSPACE_BYTES
+from trimtab.cost.allocator import WORKSPACE_BYTES, begun
 from trimtab.cost.memory import Profile, profile
 from trimtab.model import Model
 from trimtab.units import GIB
@@ -135,15 +135,17 @@ def _workspace_bytes(cluster: Cluster) -> int:
 def smallest_capacity(counted: Profile, room: int | None = None) -> float:
     """Bytes that PyTorch's allocator must be able to take for the job to run, by replays of its requests.
 
-    A card's ``room`` is tried first, so that the answer never lies on the wrong side of it.
+    A card's ``room`` is tried first, so that the answer never lies on the wrong side of it.  Needs a profile
+    made with ``allocator=True``; the CUDA context and NCCL's buffers come on top.
     """
     low = max(reading.peak_allocated for reading in counted.readings.values())
     high = max(reading.peak_reserved for reading in counted.readings.values())
+    replay = begun(counted.record, low)
     if room is not None and low < room < high:
-        low, high = (low, room) if counted.fits(room) else (room, high)
+        low, high = (low, room) if replay.fits(room) else (room, high)
     for _ in range(REPLAY_STEPS):
         middle = (low + high) // 2
-        if counted.fits(middle):
+        if replay.fits(middle):
             high = middle
         else:
             low = middle
