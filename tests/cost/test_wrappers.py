@@ -10,7 +10,8 @@ from trimtab.cost.engine import Engine, HalfEngine, Host, PlainEngine, Settings
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import PART, Meter, Storage
 from trimtab.cost.sharded_optimizer import ShardedOptimizer, WideOptimizer
-from trimtab.cost.sharded_parameters import Order, ShardedParameters
+from trimtab.cost.coordinator import Order
+from trimtab.cost.sharded_parameters import ShardedParameters
 from trimtab.cost.wrappers import engine_for
 
 LARGE, SMALL = 3 * 2**20, 2**20

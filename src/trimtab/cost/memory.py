@@ -13,11 +13,11 @@ from functools import lru_cache
 from trimtab.config import Config
 from trimtab.cost import heads
 from trimtab.cost.allocator import NOTE, RESET, WORKSPACE_BYTES, CachingAllocator, Reading, Replay
+from trimtab.cost.coordinator import Coordinator
 from trimtab.cost.engine import Engine, Settings
 from trimtab.cost.machine import Machine, Weight
 from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Storage, Work
 from trimtab.cost.net import Net, weights_of
-from trimtab.cost.sharded_parameters import ShardedParameters
 from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, SHOWN, START, Numbers, Recording, Tape
 from trimtab.cost.wrappers import engine_for
 from trimtab.job import Job, Lora
@@ -332,7 +332,7 @@ class _Run:
                 meter.mark(RESET)
             else:
                 self._skip_first_step()
-            if isinstance(engine, ShardedParameters):
+            if isinstance(engine, Coordinator):
                 engine.learn(self.recording.order)
                 if engine.settings.accumulation > 1:
                     engine.kept = self._first_pass(engine)
@@ -355,15 +355,12 @@ class _Run:
         self.meter.live += sum(self.recording.parts_before(START))
         self._steps = 1
 
-    def _first_pass(self, engine: ShardedParameters) -> dict[tuple[int, int], bool]:
+    def _first_pass(self, engine: Coordinator) -> dict[tuple[int, int], bool]:
         """What stays after which use before the optimizer first steps: no parameter is there beforehand."""
-        other = ShardedParameters(Meter(), engine.weights, engine.settings)
-        other.build(engine.weights)
-        other.initialize()
+        other = Coordinator(Meter(), engine.weights, engine.settings)
         other.learn(self.recording.order)
         other.begin_micro(boundary=False)
-        for phase in (FORWARD, BACKWARD):
-            self.recording.play(phase, other)
+        self.recording.play_uses(other)
         return other.kept
 
     def _step(self, workspace_bytes: int) -> None:

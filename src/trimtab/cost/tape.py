@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from trimtab.cost.meter import PARTS, Storage, Work
-from trimtab.cost.sharded_parameters import Order
+from trimtab.cost.coordinator import Order
 
 if TYPE_CHECKING:
     from trimtab.cost.engine import Engine
@@ -51,8 +51,6 @@ Step = tuple[int, int, tuple[int, ...]]
 class Section:
     """What happens in one layer of one phase, or between layers."""
 
-    __slots__ = ("_chunks", "_net_parts", "_steps", "events", "number", "place", "takes", "work")
-
     def __init__(self, number: int, place: Place | None) -> None:
         self.number, self.place = number, place
         self.events: list[tuple[int, ...]] = []
@@ -64,6 +62,11 @@ class Section:
         self._chunks: dict[bool, list[Chunk]] = {}
         self._steps: dict[tuple[bool, bool], list[Step]] = {}
         self._net_parts: list[int] | None = None
+
+    @cached_property
+    def uses(self) -> list[tuple[int, tuple[int, ...]]]:
+        """``USE`` and ``USED``, and of which weights."""
+        return [(event[0], event[1:]) for event in self.events if event[0] in (USE, USED)]
 
     def chunks(self, uses: bool) -> list[Chunk]:
         """The section as stretches between what an engine hears: gradients, and ``uses`` of weights."""
@@ -278,12 +281,12 @@ class Recording:
     @cached_property
     def order(self) -> Order:
         """The order in which the two passes use the parameters."""
-        used = [[event[1:] for event in one.events if event[0] == USE] for one in self.sections]
         found = [
-            [index + shift for index in use]
+            [index + shift for index in uses]
             for phase in (FORWARD, BACKWARD)
             for number, _, shift in self.reels[phase]
-            for use in used[number]
+            for kind, uses in self.sections[number].uses
+            if kind == USE
         ]
         return Order(found, self._numels)
 
@@ -314,6 +317,13 @@ class Recording:
                     gradient = Storage.adopted(meter, count, part, 0)
                     engine.on_gradient(weights[index + shift], gradient)
                     del gradient
+
+    def play_uses(self, engine: Engine) -> None:
+        """Let ``engine`` hear of the uses of parameters alone, through both passes."""
+        for phase in (FORWARD, BACKWARD):
+            for number, _, shift in self.reels[phase]:
+                for kind, uses in self.sections[number].uses:
+                    (engine.before_use if kind == USE else engine.after_use)(uses, shift)
 
     def play_to_record(self, phase: int, engine: Engine, numbers: Numbers) -> None:
         """The same storage by storage, so that ``engine.meter`` records every request."""
