@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from trimtab.cost.coordinator import Order
 from trimtab.cost.engine import Engine, HalfEngine, Host, PlainEngine, Settings
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import PART, Meter, Storage
 from trimtab.cost.sharded_optimizer import ShardedOptimizer, WideOptimizer
-from trimtab.cost.coordinator import Order
 from trimtab.cost.sharded_parameters import ShardedParameters
 from trimtab.cost.wrappers import engine_for
 

@@ -256,9 +256,10 @@ class Replay:
             OutOfMemory: a request does not fit; nothing of it was done.
         """
         allocator, blocks = self.allocator, self._blocks
-        at, requests = self._at, self._requests
+        at = start = self._at
+        requests = self._requests
         try:
-            for at, entry in enumerate(islice(self._record, at, None), at):
+            for at, entry in enumerate(islice(self._record, start, None), start):
                 if entry < 0:
                     allocator.give(blocks.pop(-entry))
                 elif entry >= UNIT:

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from trimtab.cost.meter import PARTS, Storage, Work
 from trimtab.cost.coordinator import Order
+from trimtab.cost.meter import PARTS, Storage, Work
 
 if TYPE_CHECKING:
     from trimtab.cost.engine import Engine

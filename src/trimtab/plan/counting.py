@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.memory import Profile, Workload, profile, settings_of, workload
-from trimtab.cost.need import REPLAY_RATIOS, Need, outside_allocator, quickly_needed
+from trimtab.cost.need import REPLAY_RATIOS, Need, needed, outside_allocator, quickly_needed
 from trimtab.cost.speed import Speed, step_speed
 from trimtab.estimate import PROCESS_BYTES, Estimate, estimate
 from trimtab.model import Model
@@ -50,6 +50,7 @@ class Arithmetic:
     _works: dict[Hashable, Workload] = field(default_factory=dict, repr=False, compare=False)
     _operations: dict[Hashable, float] = field(default_factory=dict, repr=False, compare=False)
     _sizes: dict[Hashable, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
+    _needs: dict[Hashable, tuple[Profile, Need]] = field(default_factory=dict, repr=False, compare=False)
     _estimates: dict[Hashable, Estimate] = field(default_factory=dict, repr=False, compare=False)
 
     def profile(self, config: Config, cluster: Cluster) -> Profile:
@@ -129,19 +130,24 @@ class Arithmetic:
         quick = self._short(config, need.expected, cluster)
         return replace(quick, close=True) if quick.lack > 0 else None
 
+    def fits(self, config: Config, cluster: Cluster) -> bool:
+        """Whether ``config`` fits, the caching allocator replayed where it is close, as far as that takes."""
+        if self.shortfall(config, cluster) is not None:
+            return False
+        if self.profile(config, cluster).peak * FRAGMENTED <= self.room(config, cluster):
+            return True
+        outside = outside_allocator(cluster.world_size, config.stage)
+        return self._need(config, cluster)[1].fits(cluster.gpu.usable_bytes - outside, self.sure)
+
     def verdict(self, config: Config, cluster: Cluster) -> Shortfall | None:
-        """What ``config`` lacks on ``cluster``, the caching allocator replayed where it is close."""
+        """What ``config`` lacks on ``cluster``, the same way."""
+        if self.fits(config, cluster):
+            return None
         short = self.shortfall(config, cluster)
         if short is not None:
             return short
-        peak = self.profile(config, cluster).peak
-        if peak * FRAGMENTED <= self.room(config, cluster):
-            return None
-        answer = self.estimate(config, cluster)
-        if answer.fits_probability >= self.sure:
-            return None
         there = cluster.gpu.usable_bytes
-        enough = max(int(answer.needed.expected), there + 1)
+        enough = max(int(self.estimate(config, cluster).needed.expected), there + 1)
         lack = -self.spare(config, cluster)
         return Shortfall(where="GPU memory", needed=enough, there=there, close=True, lack=lack)
 
@@ -155,8 +161,15 @@ class Arithmetic:
         """The whole estimate, made once."""
         key = (self._key(config, cluster.world_size), cluster)
         if key not in self._estimates:
-            self._estimates[key] = estimate(config, cluster, model=self.model)
+            memory = self._need(config, cluster)
+            self._estimates[key] = estimate(config, cluster, model=self.model, memory=memory)
         return self._estimates[key]
+
+    def _need(self, config: Config, cluster: Cluster) -> tuple[Profile, Need]:
+        key = (self._key(config, cluster.world_size), cluster)
+        if key not in self._needs:
+            self._needs[key] = needed(config, self.model, cluster)
+        return self._needs[key]
 
     def states_bytes(self, config: Config, world: int) -> float:
         """What a GPU holds of weights, master weights and Adam's moments: less than it needs."""
@@ -199,4 +212,4 @@ def margin(sure: float) -> float:
     >>> margin(0.5)
     0.0
     """
-    return Need(expected=1.0, ratios=REPLAY_RATIOS).at(sure) - 1
+    return Need(1.0, REPLAY_RATIOS).at(sure) - 1

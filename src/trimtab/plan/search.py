@@ -425,15 +425,21 @@ class Field:
             return short
         if one.family.is_partial:
             return self._weigh_partial(one.config)
-        short = self._hopeless(one) or self._weigh(one.config)
-        lean = smaller_bucket(one.family, self.wishes, self.cluster) if short is not None else None
-        if lean is None or short is None or not self._buckets_could_help(one, short):
-            return short
+        short = self._hopeless(one) or self.arithmetic.shortfall(one.config, self.cluster)
+        if short is None and self._fits(one.config):
+            return None
+        lean = smaller_bucket(one.family, self.wishes, self.cluster)
+        if lean is None or not self._buckets_could_help(one, short):
+            return short or self._weigh(one.config)
         other = replace(one, family=lean, config=with_micro_batch(lean, one.micro, self.cluster))
         still = self._weigh(other.config)
         if still is None:
             self._lean[one.family.name, one.micro] = other
         return still
+
+    def _fits(self, config: Config) -> bool:
+        """Whether `_weigh` finds nothing lacking: known sooner than what is."""
+        return self.arithmetic.fits(config, self.cluster) if self.exact else self._weigh(config) is None
 
     def _weigh(self, config: Config) -> Shortfall | None:
         if self.exact:
@@ -475,15 +481,17 @@ class Field:
             self._ends[line] = members[0], members[1] if len(members) > 1 else None
         return self._ends[line]
 
-    def _buckets_could_help(self, one: Contender, short: Shortfall) -> bool:
-        """Whether the lack is no more than what the buckets take: twice their elements at most."""
+    def _buckets_could_help(self, one: Contender, short: Shortfall | None) -> bool:
+        """Whether the lack, if the tensors alone tell it, is no more than twice what the buckets take."""
+        if short is None:
+            return True
         if short.where != "GPU memory":
             return False
         config = one.config
         buckets = (
             2 * int(config.zero("reduce_bucket_size")) * max(config.gradient_bytes, config.parameter_bytes)
         )
-        return short.close or short.needed - short.there <= buckets
+        return short.needed - short.there <= buckets
 
 
 def search(wishes: Wishes, cluster: Cluster, arithmetic: Arithmetic, *, exact: bool = True) -> Field:
