@@ -95,8 +95,8 @@ class Field:
             for family in families(self.wishes, self.cluster) if self.divides else ():
                 (self._impossible if self._cannot(family) else possible).append(family)
             found = list(self._timed(possible))
-            offloading = [one for one in found if one.family.config.offload_optimizer == "cpu"]
-            if self.divides and all(self._host_is_short(one) for one in offloading):
+            offloading = {one.line: one for one in found if one.family.config.offload_optimizer == "cpu"}
+            if self.divides and all(self._host_is_short(one) for one in offloading.values()):
                 found += self._timed(on_disk(self.wishes, self.cluster))
             self._every = found
         return sorted(self._every, key=lambda one: (one.careful_seconds, one.family.complexity, one.micro))
@@ -296,7 +296,10 @@ class Field:
         losers: list[Loser] = []
         for members in self._families():
             best = self._preferred([fit for one in members if (fit := self._likely(one)) is not None])
-            best = best or next((fit for one in members if (fit := self.fitting(one)) is not None), None)
+            if best is None:
+                for line in {one.line: None for one in members}:
+                    self.fitting(self._smallest(line)[0])  # what it lacks, the larger ones lack
+                best = next((fit for one in members if (fit := self.fitting(one)) is not None), None)
             if best is not None:
                 fitting.append(best)
                 continue
@@ -415,6 +418,7 @@ class Field:
         return states > self.arithmetic.room(family.config, self.cluster)
 
     def _host_is_short(self, one: Contender) -> bool:
+        """Whatever its micro batch, which the host does not see."""
         short = self.arithmetic.shortfall(one.config, self.cluster)
         return short is not None and short.where.startswith("host")
 
