@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from trimtab.config import Config
 from trimtab.cost import heads
@@ -190,6 +191,23 @@ def profile(
         record=run.record,
         unseen=max(0, peak - run.served_peak) if quick else 0,
     )
+
+
+class Offloaded(NamedTuple):
+    """What one rank keeps outside its GPU, whatever the micro batch; in bytes."""
+
+    host_bytes: int
+    nvme_bytes: int
+
+
+def offloaded(config: Config, model: Model, world_size: int) -> Offloaded:
+    """What of `profile` an engine has as soon as it is initialized; raises as `profile` does."""
+    job, settings = config.job, settings_of(config, world_size)
+    weights = weights_for(model, job.task, job.lora, settings.item, config.tensor_parallel)
+    engine = engine_for(Meter(), weights, settings)
+    engine.build(weights)
+    engine.initialize()
+    return Offloaded(engine.host.total, engine.nvme_bytes)
 
 
 def workload(config: Config, model: Model, world_size: int) -> Workload:

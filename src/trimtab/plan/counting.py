@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
-from trimtab.cost.memory import Profile, Workload, profile, settings_of, workload
+from trimtab.cost.memory import Offloaded, Profile, Workload, offloaded, profile, settings_of, workload
 from trimtab.cost.need import REPLAY_RATIOS, Need, needed, outside_allocator, quickly_needed
 from trimtab.cost.speed import Speed, step_speed
 from trimtab.estimate import PROCESS_BYTES, Estimate, estimate
@@ -48,6 +48,7 @@ class Arithmetic:
     sure: float
     _profiles: dict[Hashable, Profile] = field(default_factory=dict, repr=False, compare=False)
     _works: dict[Hashable, Workload] = field(default_factory=dict, repr=False, compare=False)
+    _offloaded: dict[Hashable, Offloaded] = field(default_factory=dict, repr=False, compare=False)
     _operations: dict[Hashable, float] = field(default_factory=dict, repr=False, compare=False)
     _sizes: dict[Hashable, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
     _needs: dict[Hashable, tuple[Profile, Need]] = field(default_factory=dict, repr=False, compare=False)
@@ -94,14 +95,23 @@ class Arithmetic:
 
     def shortfall(self, config: Config, cluster: Cluster) -> Shortfall | None:
         """What ``config`` certainly lacks on ``cluster``, counted by tensors alone."""
-        counted = self.profile(config, cluster)
-        host = int(cluster.gpus_per_node * (counted.host_bytes + PROCESS_BYTES) * HOST_HIGH)
+        short = self.offload_shortfall(config, cluster)
+        return short or self.certain_shortfall(config, self.profile(config, cluster).peak, cluster)
+
+    def offload_shortfall(self, config: Config, cluster: Cluster) -> Shortfall | None:
+        """What the host or its disks lack for what ``config`` offloads."""
+        world = cluster.world_size
+        key = (settings_of(config, world), config.job.task, config.job.lora, config.tensor_parallel)
+        if key not in self._offloaded:
+            self._offloaded[key] = offloaded(config, self.model, world)
+        found = self._offloaded[key]
+        host = int(cluster.gpus_per_node * (found.host_bytes + PROCESS_BYTES) * HOST_HIGH)
         if host > cluster.host_memory_bytes:
             return _lacking("host memory a node", host, cluster.host_memory_bytes)
-        nvme = counted.nvme_bytes * cluster.gpus_per_node
+        nvme = found.nvme_bytes * cluster.gpus_per_node
         if nvme and nvme > cluster.nvme_bytes:
             return _lacking("NVMe a node", nvme, cluster.nvme_bytes)
-        return self.certain_shortfall(config, counted.peak, cluster)
+        return None
 
     def room(self, config: Config, cluster: Cluster) -> int:
         """Bytes that PyTorch's allocator may need at most, for the probability of fitting that is asked."""

@@ -95,8 +95,8 @@ class Field:
             for family in families(self.wishes, self.cluster) if self.divides else ():
                 (self._impossible if self._cannot(family) else possible).append(family)
             found = list(self._timed(possible))
-            offloading = {one.line: one for one in found if one.family.config.offload_optimizer == "cpu"}
-            if self.divides and all(self._host_is_short(one) for one in offloading.values()):
+            offloading = [one for one in found if one.family.config.offload_optimizer == "cpu"]
+            if self.divides and all(self._host_is_short(one) for one in offloading):
                 found += self._timed(on_disk(self.wishes, self.cluster))
             self._every = found
         return sorted(self._every, key=lambda one: (one.careful_seconds, one.family.complexity, one.micro))
@@ -186,11 +186,11 @@ class Field:
     def _least_layers(self, one: Contender) -> int:
         """No more than `_layers_needed` says, from what is known of ``one``; 0 where it cannot help."""
         every = self.wishes.model.all_layers
-        if one.config.job.recomputation is True:
+        short = self._short.get((one.family.name, one.micro))
+        if one.config.job.recomputation is True or (short is not None and short.where != "GPU memory"):
             return 0
         layers = one.config.job.recomputed_of(every, self.wishes.model.name) + 1
-        short = self._short.get((one.family.name, one.micro))
-        if short is not None and short.where == "GPU memory" and not short.close:
+        if short is not None and not short.close:
             layers += math.ceil(short.lack / self._saved_by_a_layer(one)) - 1
         return layers if layers < every else 0
 
@@ -418,8 +418,7 @@ class Field:
         return states > self.arithmetic.room(family.config, self.cluster)
 
     def _host_is_short(self, one: Contender) -> bool:
-        """Whatever its micro batch, which the host does not see."""
-        short = self.arithmetic.shortfall(one.config, self.cluster)
+        short = self.arithmetic.offload_shortfall(one.config, self.cluster)
         return short is not None and short.where.startswith("host")
 
     def _verdict(self, one: Contender) -> Shortfall | None:
