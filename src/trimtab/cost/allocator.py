@@ -182,7 +182,7 @@ class CachingAllocator:
         return has_room
 
     def copy(
-        self, taken: Mapping[int, Block], capacity_bytes: int
+        self, taken: Mapping[int, Block], capacity_bytes: int | None
     ) -> tuple[CachingAllocator, dict[int, Block]]:
         """The same on a card of ``capacity_bytes``, with its copies of all blocks that are ``taken``."""
         other = copy(self)
@@ -256,15 +256,16 @@ class Replay:
             OutOfMemory: a request does not fit; nothing of it was done.
         """
         allocator, blocks = self.allocator, self._blocks
+        take, give = allocator.take, allocator.give
         at = start = self._at
         requests = self._requests
         try:
             for at, entry in enumerate(islice(self._record, start, None), start):
                 if entry < 0:
-                    allocator.give(blocks.pop(-entry))
+                    give(blocks.pop(-entry))
                 elif entry >= UNIT:
                     stream = entry % UNIT
-                    blocks[requests + 1] = allocator.take(entry - stream, stream)
+                    blocks[requests + 1] = take(entry - stream, stream)
                     requests += 1
                 elif entry == RESET:
                     allocator.reset_peaks()
@@ -285,16 +286,13 @@ class Replay:
             after += 1
         record[at:after] = [*record[at + 1 : after], record[at]]
 
-    def fits(self, capacity_bytes: int) -> bool:
-        """Whether the rest runs on a card of ``capacity_bytes``; this replay itself stays where it is."""
+    def on(self, capacity_bytes: int | None) -> Replay:
+        """The same from here on with a card of ``capacity_bytes``; this replay itself stays where it is."""
         allocator, blocks = self.allocator.copy(self._blocks, capacity_bytes)
-        rest = Replay(self._record, allocator)
-        rest._at, rest._requests, rest._blocks = self._at, self._requests, blocks
-        try:
-            rest.run()
-        except OutOfMemory:
-            return False
-        return True
+        other = Replay(self._record, allocator)
+        other.readings += self.readings
+        other._at, other._requests, other._blocks = self._at, self._requests, blocks
+        return other
 
 
 def begun(record: Sequence[int], capacity_bytes: int) -> Replay:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from trimtab.config import Config
 from trimtab.cost import heads
-from trimtab.cost.allocator import NOTE, RESET, WORKSPACE_BYTES, CachingAllocator, Reading, Replay
+from trimtab.cost.allocator import NOTE, RESET, WORKSPACE_BYTES, OutOfMemory, Reading, Replay, begun
 from trimtab.cost.coordinator import Coordinator
 from trimtab.cost.engine import Engine, Settings
 from trimtab.cost.machine import Machine, Weight
@@ -77,8 +77,8 @@ class Profile(Workload):
     nvme_bytes: int
     readings: Mapping[str, Reading]
     """The caching allocator's statistics after each of `PHASES`, if asked for."""
-    record: Sequence[int]
-    """The requests to the allocator, for `trimtab.cost.need`; none of a quick replay."""
+    replay: Replay | None
+    """Of every request, up to where it depends on the card; none of a quick replay."""
     unseen: int
     """How far the peak of what a quick replay's allocator served stays below ``peak``."""
 
@@ -97,8 +97,14 @@ class Profile(Workload):
 
         Needs a profile made with ``allocator=True``; the CUDA context and NCCL's buffers come on top.
         """
-        assert self.record, "profile(..., allocator=True) records what this replays"
-        return Replay(self.record, CachingAllocator()).fits(capacity_bytes)
+        assert self.replay is not None, "profile(..., allocator=True) records what this replays"
+        if capacity_bytes < max(self.phase_peaks.values()):
+            return False
+        try:
+            self.replay.on(capacity_bytes).run()
+        except OutOfMemory:
+            return False
+        return True
 
 
 def settings_of(config: Config, world_size: int) -> Settings:
@@ -156,7 +162,7 @@ def profile(
     """Run ``config`` on ``model`` as rank 0 of ``world_size`` and say what it allocates.
 
     Args:
-        allocator: replay PyTorch's caching allocator too (``readings``, ``record``).
+        allocator: replay PyTorch's caching allocator too (``readings``, `Profile.fits`).
         whole: replay every request; else, of the middle of long stacks, only what outlives its layer.
         workspace_bytes: what cuBLAS takes in each of its two threads; only the allocator counts it.
 
@@ -171,11 +177,13 @@ def profile(
     job_buffers = [one.bytes for one in buffers(model, job.task)]
     quick = AllocatingMeter() if allocator and not whole else None
     engine = engine_for(quick or Meter([] if allocator else None), weights, settings)
-    run = _Run(_recording(config, model, world_size), engine)
+    recording = _recording(config, model, world_size)
+    run = _Run(recording, engine)
     run.all_steps(whole_weights, job_buffers, workspace_bytes)
-    readings = quick.readings if quick else Replay(run.record, CachingAllocator()).run()
     peak = max(run.peaks.values())
-    computed = workload(config, model, world_size)
+    replay = begun(run.record, max(peak, run.init_peak)) if run.record else None
+    readings = replay.on(None).run() if replay else quick.readings if quick else ()
+    computed = _workload(config, model, recording)
     return Profile(
         **{one.name: getattr(computed, one.name) for one in fields(Workload)},
         built=run.built,
@@ -188,7 +196,7 @@ def profile(
         host_parts=dict(engine.host.parts),
         nvme_bytes=engine.nvme_bytes,
         readings=dict(zip(PHASES, (readings[0], *readings[-3:]), strict=True)) if readings else {},
-        record=run.record,
+        replay=replay,
         unseen=max(0, peak - run.served_peak) if quick else 0,
     )
 
@@ -212,10 +220,13 @@ def offloaded(config: Config, model: Model, world_size: int) -> Offloaded:
 
 def workload(config: Config, model: Model, world_size: int) -> Workload:
     """What rank 0 of ``world_size`` computes in a micro step of ``config``; raises as `profile` does."""
+    return _workload(config, model, _recording(config, model, world_size))
+
+
+def _workload(config: Config, model: Model, recording: Recording) -> Workload:
     job, item, split = config.job, config.parameter_bytes, config.tensor_parallel
     whole = weights_for(model, job.task, job.lora, item, 1)
     own = weights_for(model, job.task, job.lora, item, split)
-    recording = _recording(config, model, world_size)
     return Workload(
         parameters=sum(one.numel for one in whole),
         trainable=sum(one.numel for one in whole if one.trainable),

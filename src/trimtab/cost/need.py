@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
-from trimtab.cost.allocator import WORKSPACE_BYTES, begun
+from trimtab.cost.allocator import WORKSPACE_BYTES
 from trimtab.cost.memory import Profile, profile
 from trimtab.model import Model
 from trimtab.units import GIB
@@ -96,8 +96,7 @@ class CapacitySearch:
     def __init__(self, counted: Profile, room: int | None = None) -> None:
         self._low = max(reading.peak_allocated for reading in counted.readings.values())
         self._high = max(reading.peak_reserved for reading in counted.readings.values())
-        self._replay = begun(counted.record, self._low)
-        self._left = REPLAY_STEPS
+        self._counted, self._left = counted, REPLAY_STEPS
         if room is not None and self._low < room < self._high:
             self._try(room)
 
@@ -118,7 +117,7 @@ class CapacitySearch:
         self._try((self._low + self._high) // 2)
 
     def _try(self, capacity_bytes: int) -> None:
-        if self._replay.fits(capacity_bytes):
+        if self._counted.fits(capacity_bytes):
             self._high = capacity_bytes
         else:
             self._low = capacity_bytes
