@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
-from trimtab.cost.engine import Engine, Settings
 from trimtab.cost.machine import Weight
-from trimtab.cost.meter import Meter, Storage
+from trimtab.cost.meter import Storage
+
+Heard = tuple[tuple[bool, tuple[int, ...]], ...]
+"""Uses of parameters and their ends (False) through both passes, each with the parameters' places."""
+
+
+class Gathering(NamedTuple):
+    """What of a configuration decides it, in elements; the keys that begin with ``stage3_``."""
+
+    prefetch_bucket: int
+    persistence_threshold: int
+    model_persistence_threshold: int
+    max_live: int
+    max_reuse_distance: int
 
 
 class Order:
@@ -35,6 +49,12 @@ class Order:
             self.reach.append(read)
 
 
+@lru_cache(maxsize=64)
+def order_of(heard: Heard, numels: tuple[int, ...]) -> Order:
+    """The order that ``heard`` tells: the same for all micro batches."""
+    return Order([indices for begins, indices in heard if begins], numels)
+
+
 class Gather:
     """One all-gather, whose result lives until every parameter in it was asked for."""
 
@@ -47,15 +67,13 @@ class Gather:
         """Parameters that are there by themselves."""
 
 
-class Coordinator(Engine):
+class Coordinator:
     """Stage 3's ``PartitionedParameterCoordinator`` (partitioned_param_coordinator.py)."""
 
-    hears_uses = True
-
-    def __init__(self, meter: Meter, weights: Sequence[Weight], settings: Settings) -> None:
-        super().__init__(meter, weights, settings)
+    def __init__(self, weights: Sequence[Weight], gathering: Gathering) -> None:
+        self.gathering = gathering
         self.numels = [weight.numel for weight in weights]
-        self.persistent = self._persistent()
+        self.persistent = self._persistent(weights)
         self.gathered: dict[int, Storage | None] = {}
         """By place of the parameter, as all that follows."""
         self.in_flight: dict[int, Gather] = {}
@@ -67,14 +85,14 @@ class Coordinator(Engine):
         """Whether a parameter stays after a use, by use and place: as the first pass that knows the order
         decides, for good (``__params_to_release`` is cached, :637)."""
 
-    def _persistent(self) -> set[int]:
+    def _persistent(self, weights: Sequence[Weight]) -> set[int]:
         """``mark_persistent_parameters`` (parameter_offload.py:317)."""
         chosen: set[int] = set()
         total = 0
-        for weight in self.weights:
-            if weight.numel + total > self.settings.model_persistence_threshold:
+        for weight in weights:
+            if weight.numel + total > self.gathering.model_persistence_threshold:
                 continue
-            if weight.numel <= self.settings.persistence_threshold:
+            if weight.numel <= self.gathering.persistence_threshold:
                 chosen.add(weight.index)
                 total += weight.numel
         return chosen
@@ -83,12 +101,11 @@ class Coordinator(Engine):
         """Know the order of uses, as after a first pass."""
         self.order = order
 
-    def begin_micro(self, *, boundary: bool) -> None:
-        """``reset_step``: the trace is complete once one pass was recorded."""
-        super().begin_micro(boundary=boundary)
+    def reset_step(self) -> None:
+        """A pass begins; the trace is complete once one was recorded."""
         self.in_flight.clear()
         self.position = self.queue_at = 0
-        self.fetched_until = [-1] * len(self.weights)
+        self.fetched_until = [-1] * len(self.numels)
         self.available = 0
         if self.order is None and self.uses:
             self.learn(Order(self.uses, self.numels))
@@ -109,7 +126,7 @@ class Coordinator(Engine):
                 self._advance(indices, order)
         if order is None:
             self.uses.append([index + shift for index in uses])
-        elif self.available < self.settings.max_live and self.queue_at < len(order.queue):
+        elif self.available < self.gathering.max_live and self.queue_at < len(order.queue):
             self._prefetch(order)
         self.position = position + 1
 
@@ -152,7 +169,7 @@ class Coordinator(Engine):
             popped.add(index)
 
     def _prefetch(self, order: Order) -> None:
-        s, until, queue, when = self.settings, self.fetched_until, order.queue, order.when
+        s, until, queue, when = self.gathering, self.fetched_until, order.queue, order.when
         limit = min(s.max_live - self.available, s.prefetch_bucket)
         gathered, in_flight = self.gathered, self.in_flight
         chosen: list[int] = []
@@ -193,5 +210,17 @@ class Coordinator(Engine):
         for step in order.steps[index]:
             if step >= self.position:
                 distance = order.reach[step] - order.reach[self.position]
-                return distance < self.settings.max_reuse_distance
+                return distance < self.gathering.max_reuse_distance
         return False
+
+
+@lru_cache(maxsize=64)
+def first_kept(
+    heard: Heard, weights: tuple[Weight, ...], gathering: Gathering
+) -> Mapping[tuple[int, int], bool]:
+    """What stays after which use (`Coordinator.kept`) if the first pass finds no parameter gathered."""
+    first = Coordinator(weights, gathering)
+    first.learn(order_of(heard, tuple(first.numels)))
+    for begins, indices in heard:
+        (first.before_use if begins else first.after_use)(indices)
+    return first.kept

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from trimtab.config import Config
 from trimtab.cost import heads
 from trimtab.cost.allocator import NOTE, RESET, WORKSPACE_BYTES, OutOfMemory, Reading, Replay, begun
-from trimtab.cost.coordinator import Coordinator
+from trimtab.cost.coordinator import Coordinator, Gathering, first_kept
 from trimtab.cost.engine import Engine, Settings
 from trimtab.cost.machine import Machine, Weight
 from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Storage, Work
@@ -130,11 +130,13 @@ def settings_of(config: Config, world_size: int) -> Settings:
         contiguous_gradients=bool(zero("contiguous_gradients")) or config.offload_optimizer != "none",
         reduce_scatter=bool(zero("reduce_scatter")),
         reduce_bucket=int(zero("reduce_bucket_size")),
-        prefetch_bucket=int(zero("stage3_prefetch_bucket_size")),
-        persistence_threshold=int(zero("stage3_param_persistence_threshold")),
-        model_persistence_threshold=int(zero("stage3_model_persistence_threshold")),
-        max_live=int(zero("stage3_max_live_parameters")),
-        max_reuse_distance=int(zero("stage3_max_reuse_distance")),
+        gathering=Gathering(
+            prefetch_bucket=int(zero("stage3_prefetch_bucket_size")),
+            persistence_threshold=int(zero("stage3_param_persistence_threshold")),
+            model_persistence_threshold=int(zero("stage3_model_persistence_threshold")),
+            max_live=int(zero("stage3_max_live_parameters")),
+            max_reuse_distance=int(zero("stage3_max_reuse_distance")),
+        ),
         sub_group=int(zero("sub_group_size")),
         hpz=int(zero("zero_hpz_partition_size")),
         precision=config.precision,
@@ -312,7 +314,7 @@ def recorded(
     tape.turn_to_phase(RELEASE)
     machine.kept.clear()
     strides = {stack: _stride(stack[0], weights) for stack in tape.stacks}
-    return Recording(tape, strides, [weight.numel for weight in weights.values()])
+    return Recording(tape, strides, tuple(weight.numel for weight in weights.values()))
 
 
 def _stride(path: str, weights: Mapping[str, Weight]) -> int:
@@ -364,7 +366,8 @@ class _Run:
             if isinstance(engine, Coordinator):
                 engine.learn(self.recording.order)
                 if engine.settings.accumulation > 1:
-                    engine.kept = self._first_pass(engine)
+                    weights, gathering = tuple(engine.weights), engine.gathering
+                    engine.kept = dict(first_kept(self.recording.heard, weights, gathering))
             self._step(workspace_bytes)
         self.record, meter.record = meter.record or (), None
         del registered
@@ -383,14 +386,6 @@ class _Run:
         self.engine.step()
         self.meter.live += sum(self.recording.parts_before(START))
         self._steps = 1
-
-    def _first_pass(self, engine: Coordinator) -> dict[tuple[int, int], bool]:
-        """What stays after which use before the optimizer first steps: no parameter is there beforehand."""
-        other = Coordinator(Meter(), engine.weights, engine.settings)
-        other.learn(self.recording.order)
-        other.begin_micro(boundary=False)
-        self.recording.play_uses(other)
-        return other.kept
 
     def _step(self, workspace_bytes: int) -> None:
         """An optimizer step; the first one's peaks are not noted."""

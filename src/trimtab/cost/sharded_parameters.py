@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trimtab.cost.coordinator import Coordinator, Gather
-from trimtab.cost.engine import GATHER, MAIN, MASTER_ITEM, NORM_ITEM, REDUCE
+from trimtab.cost.engine import GATHER, MAIN, MASTER_ITEM, NORM_ITEM, REDUCE, Engine, Settings
 from trimtab.cost.machine import Weight
-from trimtab.cost.meter import Storage
+from trimtab.cost.meter import Meter, Storage
 
 NORM_CHUNK = 250_000_000  # stage3.py:1960, elements
 
 
-class ShardedParameters(Coordinator):
+class ShardedParameters(Coordinator, Engine):
     """Stage 3: ``DeepSpeedZeroOptimizer_Stage3`` (stage3.py)."""
+
+    hears_uses = True
+
+    def __init__(self, meter: Meter, weights: Sequence[Weight], settings: Settings) -> None:
+        Engine.__init__(self, meter, weights, settings)
+        Coordinator.__init__(self, weights, settings.gathering)
 
     def build(self, whole: Sequence[Weight]) -> None:
         """Under ``zero.Init`` every rank holds its shard of each parameter alone."""
@@ -87,6 +93,11 @@ class ShardedParameters(Coordinator):
             self.secondary[index] = self.new(size, "parameters")
 
     # -- gathering -------------------------------------------------------------------------------------
+
+    def begin_micro(self, *, boundary: bool) -> None:
+        """A pass begins too."""
+        super().begin_micro(boundary=boundary)
+        self.reset_step()
 
     def after_micro(self) -> object:
         """A boundary takes no less than other steps; hpZ's copies stay until the optimizer steps."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from trimtab.cost.coordinator import Order
+from trimtab.cost.coordinator import Heard, Order, order_of
 from trimtab.cost.meter import PARTS, Storage, Work
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ class Tape:
 class Recording:
     """A micro step of a whole model, layers repeated as often as the model has them."""
 
-    def __init__(self, tape: Tape, strides: Mapping[Stack, int], numels: Sequence[int]) -> None:
+    def __init__(self, tape: Tape, strides: Mapping[Stack, int], numels: tuple[int, ...]) -> None:
         """``strides``: by stack, how many parameters a layer has; ``numels``: of every parameter."""
         self._numels = numels
         self.sections, self.stacks, self.shown = tape.sections, tape.stacks, tape.shown
@@ -281,14 +281,17 @@ class Recording:
     @cached_property
     def order(self) -> Order:
         """The order in which the two passes use the parameters."""
-        found = [
-            [index + shift for index in uses]
+        return order_of(self.heard, self._numels)
+
+    @cached_property
+    def heard(self) -> Heard:
+        """What an engine hears of parameters through the two passes."""
+        return tuple(
+            (kind == USE, tuple([index + shift for index in uses]))
             for phase in (FORWARD, BACKWARD)
             for number, _, shift in self.reels[phase]
             for kind, uses in self.sections[number].uses
-            if kind == USE
-        ]
-        return Order(found, self._numels)
+        )
 
     # -- playing ---------------------------------------------------------------------------------------
 
@@ -317,13 +320,6 @@ class Recording:
                     gradient = Storage.adopted(meter, count, part, 0)
                     engine.on_gradient(weights[index + shift], gradient)
                     del gradient
-
-    def play_uses(self, engine: Engine) -> None:
-        """Let ``engine`` hear of the uses of parameters alone, through both passes."""
-        for phase in (FORWARD, BACKWARD):
-            for number, _, shift in self.reels[phase]:
-                for kind, uses in self.sections[number].uses:
-                    (engine.before_use if kind == USE else engine.after_use)(uses, shift)
 
     def play_to_record(self, phase: int, engine: Engine, numbers: Numbers) -> None:
         """The same storage by storage, so that ``engine.meter`` records every request."""
