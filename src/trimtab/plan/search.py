@@ -298,7 +298,9 @@ class Field:
             best = self._preferred([fit for one in members if (fit := self._likely(one)) is not None])
             if best is None:
                 for line in {one.line: None for one in members}:
-                    self.fitting(self._smallest(line)[0])  # what it lacks, the larger ones lack
+                    least, larger = self._smallest(line)
+                    if larger is not None:
+                        self.fitting(least)  # what it lacks, the others lack
                 best = next((fit for one in members if (fit := self.fitting(one)) is not None), None)
             if best is not None:
                 fitting.append(best)
