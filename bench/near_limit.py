@@ -31,7 +31,7 @@ from trimtab.cluster import Cluster  # noqa: E402
 from trimtab.config import Config  # noqa: E402
 from trimtab.cost.allocator import WORKSPACE_BYTES  # noqa: E402
 from trimtab.cost.memory import profile  # noqa: E402
-from trimtab.cost.need import needed, outside_allocator, smallest_capacity  # noqa: E402
+from trimtab.cost.need import CapacitySearch, needed, outside_allocator  # noqa: E402
 from trimtab.model import Model  # noqa: E402
 from trimtab.units import GIB  # noqa: E402
 
@@ -69,7 +69,8 @@ def need_of(case: dict[str, Any]) -> float:
     model = Model.from_hf(case["hf"], case["id"])
     workspace = WORKSPACE_BYTES[True]
     config = Config.from_mapping(case["config"], name=case["id"])
-    return smallest_capacity(profile(config, model, case["world"], allocator=True, workspace_bytes=workspace))
+    counted = profile(config, model, case["world"], allocator=True, workspace_bytes=workspace)
+    return CapacitySearch(counted).smallest()
 
 
 def probability(case: dict[str, Any], cap_bytes: float) -> float:

@@ -24,7 +24,7 @@ import sweep  # noqa: E402
 from trimtab import catalogue  # noqa: E402
 from trimtab.config import Config  # noqa: E402
 from trimtab.cost.memory import profile  # noqa: E402
-from trimtab.cost.need import CONTEXT_BYTES, NCCL_ALONE_BYTES, smallest_capacity  # noqa: E402
+from trimtab.cost.need import CONTEXT_BYTES, NCCL_ALONE_BYTES, CapacitySearch  # noqa: E402
 from trimtab.errors import TrimtabError  # noqa: E402
 from trimtab.model import Model, find_model  # noqa: E402
 
@@ -52,7 +52,7 @@ def ratio(config: Config, model: Model, world: int) -> float:
     quick = profile(config, model, world, allocator=True, whole=False)
     whole = profile(config, model, world, allocator=True)
     used = max(reading.peak_used for reading in quick.readings.values())
-    return smallest_capacity(whole) / max(used, quick.allocated_peak)
+    return CapacitySearch(whole).smallest() / max(used, quick.allocated_peak)
 
 
 def verdicts() -> Counter[tuple[bool, bool]]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.memory import MOMENTS, Profile
+from trimtab.cost.need import Need, outside_allocator
 from trimtab.cost.need import needed as needed_memory
-from trimtab.cost.need import outside_allocator
 from trimtab.cost.speed import Speed, step_speed
 from trimtab.errors import NotFound, UnknownArchitecture, Unsupported, UsageError
 from trimtab.job import LIGER
@@ -113,9 +113,16 @@ class Estimate:
 
 
 def estimate(
-    config: Config, cluster: Cluster, *, model: Model | None = None, tokens: int | None = None
+    config: Config,
+    cluster: Cluster,
+    *,
+    model: Model | None = None,
+    tokens: int | None = None,
+    memory: tuple[Profile, Need] | None = None,
 ) -> Estimate:
     """Memory, time and money of ``config`` on ``cluster``; of a whole run if ``tokens`` says how long it is.
+
+    ``memory`` is what `trimtab.cost.need.needed` says of it, where that is known already.
 
     Raises:
         UsageError: no model is named, or the job contradicts itself.
@@ -133,7 +140,7 @@ def estimate(
         model = find_model(config.job.model)
     _refuse_other_heads(config, model)
     _refuse_other_engines(config, model)
-    counted, need = needed_memory(config, model, cluster)
+    counted, need = memory or needed_memory(config, model, cluster)
     peak = counted.allocated_peak
     outside = outside_allocator(cluster.world_size, config.stage)
     needed = Range(low=need.low + outside, expected=need.expected + outside, high=need.high + outside)

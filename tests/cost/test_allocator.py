@@ -19,12 +19,29 @@ from trimtab.cost.allocator import (
     WORKSPACE_BYTES,
     CachingAllocator,
     OutOfMemory,
-    replay,
+    Reading,
+    Replay,
+    begun,
 )
 from trimtab.cost.memory import profile
 from trimtab.model import Model
 
 KIB, MIB = 2**10, 2**20
+
+
+def fresh(record: list[int], capacity_bytes: int | None = None) -> Replay:
+    return Replay(record, CachingAllocator(capacity_bytes))
+
+
+def replay(record: list[int], capacity_bytes: int | None = None) -> list[Reading]:
+    return fresh(record, capacity_bytes).run()
+
+
+def outcome(one: Replay) -> list[Reading] | None:
+    try:
+        return one.run()
+    except OutOfMemory:
+        return None
 
 
 def test_small_requests_share_a_segment_and_are_cut_exactly() -> None:
@@ -100,6 +117,23 @@ def test_what_does_not_fit_twice_is_flattened_on_the_host() -> None:
     assert replay(record, 100 * MIB)[0].peak_allocated == 62 * MIB
     with pytest.raises(OutOfMemory):
         replay(record, 70 * MIB)
+
+
+def test_a_replay_that_was_begun_goes_on_as_a_whole_one_would() -> None:
+    record = [30 * MIB, 40 * MIB, -1, 2 * MIB, 35 * MIB, -2, -4, 60 * MIB, 3 * MIB, -3, -5, 5 * MIB, NOTE]
+    shared = begun(record, 70 * MIB)
+    found = [outcome(shared.on(size)) for size in range(70 * MIB, 200 * MIB, MIB)]
+    assert found == [outcome(fresh(record, size)) for size in range(70 * MIB, 200 * MIB, MIB)]
+    assert None in found
+    assert found[-1] == outcome(shared.on(None)) == outcome(fresh(record))
+    assert shared.allocator.reserved == 70 * MIB
+
+
+def test_a_replay_is_begun_up_to_a_request_that_may_go_to_the_host() -> None:
+    record = [30 * MIB, 30 * MIB, FLATTEN, 60 * MIB, -1, -2, 2 * MIB, NOTE]
+    shared = begun(record, 60 * MIB)
+    for size in (70, 100, 120, 122):
+        assert outcome(shared.on(size * MIB)) == outcome(fresh(record, size * MIB))
 
 
 SIZES = st.integers(1, 80_000).map(lambda units: 512 * units)

@@ -134,7 +134,7 @@ def test_repeated_layers_are_those_of_the_whole_model(
     job = job_of(model, **some_layers(recomputed, model), attention=attention)
     item = 4 if precision == "fp32" else 2
     short, whole = both(model, job, item, sharded=sharded, fp16=precision == "fp16")
-    weights = weights_for(model, job.task, None, item)
+    weights = weights_for(model, job.task, None, item, 1)
     assert told(short, weights) == told(whole, weights)
     assert short.work == whole.work
     assert [short.parts_before(phase) for phase in PHASES] == [whole.parts_before(phase) for phase in PHASES]
@@ -147,7 +147,7 @@ def test_adapters_repeat_too(recomputed: int | None, sharded: bool) -> None:
     lora = Lora(r=4, lora_dropout=0.1, target_modules=("q_proj", "down_proj"))
     job = job_of(MODELS["llama"], lora=lora, **some_layers(recomputed, MODELS["llama"]))
     short, whole = both(MODELS["llama"], job, 2, sharded=sharded)
-    weights = weights_for(MODELS["llama"], job.task, lora, 2)
+    weights = weights_for(MODELS["llama"], job.task, lora, 2, 1)
     assert told(short, weights) == told(whole, weights)
 
 
@@ -229,7 +229,7 @@ def test_profiles_that_differ_in_the_engine_alone_share_their_recording() -> Non
 def test_every_weight_gets_one_gradient_a_micro_step(name: str) -> None:
     model = MODELS[name]
     job = job_of(model)
-    weights = weights_for(model, job.task, None, 2)
+    weights = weights_for(model, job.task, None, 2, 1)
     recording = recorded(model, job, 1, 2, sharded=False, fp16=False)
     gradients = Counter(event[1] for event in told(recording, weights) if event[0] == "gradient")
     assert gradients == {weight.index: 2 for weight in weights}

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from trimtab.cost.coordinator import Gathering, Order
 from trimtab.cost.engine import Engine, HalfEngine, Host, PlainEngine, Settings
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import PART, Meter, Storage
 from trimtab.cost.sharded_optimizer import ShardedOptimizer, WideOptimizer
-from trimtab.cost.sharded_parameters import Order, ShardedParameters
+from trimtab.cost.sharded_parameters import ShardedParameters
 from trimtab.cost.wrappers import engine_for
 
 LARGE, SMALL = 3 * 2**20, 2**20
@@ -34,18 +35,21 @@ def settings(**given: Any) -> Settings:
         "contiguous_gradients": True,
         "reduce_scatter": True,
         "reduce_bucket": BUCKET,
-        "prefetch_bucket": 0,
-        "persistence_threshold": 0,
-        "model_persistence_threshold": 0,
-        "max_live": 10**9,
-        "max_reuse_distance": 0,
         "sub_group": 10**9,
         "hpz": 1,
         "precision": "bf16",
         "pin_memory": True,
         "pin_parameters": False,
     }
-    return Settings(**{**defaults, **given})
+    gathering = Gathering(
+        prefetch_bucket=0,
+        persistence_threshold=0,
+        model_persistence_threshold=0,
+        max_live=10**9,
+        max_reuse_distance=0,
+    )
+    asked = {name: given.pop(name) for name in Gathering._fields if name in given}
+    return Settings(**{**defaults, **given, "gathering": gathering._replace(**asked)})
 
 
 def weights(item: int = 2, *, frozen: bool = False) -> list[Weight]:

@@ -10,7 +10,10 @@ stream.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from copy import copy
+from itertools import islice
 from typing import NamedTuple
 
 UNIT = 512  # kMinBlockSize: every request is rounded up to it
@@ -69,10 +72,14 @@ class Block:
 
 
 class CachingAllocator:
-    """One device's allocator: blocks, segments and statistics, with a capacity in bytes or without."""
+    """One device's allocator: blocks, segments and statistics, with a capacity in bytes or without.
 
-    def __init__(self, capacity_bytes: int | None = None) -> None:
-        self.capacity_bytes = capacity_bytes
+    Where cached segments are not to be given back, the first time that this would be needed ends it: up to
+    there all larger cards are the same.
+    """
+
+    def __init__(self, capacity_bytes: int | None = None, *, gives_back: bool = True) -> None:
+        self.capacity_bytes, self.gives_back = capacity_bytes, gives_back
         self.allocated = self.peak_allocated = 0
         self.reserved = self.peak_reserved = 0
         self.used = self.peak_used = 0
@@ -163,6 +170,31 @@ class CachingAllocator:
                 free.remove(entry)
                 self.reserved -= entry[0]
 
+    def has_room(self, size: int) -> bool:
+        """Whether the driver has ``size`` bytes more.
+
+        Raises:
+            OutOfMemory: it has not, and nothing is to be given back.
+        """
+        has_room = self.capacity_bytes is None or self.reserved + size <= self.capacity_bytes
+        if not has_room and not self.gives_back:
+            raise self._out_of_memory(size)
+        return has_room
+
+    def copy(
+        self, taken: Mapping[int, Block], capacity_bytes: int | None
+    ) -> tuple[CachingAllocator, dict[int, Block]]:
+        """The same on a card of ``capacity_bytes``, with its copies of all blocks that are ``taken``."""
+        other = copy(self)
+        other.capacity_bytes, other.gives_back = capacity_bytes, True
+        blocks = [*taken.values(), *(block for free in self._free for _, _, block in free)]
+        twins = {one: Block(one.size, one.pool, one.address, free=one.free) for one in blocks}
+        for one, twin in twins.items():
+            twin.before = twins[one.before] if one.before else None
+            twin.after = twins[one.after] if one.after else None
+        other._free = [[(size, at, twins[block]) for size, at, block in free] for free in self._free]
+        return other, {number: twins[block] for number, block in taken.items()}
+
     def reset_peaks(self) -> None:
         """Start new peaks from what is there."""
         self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
@@ -178,6 +210,12 @@ class CachingAllocator:
             peak_used=self.peak_used,
         )
 
+    def _out_of_memory(self, size: int) -> OutOfMemory:
+        return OutOfMemory(
+            f"{size} bytes wanted, {self.reserved} of {self.capacity_bytes} reserved, "
+            f"{self.allocated} allocated"
+        )
+
     def _segment(self, size: int, pool: int) -> Block:
         if size <= SMALL_REQUEST:
             segment = SMALL_SEGMENT
@@ -185,13 +223,10 @@ class CachingAllocator:
             segment = LARGE_SEGMENT
         else:
             segment = -(-size // LARGE_UNIT) * LARGE_UNIT
-        limit = self.capacity_bytes
-        if limit is not None and self.reserved + segment > limit:
+        if not self.has_room(segment):
             self.empty_cache()
-            if self.reserved + segment > limit:
-                raise OutOfMemory(
-                    f"{segment} bytes wanted, {self.reserved} of {limit} reserved, {self.allocated} allocated"
-                )
+            if not self.has_room(segment):
+                raise self._out_of_memory(segment)
         self.reserved += segment
         if self.reserved > self.peak_reserved:
             self.peak_reserved = self.reserved
@@ -199,47 +234,70 @@ class CachingAllocator:
         return Block(segment, pool, self._address - segment)
 
 
-def replay(record: Sequence[int], capacity_bytes: int | None = None) -> list[Reading]:
-    """Replay a `Meter`'s record and return the statistics at every ``NOTE``.
+class Replay:
+    """A `Meter`'s record on its way through an allocator.
 
     An entry of 512 and more is a request of that many bytes, with its stream in the low bits; a negative
     entry ``-n`` ends the ``n``-th request; the others are marks.
-
-    Raises:
-        OutOfMemory: a request does not fit in ``capacity_bytes``.
     """
-    allocator = CachingAllocator(capacity_bytes)
-    blocks: dict[int, Block] = {}
-    requests = 0
-    readings = []
-    for entry in _flattened_on_host(record, capacity_bytes):
-        if entry < 0:
-            allocator.give(blocks.pop(-entry))
-        elif entry >= UNIT:
-            requests += 1
-            stream = entry % UNIT
-            blocks[requests] = allocator.take(entry - stream, stream)
-        elif entry == RESET:
-            allocator.reset_peaks()
-        elif entry == EMPTY:
-            allocator.empty_cache()
-        elif entry == NOTE:
-            readings.append(allocator.reading())
-    return readings
+
+    def __init__(self, record: Sequence[int], allocator: CachingAllocator) -> None:
+        self.allocator = allocator
+        self.readings: list[Reading] = []
+        self._record = list(record)
+        self._at = self._requests = 0
+        self._blocks: dict[int, Block] = {}
+        """By number of the request."""
+
+    def run(self) -> list[Reading]:
+        """Go on to the end; the statistics at every ``NOTE``.
+
+        Raises:
+            OutOfMemory: a request does not fit; nothing of it was done.
+        """
+        allocator, blocks = self.allocator, self._blocks
+        take, give = allocator.take, allocator.give
+        at = start = self._at
+        requests = self._requests
+        try:
+            for at, entry in enumerate(islice(self._record, start, None), start):
+                if entry < 0:
+                    give(blocks.pop(-entry))
+                elif entry >= UNIT:
+                    stream = entry % UNIT
+                    blocks[requests + 1] = take(entry - stream, stream)
+                    requests += 1
+                elif entry == RESET:
+                    allocator.reset_peaks()
+                elif entry == EMPTY:
+                    allocator.empty_cache()
+                elif entry == NOTE:
+                    self.readings.append(allocator.reading())
+                elif entry == FLATTEN and not allocator.has_room(self._record[at + 1]):
+                    self._postpone(at + 1)
+        finally:
+            self._at, self._requests = at, requests
+        return self.readings
+
+    def _postpone(self, at: int) -> None:
+        """Move the request at ``at`` behind the ends that follow it."""
+        record, after = self._record, at + 1
+        while record[after] < 0:
+            after += 1
+        record[at:after] = [*record[at + 1 : after], record[at]]
+
+    def on(self, capacity_bytes: int | None) -> Replay:
+        """The same from here on with a card of ``capacity_bytes``; this replay itself stays where it is."""
+        allocator, blocks = self.allocator.copy(self._blocks, capacity_bytes)
+        other = Replay(self._record, allocator)
+        other.readings += self.readings
+        other._at, other._requests, other._blocks = self._at, self._requests, blocks
+        return other
 
 
-def _flattened_on_host(record: Sequence[int], capacity_bytes: int | None) -> Sequence[int]:
-    """``record``, its request after ``FLATTEN`` moved behind the ends that follow, if it finds no room."""
-    if capacity_bytes is None or FLATTEN not in record:
-        return record
-    at = record.index(FLATTEN) + 1
-    if _segments_bytes(record[:at]) + record[at] <= capacity_bytes:
-        return record
-    after = at + 1
-    while record[after] < 0:
-        after += 1
-    return [*record[:at], *record[at + 1 : after], record[at], *record[after:]]
-
-
-def _segments_bytes(record: Sequence[int]) -> int:
-    return replay([*record, NOTE])[-1].reserved
+def begun(record: Sequence[int], capacity_bytes: int) -> Replay:
+    """``record`` as far as it goes the same way on every card of ``capacity_bytes`` and more."""
+    replay = Replay(record, CachingAllocator(capacity_bytes, gives_back=False))
+    with suppress(OutOfMemory):
+        replay.run()
+    return replay

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from trimtab.cost.coordinator import Gathering
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import BLOCK_BYTES, PART, Meter, Storage
 
@@ -39,11 +40,7 @@ class Settings(NamedTuple):
     contiguous_gradients: bool
     reduce_scatter: bool
     reduce_bucket: int
-    prefetch_bucket: int
-    persistence_threshold: int
-    model_persistence_threshold: int
-    max_live: int
-    max_reuse_distance: int
+    gathering: Gathering
     sub_group: int
     hpz: int
     precision: str

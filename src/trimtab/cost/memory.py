@@ -7,18 +7,18 @@ and the next is measured, as `rehearse` and a GPU measure it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import NamedTuple
 
 from trimtab.config import Config
 from trimtab.cost import heads
-from trimtab.cost.allocator import NOTE, RESET, WORKSPACE_BYTES, OutOfMemory, Reading, replay
+from trimtab.cost.allocator import NOTE, RESET, WORKSPACE_BYTES, OutOfMemory, Reading, Replay, begun
+from trimtab.cost.coordinator import Coordinator, Gathering, first_kept
 from trimtab.cost.engine import Engine, Settings
 from trimtab.cost.machine import Machine, Weight
 from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Storage, Work
 from trimtab.cost.net import Net, weights_of
-from trimtab.cost.sharded_parameters import ShardedParameters
 from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, SHOWN, START, Numbers, Recording, Tape
 from trimtab.cost.wrappers import engine_for
 from trimtab.job import Job, Lora
@@ -34,8 +34,9 @@ MOMENTS = {
 }  # fmt: skip
 
 
-class Profile(NamedTuple):
-    """What one rank allocates, in bytes; peaks of forward, backward and step are taken once states exist."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What one rank computes, however the engine shards it; elements unless the name says else."""
 
     parameters: int
     trainable: int
@@ -48,6 +49,18 @@ class Profile(NamedTuple):
     tensors: int
     """Parameter tensors, and how many of them train."""
     trainable_tensors: int
+    work: Work
+    """Operators of the last micro step by (phase, flops, bytes moved)."""
+    uses: int
+    """How often the engine's hooks see a module in a micro step; 0 where it has none."""
+    kept_bytes: int
+    """What the model keeps from its forward for its backward pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile(Workload):
+    """What one rank allocates, in bytes; peaks of forward, backward and step are taken once states exist."""
+
     built: int
     """After the model is built."""
     initialized: int
@@ -62,14 +75,10 @@ class Profile(NamedTuple):
     """Of one rank, beside the process itself."""
     host_parts: dict[str, int]
     nvme_bytes: int
-    work: Work
-    """Operators of the last micro step by (phase, flops, bytes moved)."""
-    uses: int
-    """How often the engine's hooks see a module in a micro step; 0 where it has none."""
     readings: Mapping[str, Reading]
     """The caching allocator's statistics after each of `PHASES`, if asked for."""
-    record: Sequence[int]
-    """The requests to the allocator, for `fits`; none of a quick replay."""
+    replay: Replay | None
+    """Of every request, up to where it depends on the card; none of a quick replay."""
     unseen: int
     """How far the peak of what a quick replay's allocator served stays below ``peak``."""
 
@@ -88,9 +97,11 @@ class Profile(NamedTuple):
 
         Needs a profile made with ``allocator=True``; the CUDA context and NCCL's buffers come on top.
         """
-        assert self.record, "profile(..., allocator=True) records what this replays"
+        assert self.replay is not None, "profile(..., allocator=True) records what this replays"
+        if capacity_bytes < max(self.phase_peaks.values()):
+            return False
         try:
-            replay(self.record, capacity_bytes)
+            self.replay.on(capacity_bytes).run()
         except OutOfMemory:
             return False
         return True
@@ -119,11 +130,13 @@ def settings_of(config: Config, world_size: int) -> Settings:
         contiguous_gradients=bool(zero("contiguous_gradients")) or config.offload_optimizer != "none",
         reduce_scatter=bool(zero("reduce_scatter")),
         reduce_bucket=int(zero("reduce_bucket_size")),
-        prefetch_bucket=int(zero("stage3_prefetch_bucket_size")),
-        persistence_threshold=int(zero("stage3_param_persistence_threshold")),
-        model_persistence_threshold=int(zero("stage3_model_persistence_threshold")),
-        max_live=int(zero("stage3_max_live_parameters")),
-        max_reuse_distance=int(zero("stage3_max_reuse_distance")),
+        gathering=Gathering(
+            prefetch_bucket=int(zero("stage3_prefetch_bucket_size")),
+            persistence_threshold=int(zero("stage3_param_persistence_threshold")),
+            model_persistence_threshold=int(zero("stage3_model_persistence_threshold")),
+            max_live=int(zero("stage3_max_live_parameters")),
+            max_reuse_distance=int(zero("stage3_max_reuse_distance")),
+        ),
         sub_group=int(zero("sub_group_size")),
         hpz=int(zero("zero_hpz_partition_size")),
         precision=config.precision,
@@ -160,35 +173,21 @@ def profile(
         UnknownArchitecture: the arithmetic does not know the model type.
     """
     settings = settings_of(config, world_size)
-    job = config.job
-    size = config.tensor_parallel
-    weights = weights_for(model, job.task, job.lora, settings.item, size)
-    recording = recorded(
-        model,
-        replace(job, model=None, sequence_length=job.sequence_length // config.sequence_parallel),
-        config.batch(world_size).micro,
-        settings.item,
-        sharded=settings.stage == 3,
-        fp16=config.precision == "fp16",
-        size=size,
-        spread=config.sequence_parallel,
-    )
-    uncut = weights_for(model, job.task, job.lora, settings.item) if size > 1 else weights
+    job, split = config.job, config.tensor_parallel
+    weights = weights_for(model, job.task, job.lora, settings.item, split)
+    whole_weights = weights_for(model, job.task, job.lora, settings.item, 1)
     job_buffers = [one.bytes for one in buffers(model, job.task)]
     quick = AllocatingMeter() if allocator and not whole else None
     engine = engine_for(quick or Meter([] if allocator else None), weights, settings)
+    recording = _recording(config, model, world_size)
     run = _Run(recording, engine)
-    run.all_steps(uncut, job_buffers, workspace_bytes)
-    readings = quick.readings if quick else replay(run.record)
+    run.all_steps(whole_weights, job_buffers, workspace_bytes)
     peak = max(run.peaks.values())
+    replay = begun(run.record, max(peak, run.init_peak)) if run.record else None
+    readings = replay.on(None).run() if replay else quick.readings if quick else ()
+    computed = _workload(config, model, recording)
     return Profile(
-        parameters=sum(one.numel for one in uncut),
-        trainable=sum(one.numel for one in uncut if one.trainable),
-        own_parameters=sum(one.numel for one in weights),
-        own_trainable=sum(one.numel for one in weights if one.trainable),
-        recomputed=job.recomputed_of(model.all_layers, model.name) / model.all_layers,
-        tensors=len(weights),
-        trainable_tensors=sum(one.trainable for one in weights),
+        **{one.name: getattr(computed, one.name) for one in fields(Workload)},
         built=run.built,
         initialized=run.initialized,
         live=run.live,
@@ -198,16 +197,68 @@ def profile(
         host_bytes=engine.host.total,
         host_parts=dict(engine.host.parts),
         nvme_bytes=engine.nvme_bytes,
-        work=recording.work,
-        uses=len(recording.order.reach) - 1 if settings.stage == 3 else 0,
         readings=dict(zip(PHASES, (readings[0], *readings[-3:]), strict=True)) if readings else {},
-        record=run.record,
+        replay=replay,
         unseen=max(0, peak - run.served_peak) if quick else 0,
     )
 
 
+class Offloaded(NamedTuple):
+    """What one rank keeps outside its GPU, whatever the micro batch; in bytes."""
+
+    host_bytes: int
+    nvme_bytes: int
+
+
+def offloaded(config: Config, model: Model, world_size: int) -> Offloaded:
+    """What of `profile` an engine has as soon as it is initialized; raises as `profile` does."""
+    job, settings = config.job, settings_of(config, world_size)
+    weights = weights_for(model, job.task, job.lora, settings.item, config.tensor_parallel)
+    engine = engine_for(Meter(), weights, settings)
+    engine.build(weights)
+    engine.initialize()
+    return Offloaded(engine.host.total, engine.nvme_bytes)
+
+
+def workload(config: Config, model: Model, world_size: int) -> Workload:
+    """What rank 0 of ``world_size`` computes in a micro step of ``config``; raises as `profile` does."""
+    return _workload(config, model, _recording(config, model, world_size))
+
+
+def _workload(config: Config, model: Model, recording: Recording) -> Workload:
+    job, item, split = config.job, config.parameter_bytes, config.tensor_parallel
+    whole = weights_for(model, job.task, job.lora, item, 1)
+    own = weights_for(model, job.task, job.lora, item, split)
+    return Workload(
+        parameters=sum(one.numel for one in whole),
+        trainable=sum(one.numel for one in whole if one.trainable),
+        own_parameters=sum(one.numel for one in own),
+        own_trainable=sum(one.numel for one in own if one.trainable),
+        recomputed=job.recomputed_of(model.all_layers, model.name) / model.all_layers,
+        tensors=len(own),
+        trainable_tensors=sum(one.trainable for one in own),
+        work=recording.work,
+        uses=len(recording.order.reach) - 1 if config.stage == 3 else 0,
+        kept_bytes=sum(recording.parts_before(BACKWARD)),
+    )
+
+
+def _recording(config: Config, model: Model, world_size: int) -> Recording:
+    job, spread = config.job, config.sequence_parallel
+    return recorded(
+        model,
+        replace(job, model=None, sequence_length=job.sequence_length // spread),
+        config.batch(world_size).micro,
+        config.parameter_bytes,
+        sharded=config.stage == 3,
+        fp16=config.precision == "fp16",
+        size=config.tensor_parallel,
+        spread=spread,
+    )
+
+
 @lru_cache(maxsize=16)
-def weights_for(model: Model, task: str, lora: Lora | None, item: int, size: int = 1) -> tuple[Weight, ...]:
+def weights_for(model: Model, task: str, lora: Lora | None, item: int, size: int) -> tuple[Weight, ...]:
     """The machine's weights in the order of ``named_parameters()``, ``item`` bytes an element.
 
     Of a model that AutoTP splits over ``size`` ranks those that the first rank holds.
@@ -263,7 +314,7 @@ def recorded(
     tape.turn_to_phase(RELEASE)
     machine.kept.clear()
     strides = {stack: _stride(stack[0], weights) for stack in tape.stacks}
-    return Recording(tape, strides, [weight.numel for weight in weights.values()])
+    return Recording(tape, strides, tuple(weight.numel for weight in weights.values()))
 
 
 def _stride(path: str, weights: Mapping[str, Weight]) -> int:
@@ -312,10 +363,11 @@ class _Run:
                 meter.mark(RESET)
             else:
                 self._skip_first_step()
-            if isinstance(engine, ShardedParameters):
+            if isinstance(engine, Coordinator):
                 engine.learn(self.recording.order)
                 if engine.settings.accumulation > 1:
-                    engine.kept = self._first_pass(engine)
+                    weights, gathering = tuple(engine.weights), engine.gathering
+                    engine.kept = dict(first_kept(self.recording.heard, weights, gathering))
             self._step(workspace_bytes)
         self.record, meter.record = meter.record or (), None
         del registered
@@ -334,17 +386,6 @@ class _Run:
         self.engine.step()
         self.meter.live += sum(self.recording.parts_before(START))
         self._steps = 1
-
-    def _first_pass(self, engine: ShardedParameters) -> dict[tuple[int, int], bool]:
-        """What stays after which use before the optimizer first steps: no parameter is there beforehand."""
-        other = ShardedParameters(Meter(), engine.weights, engine.settings)
-        other.build(engine.weights)
-        other.initialize()
-        other.learn(self.recording.order)
-        other.begin_micro(boundary=False)
-        for phase in (FORWARD, BACKWARD):
-            self.recording.play(phase, other)
-        return other.kept
 
     def _step(self, workspace_bytes: int) -> None:
         """An optimizer step; the first one's peaks are not noted."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.allocator import WORKSPACE_BYTES
@@ -39,11 +37,20 @@ REPLAY_RATIOS: Ratios = (
 )  # fmt: skip
 
 
-class Need(NamedTuple):
-    """Bytes that PyTorch's allocator must be able to take, as a distribution."""
+class Need:
+    """Bytes that PyTorch's allocator must be able to take, as a distribution around what is expected.
 
-    expected: float
-    ratios: Ratios
+    >>> Need(100.0, ((0.0, 0.9), (0.5, 1.0), (1.0, 1.2))).probability_within(110)
+    0.75
+    """
+
+    def __init__(self, expected: float, ratios: Ratios) -> None:
+        self._expected, self.ratios = expected, ratios
+
+    @property
+    def expected(self) -> float:
+        """What one replay or several find."""
+        return self._expected
 
     @property
     def low(self) -> float:
@@ -60,11 +67,7 @@ class Need(NamedTuple):
         return self.expected * _ratio(self.ratios, sure)
 
     def probability_within(self, capacity_bytes: float) -> float:
-        """That ``capacity_bytes`` are enough.
-
-        >>> Need(expected=100.0, ratios=((0.0, 0.9), (0.5, 1.0), (1.0, 1.2))).probability_within(110)
-        0.75
-        """
+        """That ``capacity_bytes`` are enough."""
         ratio = capacity_bytes / self.expected
         before = (0.0, float("-inf"))
         for point in self.ratios:
@@ -77,6 +80,63 @@ class Need(NamedTuple):
             return 0.0
         share = (ratio - before[1]) / (point[1] - before[1])
         return round(before[0] + share * (point[0] - before[0]), 4)
+
+    def fits(self, capacity_bytes: float, sure: float) -> bool:
+        """Whether ``capacity_bytes`` are enough with a probability of ``sure``."""
+        return self.probability_within(capacity_bytes) >= sure
+
+
+class CapacitySearch:
+    """The smallest capacity that lets a job run, by replays of its requests: as many as an answer takes.
+
+    A card's ``room`` is tried first, so that the answer never lies on the wrong side of it.  Needs a profile
+    made with ``allocator=True``; the CUDA context and NCCL's buffers come on top.
+    """
+
+    def __init__(self, counted: Profile, room: int | None = None) -> None:
+        self._low = max(reading.peak_allocated for reading in counted.readings.values())
+        self._high = max(reading.peak_reserved for reading in counted.readings.values())
+        self._counted, self._left = counted, REPLAY_STEPS
+        if room is not None and self._low < room < self._high:
+            self._try(room)
+
+    def smallest(self) -> int:
+        """In bytes."""
+        while self._left:
+            self._halve()
+        return self._high
+
+    def is_at_most(self, capacity_bytes: float) -> bool:
+        """Whether `smallest` is no more than ``capacity_bytes``."""
+        while self._left and self._low < capacity_bytes < self._high:
+            self._halve()
+        return self._high <= capacity_bytes
+
+    def _halve(self) -> None:
+        self._left -= 1
+        self._try((self._low + self._high) // 2)
+
+    def _try(self, capacity_bytes: int) -> None:
+        if self._counted.fits(capacity_bytes):
+            self._high = capacity_bytes
+        else:
+            self._low = capacity_bytes
+
+
+class SearchedNeed(Need):
+    """The same by a search that goes no further than what is asked."""
+
+    def __init__(self, search: CapacitySearch) -> None:
+        self._search, self.ratios = search, REPLAY_RATIOS
+
+    @property
+    def expected(self) -> float:
+        """The smallest capacity."""
+        return self._search.smallest()
+
+    def fits(self, capacity_bytes: float, sure: float) -> bool:
+        """Whether ``capacity_bytes`` are enough with a probability of ``sure``."""
+        return self._search.is_at_most(capacity_bytes / _ratio(self.ratios, sure))
 
 
 def _ratio(ratios: Ratios, probability: float) -> float:
@@ -114,7 +174,7 @@ def needed(config: Config, model: Model, cluster: Cluster) -> tuple[Profile, Nee
     if not 1 - DECIDED < quick.probability_within(room) < DECIDED:
         return counted, quick
     counted = profile(config, model, world, allocator=True, workspace_bytes=_workspace_bytes(cluster))
-    return counted, Need(expected=smallest_capacity(counted, room), ratios=REPLAY_RATIOS)
+    return counted, SearchedNeed(CapacitySearch(counted, room))
 
 
 def quickly_needed(config: Config, model: Model, cluster: Cluster) -> tuple[Profile, Need]:
@@ -124,27 +184,9 @@ def quickly_needed(config: Config, model: Model, cluster: Cluster) -> tuple[Prof
         config, model, cluster.world_size, allocator=True, whole=False, workspace_bytes=workspace
     )
     used = max(reading.peak_used for reading in counted.readings.values())
-    return counted, Need(expected=max(used, counted.allocated_peak), ratios=QUICK_RATIOS)
+    return counted, Need(max(used, counted.allocated_peak), QUICK_RATIOS)
 
 
 def _workspace_bytes(cluster: Cluster) -> int:
     gpu = cluster.gpu
     return WORKSPACE_BYTES[gpu.vendor == "nvidia" and float(gpu.compute_capability) >= 9]
-
-
-def smallest_capacity(counted: Profile, room: int | None = None) -> float:
-    """Bytes that PyTorch's allocator must be able to take for the job to run, by replays of its requests.
-
-    A card's ``room`` is tried first, so that the answer never lies on the wrong side of it.
-    """
-    low = max(reading.peak_allocated for reading in counted.readings.values())
-    high = max(reading.peak_reserved for reading in counted.readings.values())
-    if room is not None and low < room < high:
-        low, high = (low, room) if counted.fits(room) else (room, high)
-    for _ in range(REPLAY_STEPS):
-        middle = (low + high) // 2
-        if counted.fits(middle):
-            high = middle
-        else:
-            low = middle
-    return high

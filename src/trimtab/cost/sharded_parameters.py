@@ -4,54 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trimtab.cost.engine import GATHER, MAIN, MASTER_ITEM, NORM_ITEM, REDUCE, Engine
+from trimtab.cost.coordinator import Coordinator, Gather
+from trimtab.cost.engine import GATHER, MAIN, MASTER_ITEM, NORM_ITEM, REDUCE, Engine, Settings
 from trimtab.cost.machine import Weight
-from trimtab.cost.meter import Storage
+from trimtab.cost.meter import Meter, Storage
 
 NORM_CHUNK = 250_000_000  # stage3.py:1960, elements
 
 
-class Order:
-    """The order in which a forward and a backward pass use the parameters: DeepSpeed's trace of modules.
-
-    ``uses``: the places of the parameters that each use reads; ``numels``: the parameters' elements by place.
-    """
-
-    __slots__ = ("queue", "reach", "steps", "when")
-
-    def __init__(self, uses: Sequence[Sequence[int]], numels: Sequence[int]) -> None:
-        self.queue: list[int] = []
-        self.when: list[int] = []
-        """By place in the queue, the use."""
-        self.steps: list[list[int]] = [[] for _ in numels]
-        """By parameter, the uses that read it."""
-        self.reach = [0]
-        """By use, the elements that earlier ones read."""
-        read = 0
-        for step, used in enumerate(uses):
-            for index in used:
-                self.queue.append(index)
-                self.when.append(step)
-                self.steps[index].append(step)
-                read += numels[index]
-            self.reach.append(read)
-
-
-class Gather:
-    """One all-gather, whose result lives until every parameter in it was asked for."""
-
-    __slots__ = ("arrived", "copies", "indices", "result")
-
-    def __init__(self, indices: Sequence[int], result: Storage) -> None:
-        self.indices, self.result, self.arrived = indices, result, False
-        self.copies: dict[int, Storage] = {}
-        """Parameters that are there by themselves."""
-
-
-class ShardedParameters(Engine):
-    """Stage 3: ``DeepSpeedZeroOptimizer_Stage3`` (stage3.py, partitioned_param_coordinator.py)."""
+class ShardedParameters(Coordinator, Engine):
+    """Stage 3: ``DeepSpeedZeroOptimizer_Stage3`` (stage3.py)."""
 
     hears_uses = True
+
+    def __init__(self, meter: Meter, weights: Sequence[Weight], settings: Settings) -> None:
+        Engine.__init__(self, meter, weights, settings)
+        Coordinator.__init__(self, weights, settings.gathering)
 
     def build(self, whole: Sequence[Weight]) -> None:
         """Under ``zero.Init`` every rank holds its shard of each parameter alone."""
@@ -62,7 +30,7 @@ class ShardedParameters(Engine):
         self.secondary: dict[int, Storage] = {}
         for weight in whole:
             gathered = self.new(weight.bytes, "parameters")
-            self._keep_secondary(weight.index)
+            self._let_go(weight.index)
             if s.offload_param == "none":
                 self.model.append(self.new(self.shards[weight.index] * s.item, "parameters"))
             del gathered
@@ -90,18 +58,6 @@ class ShardedParameters(Engine):
         for weight in self.trainable if s.ranks > 1 else ():  # all_gather for a moment (:1504)
             self.momentary(self.shards[weight.index] * s.ranks * s.item, "gathered parameters")
         self._initialize_host()
-        self.persistent = self._persistent()
-        self.gathered: dict[int, Storage] = {}
-        """By place of the parameter, as all that follows."""
-        self.in_flight: dict[int, Gather] = {}
-        self.numels = [weight.numel for weight in self.weights]
-        self.uses: list[Sequence[int]] = []
-        self.order: Order | None = None
-        self.position = self.queue_at = self.available = 0
-        self.fetched_until = [-1] * len(self.weights)
-        self.kept: dict[tuple[int, int], bool] = {}
-        """Whether a parameter stays after a use, by use and place: as the first pass that knows the order
-        decides, for good (``__params_to_release`` is cached, partitioned_param_coordinator.py:637)."""
         self.bucket: list[tuple[Weight, Storage | None]] = []
         self.filled = 0
 
@@ -129,161 +85,52 @@ class ShardedParameters(Engine):
             else:
                 self.nvme_bytes += shards
 
-    def _keep_secondary(self, index: int) -> None:
+    def _let_go(self, index: int) -> None:
         """hpZ's copy within the node, made when a parameter is partitioned (partition_parameters.py:1900)."""
         s = self.settings
         if 1 < s.hpz < s.ranks and index not in self.secondary:
             size = -(-self.weights[index].numel // s.hpz) * s.item
             self.secondary[index] = self.new(size, "parameters")
 
-    def _persistent(self) -> set[int]:
-        """``mark_persistent_parameters`` (parameter_offload.py:317)."""
-        chosen: set[int] = set()
-        total = 0
-        for weight in self.weights:
-            if weight.numel + total > self.settings.model_persistence_threshold:
-                continue
-            if weight.numel <= self.settings.persistence_threshold:
-                chosen.add(weight.index)
-                total += weight.numel
-        return chosen
-
     # -- gathering -------------------------------------------------------------------------------------
 
-    def learn(self, order: Order) -> None:
-        """Know the order of uses, as after a first pass."""
-        self.order = order
+    def begin_micro(self, *, boundary: bool) -> None:
+        """A pass begins too."""
+        super().begin_micro(boundary=boundary)
+        self.reset_step()
 
     def after_micro(self) -> object:
         """A boundary takes no less than other steps; hpZ's copies stay until the optimizer steps."""
         if 1 < self.settings.hpz < self.settings.ranks:
             for weight in self.weights:
                 if weight.index not in self.persistent:
-                    self._keep_secondary(weight.index)
+                    self._let_go(weight.index)
         return self.meter.live, set(self.gathered)
 
-    def begin_micro(self, *, boundary: bool) -> None:
-        """``reset_step``: the trace is complete once one pass was recorded."""
-        super().begin_micro(boundary=boundary)
-        self.in_flight.clear()
-        self.position = self.queue_at = 0
-        self.fetched_until = [-1] * len(self.weights)
-        self.available = 0
-        if self.order is None and self.uses:
-            self.learn(Order(self.uses, self.numels))
-
-    def before_use(self, uses: Sequence[int], shift: int = 0) -> None:
-        """``fetch_sub_module``: gather what is needed now, then prefetch."""
-        order, position = self.order, self.position
-        if uses:
-            gathered, in_flight = self.gathered, self.in_flight
-            indices = [index + shift for index in uses]
-            missing = [index for index in indices if index not in gathered and index not in in_flight]
-            if missing:
-                self._gather(missing)
-            for index in indices:
-                if index in in_flight:
-                    self._arrive(index)
-            if order is not None:
-                self._advance(indices, order)
-        if order is None:
-            self.uses.append([index + shift for index in uses])
-        elif self.available < self.settings.max_live and self.queue_at < len(order.queue):
-            self._prefetch(order)
-        self.position = position + 1
-
-    def _gather(self, indices: Sequence[int]) -> None:
-        s = self.settings
-        size = 0
-        for index in indices:
-            self.available += self.numels[index]
-            size += self.shards[index]
+    def _take(self, gather: Gather) -> None:
+        s, indices = self.settings, gather.indices
         alone = s.ranks == 1  # NoGatherHandle: a view of the rank's own part, or its copy from the host
-        count = 0 if alone else size * s.ranks * s.item
-        gather = Gather(indices, self.new(count, "gathered parameters", self.gather_stream))
-        for index in indices:
-            self.in_flight[index] = gather
-            if alone and s.offload_param != "none":
+        count = 0 if alone else sum(self.shards[index] for index in indices) * s.ranks * s.item
+        gather.result = self.new(count, "gathered parameters", self.gather_stream)
+        if alone and s.offload_param != "none":
+            for index in indices:
                 gather.copies[index] = self.new(
                     self.numels[index] * s.item, "gathered parameters", self.gather_stream
                 )
 
-    def _arrive(self, index: int) -> None:
+    def _unpack(self, gather: Gather) -> None:
         """``AllGatherCoalescedHandle.wait``: the first parameter asked for copies all of them out."""
-        gather = self.in_flight.pop(index)
-        if gather.arrived:
-            return
-        gather.arrived = True
         if self.settings.ranks == 1:
-            for other in gather.indices:
-                self.gathered[other] = gather.copies.get(other, gather.result)
+            for index in gather.indices:
+                self.gathered[index] = gather.copies.get(index, gather.result)
             gather.copies.clear()
             return
         if len(gather.indices) == 1:  # gathered straight into the parameter
-            self.gathered[index] = gather.result
+            self.gathered[gather.indices[0]] = gather.result
             return
-        for other in gather.indices:
-            size = self.numels[other] * self.settings.item
-            self.gathered[other] = self.new(size, "gathered parameters", self.gather_stream)
-
-    def _advance(self, indices: Sequence[int], order: Order) -> None:
-        """Take what is used now from the queue, unless it was prefetched and taken before."""
-        until, position, queue = self.fetched_until, self.position, order.queue
-        wanted = 0
-        for index in indices:
-            if until[index] < position:
-                wanted += 1
-        popped: set[int] = set()
-        while len(popped) < wanted and self.queue_at < len(queue):
-            index = queue[self.queue_at]
-            until[index] = order.when[self.queue_at]
-            self.queue_at += 1
-            popped.add(index)
-
-    def _prefetch(self, order: Order) -> None:
-        s, until, queue, when = self.settings, self.fetched_until, order.queue, order.when
-        limit = min(s.max_live - self.available, s.prefetch_bucket)
-        gathered, in_flight = self.gathered, self.in_flight
-        chosen: list[int] = []
-        numel, at, end = 0, self.queue_at, len(queue)
-        while numel < limit and at < end:
-            index = queue[at]
-            if until[index] < when[at]:
-                until[index] = when[at]
-            at += 1
-            if index not in gathered and index not in in_flight and index not in chosen:
-                chosen.append(index)
-                numel += self.numels[index]
-        self.queue_at = at
-        if chosen:
-            self._gather(chosen)
-
-    def after_use(self, uses: Sequence[int], shift: int = 0) -> None:
-        """``release_sub_module``: let go of what is not used again within the reuse distance."""
-        ordered = self.order is not None
-        for one in uses:
-            index = one + shift
-            if index not in self.gathered or (ordered and (index in self.persistent or self._stays(index))):
-                continue
-            del self.gathered[index]
-            self.available -= self.numels[index]
-            self._keep_secondary(index)
-
-    def _stays(self, index: int) -> bool:
-        """Whether it was found further up in the queue, or its next use is nearer than the reuse distance."""
-        key = (self.position, index)
-        if key not in self.kept:
-            self.kept[key] = self.fetched_until[index] > self.position or self._is_near(index)
-        return self.kept[key]
-
-    def _is_near(self, index: int) -> bool:
-        assert self.order is not None
-        order = self.order
-        for step in order.steps[index]:
-            if step >= self.position:
-                distance = order.reach[step] - order.reach[self.position]
-                return distance < self.settings.max_reuse_distance
-        return False
+        for index in gather.indices:
+            size = self.numels[index] * self.settings.item
+            self.gathered[index] = self.new(size, "gathered parameters", self.gather_stream)
 
     # -- gradients -------------------------------------------------------------------------------------
 
@@ -338,7 +185,7 @@ class ShardedParameters(Engine):
         self._reduce_scatter()
         for index in [index for index in self.gathered if index not in self.persistent]:
             del self.gathered[index]
-            self._keep_secondary(index)
+            self._let_go(index)
 
     # -- the step --------------------------------------------------------------------------------------
 

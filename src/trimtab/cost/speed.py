@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
-from trimtab.cost.memory import Profile
+from trimtab.cost.memory import Workload
 from trimtab.cost.meter import COLLECTIVES, Kernel
 from trimtab.cost.operators import LOOKED_UP
 from trimtab.cost.rates import Rates, rates_of
@@ -78,7 +78,7 @@ class Speed:
     """Where the rates come from."""
 
 
-def step_speed(config: Config, profile: Profile, cluster: Cluster) -> Speed:
+def step_speed(config: Config, profile: Workload, cluster: Cluster) -> Speed:
     """The time of one optimizer step of ``config`` on ``cluster``, from its counted work."""
     return _Step(config, profile, cluster, rates_of(cluster)).speed()
 
@@ -86,7 +86,7 @@ def step_speed(config: Config, profile: Profile, cluster: Cluster) -> Speed:
 class _Step:
     """One configuration's step, part by part."""
 
-    def __init__(self, config: Config, profile: Profile, cluster: Cluster, rates: Rates) -> None:
+    def __init__(self, config: Config, profile: Workload, cluster: Cluster, rates: Rates) -> None:
         self.config, self.profile, self.cluster, self.rates = config, profile, cluster, rates
         self.batch = config.batch(cluster.world_size)
         self.ranks = max(1, cluster.world_size // config.tensor_parallel)

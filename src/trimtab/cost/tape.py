@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from trimtab.cost.coordinator import Heard, Order, order_of
 from trimtab.cost.meter import PARTS, Storage, Work
-from trimtab.cost.sharded_parameters import Order
 
 if TYPE_CHECKING:
     from trimtab.cost.engine import Engine
@@ -51,8 +51,6 @@ Step = tuple[int, int, tuple[int, ...]]
 class Section:
     """What happens in one layer of one phase, or between layers."""
 
-    __slots__ = ("_chunks", "_net_parts", "_steps", "events", "number", "place", "takes", "work")
-
     def __init__(self, number: int, place: Place | None) -> None:
         self.number, self.place = number, place
         self.events: list[tuple[int, ...]] = []
@@ -64,6 +62,11 @@ class Section:
         self._chunks: dict[bool, list[Chunk]] = {}
         self._steps: dict[tuple[bool, bool], list[Step]] = {}
         self._net_parts: list[int] | None = None
+
+    @cached_property
+    def uses(self) -> list[tuple[int, tuple[int, ...]]]:
+        """``USE`` and ``USED``, and of which weights."""
+        return [(event[0], event[1:]) for event in self.events if event[0] in (USE, USED)]
 
     def chunks(self, uses: bool) -> list[Chunk]:
         """The section as stretches between what an engine hears: gradients, and ``uses`` of weights."""
@@ -231,7 +234,7 @@ class Tape:
 class Recording:
     """A micro step of a whole model, layers repeated as often as the model has them."""
 
-    def __init__(self, tape: Tape, strides: Mapping[Stack, int], numels: Sequence[int]) -> None:
+    def __init__(self, tape: Tape, strides: Mapping[Stack, int], numels: tuple[int, ...]) -> None:
         """``strides``: by stack, how many parameters a layer has; ``numels``: of every parameter."""
         self._numels = numels
         self.sections, self.stacks, self.shown = tape.sections, tape.stacks, tape.shown
@@ -278,14 +281,17 @@ class Recording:
     @cached_property
     def order(self) -> Order:
         """The order in which the two passes use the parameters."""
-        used = [[event[1:] for event in one.events if event[0] == USE] for one in self.sections]
-        found = [
-            [index + shift for index in use]
+        return order_of(self.heard, self._numels)
+
+    @cached_property
+    def heard(self) -> Heard:
+        """What an engine hears of parameters through the two passes."""
+        return tuple(
+            (kind == USE, tuple([index + shift for index in uses]))
             for phase in (FORWARD, BACKWARD)
             for number, _, shift in self.reels[phase]
-            for use in used[number]
-        ]
-        return Order(found, self._numels)
+            for kind, uses in self.sections[number].uses
+        )
 
     # -- playing ---------------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
-from trimtab.cost.memory import Profile, profile, settings_of
-from trimtab.cost.need import REPLAY_RATIOS, Need, outside_allocator, quickly_needed
+from trimtab.cost.memory import Offloaded, Profile, Workload, offloaded, profile, settings_of, workload
+from trimtab.cost.need import REPLAY_RATIOS, Need, needed, outside_allocator, quickly_needed
 from trimtab.cost.speed import Speed, step_speed
 from trimtab.estimate import PROCESS_BYTES, Estimate, estimate
 from trimtab.model import Model
@@ -47,9 +47,11 @@ class Arithmetic:
     model: Model
     sure: float
     _profiles: dict[Hashable, Profile] = field(default_factory=dict, repr=False, compare=False)
-    _works: dict[Hashable, Profile] = field(default_factory=dict, repr=False, compare=False)
+    _works: dict[Hashable, Workload] = field(default_factory=dict, repr=False, compare=False)
+    _offloaded: dict[Hashable, Offloaded] = field(default_factory=dict, repr=False, compare=False)
     _operations: dict[Hashable, float] = field(default_factory=dict, repr=False, compare=False)
     _sizes: dict[Hashable, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
+    _needs: dict[Hashable, tuple[Profile, Need]] = field(default_factory=dict, repr=False, compare=False)
     _estimates: dict[Hashable, Estimate] = field(default_factory=dict, repr=False, compare=False)
 
     def profile(self, config: Config, cluster: Cluster) -> Profile:
@@ -59,13 +61,21 @@ class Arithmetic:
         kept = self._profiles.get(key)
         if kept is None:
             kept = self._profiles[key] = profile(config, self.model, world)
-            self._works.setdefault(self._work_key(config, world), kept)
         return kept
 
     def speed(self, config: Config, cluster: Cluster) -> Speed:
-        """The time of one optimizer step, from the work of any candidate that computes the same."""
-        counted = self._works.get(self._work_key(config, cluster.world_size))
-        return step_speed(config, counted or self.profile(config, cluster), cluster)
+        """The time of one optimizer step."""
+        return step_speed(config, self._workload(config, cluster.world_size), cluster)
+
+    def kept_bytes(self, config: Config, cluster: Cluster) -> int:
+        """What the model keeps from its forward for its backward pass."""
+        return self._workload(config, cluster.world_size).kept_bytes
+
+    def _workload(self, config: Config, world: int) -> Workload:
+        key = self._work_key(config, world)
+        if key not in self._works:
+            self._works[key] = workload(config, self.model, world)
+        return self._works[key]
 
     def operations_per_token(self, config: Config) -> float:
         """Floating-point operations of forward and backward for one token, recomputation left out."""
@@ -78,21 +88,30 @@ class Arithmetic:
                     "gradient_accumulation_steps": 1,
                 }
             )
-            work = profile(alone, self.model, 1).work
+            work = workload(alone, self.model, 1).work
             total = sum(one.flops * runs for one, runs in work.items() if one.phase != "recompute")
             self._operations[key] = total / config.job.sequence_length
         return self._operations[key]
 
     def shortfall(self, config: Config, cluster: Cluster) -> Shortfall | None:
         """What ``config`` certainly lacks on ``cluster``, counted by tensors alone."""
-        counted = self.profile(config, cluster)
-        host = int(cluster.gpus_per_node * (counted.host_bytes + PROCESS_BYTES) * HOST_HIGH)
+        short = self.offload_shortfall(config, cluster)
+        return short or self.certain_shortfall(config, self.profile(config, cluster).peak, cluster)
+
+    def offload_shortfall(self, config: Config, cluster: Cluster) -> Shortfall | None:
+        """What the host or its disks lack for what ``config`` offloads."""
+        world = cluster.world_size
+        key = (settings_of(config, world), config.job.task, config.job.lora, config.tensor_parallel)
+        if key not in self._offloaded:
+            self._offloaded[key] = offloaded(config, self.model, world)
+        found = self._offloaded[key]
+        host = int(cluster.gpus_per_node * (found.host_bytes + PROCESS_BYTES) * HOST_HIGH)
         if host > cluster.host_memory_bytes:
             return _lacking("host memory a node", host, cluster.host_memory_bytes)
-        nvme = counted.nvme_bytes * cluster.gpus_per_node
+        nvme = found.nvme_bytes * cluster.gpus_per_node
         if nvme and nvme > cluster.nvme_bytes:
             return _lacking("NVMe a node", nvme, cluster.nvme_bytes)
-        return self.certain_shortfall(config, counted.peak, cluster)
+        return None
 
     def room(self, config: Config, cluster: Cluster) -> int:
         """Bytes that PyTorch's allocator may need at most, for the probability of fitting that is asked."""
@@ -121,19 +140,24 @@ class Arithmetic:
         quick = self._short(config, need.expected, cluster)
         return replace(quick, close=True) if quick.lack > 0 else None
 
+    def fits(self, config: Config, cluster: Cluster) -> bool:
+        """Whether ``config`` fits, the caching allocator replayed where it is close, as far as that takes."""
+        if self.shortfall(config, cluster) is not None:
+            return False
+        if self.profile(config, cluster).peak * FRAGMENTED <= self.room(config, cluster):
+            return True
+        outside = outside_allocator(cluster.world_size, config.stage)
+        return self._need(config, cluster)[1].fits(cluster.gpu.usable_bytes - outside, self.sure)
+
     def verdict(self, config: Config, cluster: Cluster) -> Shortfall | None:
-        """What ``config`` lacks on ``cluster``, the caching allocator replayed where it is close."""
+        """What ``config`` lacks on ``cluster``, the same way."""
+        if self.fits(config, cluster):
+            return None
         short = self.shortfall(config, cluster)
         if short is not None:
             return short
-        peak = self.profile(config, cluster).peak
-        if peak * FRAGMENTED <= self.room(config, cluster):
-            return None
-        answer = self.estimate(config, cluster)
-        if answer.fits_probability >= self.sure:
-            return None
         there = cluster.gpu.usable_bytes
-        enough = max(int(answer.needed.expected), there + 1)
+        enough = max(int(self.estimate(config, cluster).needed.expected), there + 1)
         lack = -self.spare(config, cluster)
         return Shortfall(where="GPU memory", needed=enough, there=there, close=True, lack=lack)
 
@@ -147,8 +171,15 @@ class Arithmetic:
         """The whole estimate, made once."""
         key = (self._key(config, cluster.world_size), cluster)
         if key not in self._estimates:
-            self._estimates[key] = estimate(config, cluster, model=self.model)
+            memory = self._need(config, cluster)
+            self._estimates[key] = estimate(config, cluster, model=self.model, memory=memory)
         return self._estimates[key]
+
+    def _need(self, config: Config, cluster: Cluster) -> tuple[Profile, Need]:
+        key = (self._key(config, cluster.world_size), cluster)
+        if key not in self._needs:
+            self._needs[key] = needed(config, self.model, cluster)
+        return self._needs[key]
 
     def states_bytes(self, config: Config, world: int) -> float:
         """What a GPU holds of weights, master weights and Adam's moments: less than it needs."""
@@ -191,4 +222,4 @@ def margin(sure: float) -> float:
     >>> margin(0.5)
     0.0
     """
-    return Need(expected=1.0, ratios=REPLAY_RATIOS).at(sure) - 1
+    return Need(1.0, REPLAY_RATIOS).at(sure) - 1

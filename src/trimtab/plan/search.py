@@ -143,19 +143,28 @@ class Field:
         return min(close, key=self._preference, default=None)
 
     def _ascending(self) -> Iterator[Contender]:
-        """All of them by time; one that does not fit is followed by itself with more layers recomputed."""
+        """All of them by time; one that does not fit is followed by itself with more layers recomputed.
+
+        What is known of that one grows step by step, each at the least time that it leaves: how many layers
+        it recomputes at the least, how many it does, and its own time.
+        """
         number = count()
-        waiting = [(one.careful_seconds, next(number), one, 0) for one in self.every()]
+        waiting = [(one.careful_seconds, next(number), one, 0, True) for one in self.every()]
         while waiting:  # in order from the start: a heap
-            _, _, one, layers = heapq.heappop(waiting)
-            if layers:  # so far only its least time was known
-                made = self._partially(one, layers)
-                heapq.heappush(waiting, (made.careful_seconds, next(number), made, 0))
+            _, _, one, layers, known = heapq.heappop(waiting)
+            if layers and known:
+                one = self._partially(one, layers)
+                heapq.heappush(waiting, (one.careful_seconds, next(number), one, 0, True))
                 continue
-            yield one
-            layers = 0 if self.fitting(one) is not None else self._layers_needed(one)
+            if not layers:
+                yield one
+                if self.fitting(one) is not None:
+                    continue
+                layers, known = self._least_layers(one), False
+            else:
+                layers, known = self._layers_needed(one), True
             if layers:
-                heapq.heappush(waiting, (self._least_seconds(one, layers), next(number), one, layers))
+                heapq.heappush(waiting, (self._least_seconds(one, layers), next(number), one, layers, known))
 
     def _simpler_partial(self, first: Contender, slowest: float) -> Contender:
         """The simplest at the micro batch of ``first`` that some recomputed layers make fit, and as fast."""
@@ -173,6 +182,17 @@ class Field:
                 soon = layers and self._least_seconds(one, layers) <= slowest
                 one = self._partially(one, layers) if soon else None
         return first
+
+    def _least_layers(self, one: Contender) -> int:
+        """No more than `_layers_needed` says, from what is known of ``one``; 0 where it cannot help."""
+        every = self.wishes.model.all_layers
+        short = self._short.get((one.family.name, one.micro))
+        if one.config.job.recomputation is True or (short is not None and short.where != "GPU memory"):
+            return 0
+        layers = one.config.job.recomputed_of(every, self.wishes.model.name) + 1
+        if short is not None and not short.close:
+            layers += math.ceil(short.lack / self._saved_by_a_layer(one)) - 1
+        return layers if layers < every else 0
 
     def _layers_needed(self, one: Contender) -> int:
         """How many layers ``one``, which does not fit, must recompute at least; 0 where that cannot help."""
@@ -230,7 +250,7 @@ class Field:
         return found
 
     def _saved_by_a_layer(self, one: Contender) -> float:
-        """Bytes that live after a forward pass less if the first layer is recomputed.
+        """Bytes that the model keeps for its backward pass less if the first layer is recomputed.
 
         An encoder's layers differ from its decoder's; all others are equal.
         """
@@ -240,8 +260,8 @@ class Field:
             with_micro_batch(one.family.recomputing(layers, cluster), one.micro, cluster)
             for layers in (False, few[0])
         )
-        live = [self.arithmetic.profile(each, cluster).live["forward"] for each in (kept, less)]
-        return max(1, (live[0] - live[1]) / few[1])
+        saved = self.arithmetic.kept_bytes(kept, cluster) - self.arithmetic.kept_bytes(less, cluster)
+        return max(1, saved / few[1])
 
     def _preference(self, one: Contender) -> tuple[object, ...]:
         """The simplest, then the largest micro batch.
@@ -276,7 +296,12 @@ class Field:
         losers: list[Loser] = []
         for members in self._families():
             best = self._preferred([fit for one in members if (fit := self._likely(one)) is not None])
-            best = best or next((fit for one in members if (fit := self.fitting(one)) is not None), None)
+            if best is None:
+                for line in {one.line: None for one in members}:
+                    least, larger = self._smallest(line)
+                    if larger is not None:
+                        self.fitting(least)  # what it lacks, the others lack
+                best = next((fit for one in members if (fit := self.fitting(one)) is not None), None)
             if best is not None:
                 fitting.append(best)
                 continue
@@ -395,7 +420,7 @@ class Field:
         return states > self.arithmetic.room(family.config, self.cluster)
 
     def _host_is_short(self, one: Contender) -> bool:
-        short = self.arithmetic.shortfall(one.config, self.cluster)
+        short = self.arithmetic.offload_shortfall(one.config, self.cluster)
         return short is not None and short.where.startswith("host")
 
     def _verdict(self, one: Contender) -> Shortfall | None:
@@ -405,15 +430,21 @@ class Field:
             return short
         if one.family.is_partial:
             return self._weigh_partial(one.config)
-        short = self._hopeless(one) or self._weigh(one.config)
-        lean = smaller_bucket(one.family, self.wishes, self.cluster) if short is not None else None
-        if lean is None or short is None or not self._buckets_could_help(one, short):
-            return short
+        short = self._hopeless(one) or self.arithmetic.shortfall(one.config, self.cluster)
+        if short is None and self._fits(one.config):
+            return None
+        lean = smaller_bucket(one.family, self.wishes, self.cluster)
+        if lean is None or not self._buckets_could_help(one, short):
+            return short or self._weigh(one.config)
         other = replace(one, family=lean, config=with_micro_batch(lean, one.micro, self.cluster))
         still = self._weigh(other.config)
         if still is None:
             self._lean[one.family.name, one.micro] = other
         return still
+
+    def _fits(self, config: Config) -> bool:
+        """Whether `_weigh` finds nothing lacking: known sooner than what is."""
+        return self.arithmetic.fits(config, self.cluster) if self.exact else self._weigh(config) is None
 
     def _weigh(self, config: Config) -> Shortfall | None:
         if self.exact:
@@ -455,15 +486,17 @@ class Field:
             self._ends[line] = members[0], members[1] if len(members) > 1 else None
         return self._ends[line]
 
-    def _buckets_could_help(self, one: Contender, short: Shortfall) -> bool:
-        """Whether the lack is no more than what the buckets take: twice their elements at most."""
+    def _buckets_could_help(self, one: Contender, short: Shortfall | None) -> bool:
+        """Whether the lack, if the tensors alone tell it, is no more than twice what the buckets take."""
+        if short is None:
+            return True
         if short.where != "GPU memory":
             return False
         config = one.config
         buckets = (
             2 * int(config.zero("reduce_bucket_size")) * max(config.gradient_bytes, config.parameter_bytes)
         )
-        return short.close or short.needed - short.there <= buckets
+        return short.needed - short.there <= buckets
 
 
 def search(wishes: Wishes, cluster: Cluster, arithmetic: Arithmetic, *, exact: bool = True) -> Field:
