@@ -24,15 +24,21 @@ from trimtab import load_config  # noqa: E402
 from trimtab.cluster import Cluster  # noqa: E402
 from trimtab.config import Config  # noqa: E402
 from trimtab.cost.memory import profile  # noqa: E402
-from trimtab.cost.rates import rates_of  # noqa: E402
+from trimtab.cost.rates import Rates, pace_of, rates_of  # noqa: E402
 from trimtab.cost.speed import Speed, step_speed  # noqa: E402
 from trimtab.model import Model, find_hf  # noqa: E402
+from trimtab.rehearse.request import PHASES, PhantomRequest, Rehearsal  # noqa: E402
+from trimtab.rehearse.simulator import simulate  # noqa: E402
 
 DATA = ROOT / "bench" / "data"
 SIMULATED = DATA / "simulated_steps.jsonl"
 PAGE = ROOT / "docs" / "speed.md"
 TASKS = {"causal": "causal-lm", "mlm": "masked-lm", "cls": "sequence-classification", "seq2seq": "seq2seq-lm"}
 CORES_A_GPU = 16
+ROWS = (
+    "real_worlds.jsonl", "settled_steps.jsonl", "quiet_steps.jsonl", "grid_x1.jsonl", "grid_x2.jsonl",
+    "shared_x2.jsonl",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +54,12 @@ class Case:
     seconds: float
     beside: bool
     """Whether other jobs shared the host's cores, whose times are rough."""
-    fitted: bool = True
-    """Whether the host's costs were fitted to rows of its file, or to older ones that it belongs to."""
+    fitted: bool = False
+    """Whether the host's costs were fitted to its phases (bench/fit_host.py)."""
     apart: bool = False
     """Whether it had cores of its own."""
+    pace: float | None = None
+    """How much longer single calls took its process than the probed host, where it measured them."""
 
     @property
     def real(self) -> bool:
@@ -65,6 +73,12 @@ class Case:
         return Cluster.of("h200", per_node, max(1, self.world // per_node), cpu_cores=CORES_A_GPU * per_node)
 
     @property
+    def rates(self) -> Rates:
+        """Those of an H200, with its own host's pace."""
+        found = rates_of(self.cluster)
+        return found if self.pace is None else dataclasses.replace(found, pace=self.pace)
+
+    @property
     def alone_on_the_host(self) -> bool:
         """One rank offloads where the cluster has many: nothing that either model speaks of."""
         offloads = self.config.offload_optimizer != "none" or self.config.offload_param != "none"
@@ -75,7 +89,7 @@ def cases() -> Iterator[Case]:
     """Every row with a step time."""
     for row in _rows("h200_cases.jsonl"):
         if row["allocator_cap_gib"] is None:
-            yield _case(row, f"{row['id']} ({row['group']})")
+            yield measured_case(row, f"{row['id']} ({row['group']})")
     for row in _rows("catalogue_proof.jsonl"):
         config = load_config(row["id"]).with_values(
             {
@@ -93,11 +107,12 @@ def cases() -> Iterator[Case]:
             seconds=row["step_seconds"],
             beside="beside" in row,
         )
-    for name in ("real_worlds.jsonl", "quiet_steps.jsonl", "grid_x1.jsonl", "grid_x2.jsonl"):
+    for name in ROWS:
         for row in _rows(name):
             apart = "cores" in row  # else processes of the next jobs were importing: bench/data/README.md
-            case = _case(row if apart else {**row, "beside": "other jobs"}, row["id"])
-            yield dataclasses.replace(case, apart=apart, fitted=not name.startswith("grid"))
+            case = measured_case(row if apart else {**row, "beside": "other jobs"}, row["id"])
+            fitted = name == "settled_steps.jsonl" and "phases" in row["profile"]
+            yield dataclasses.replace(case, apart=apart, fitted=fitted)
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
@@ -105,7 +120,7 @@ def _rows(name: str) -> list[dict[str, Any]]:
     return [row for row in rows if row.get("step_seconds")]
 
 
-def _case(row: dict[str, Any], name: str) -> Case:
+def measured_case(row: dict[str, Any], name: str) -> Case:
     block: dict[str, Any] = {
         "task": TASKS[row["arch"]],
         "sequence_length": row["seq"],
@@ -126,6 +141,7 @@ def _case(row: dict[str, Any], name: str) -> Case:
         group=row["group"],
         seconds=row["step_seconds"],
         beside="beside" in row,
+        pace=pace_of((row.get("profile") or {}).get("calls", {})),
     )
 
 
@@ -133,7 +149,7 @@ def closed_form(case: Case) -> Speed:
     """What `estimate` says of its step; a made-up world's communication is taken out."""
     cluster = case.cluster
     counted = profile(case.config, Model.from_hf(case.hf, case.name), case.world)
-    speed = step_speed(case.config, counted, cluster)
+    speed = step_speed(case.config, counted, cluster, case.rates)
     if case.group != "fake":
         return speed
     gone = speed.communication_seconds
@@ -145,22 +161,24 @@ def closed_form(case: Case) -> Speed:
     )
 
 
-def simulated(case: Case) -> tuple[float, float]:
-    """Seconds of a step by the simulator, after a phantom rehearsal, and the share that the GPU works."""
+def rehearsed(case: Case) -> tuple[Rehearsal, int]:
+    """A phantom's record of two micro steps, and how many the step has."""
     from trimtab.rehearse.phantom import rehearse_phantom
-    from trimtab.rehearse.request import PhantomRequest
-    from trimtab.rehearse.simulator import simulate
 
     request = PhantomRequest.of_config(case.config, case.hf, world_size=case.world, record="ordered")
     accumulation = request.accumulation
-    request = dataclasses.replace(request, accumulation=min(2, accumulation))
-    record = rehearse_phantom(request)
+    return rehearse_phantom(dataclasses.replace(request, accumulation=min(2, accumulation))), accumulation
+
+
+def simulated(case: Case) -> tuple[float, float]:
+    """Seconds of a step by the simulator, after a phantom rehearsal, and the share that the GPU works."""
+    record, accumulation = rehearsed(case)
     if case.group == "fake":
         alone = (dataclasses.replace(one, group_size=1) for one in record.collectives)
         record = dataclasses.replace(record, collectives=tuple(alone))
     found = simulate(
         record,
-        rates_of(case.cluster),
+        case.rates,
         accumulation=accumulation,
         stage=case.config.stage,
         nodes=case.cluster.nodes,
@@ -249,8 +267,18 @@ def against_records() -> list[tuple[Record, float]]:
 
 
 GROUPS = (
-    ("1 and 2 GPUs, cores of its own, nothing fitted to it", lambda case: case.apart and not case.fitted),
-    ("1 and 2 GPUs, cores of its own, host costs fitted to it", lambda case: case.apart and case.fitted),
+    (
+        "1 and 2 GPUs, cores of its own, its host's pace known, nothing fitted to it",
+        lambda case: case.apart and case.pace is not None and not case.fitted,
+    ),
+    (
+        "1 and 2 GPUs, cores of its own, its host's pace known, host costs fitted to its phases",
+        lambda case: case.fitted,
+    ),
+    (
+        "1 and 2 GPUs, cores of its own, pace not known",
+        lambda case: case.apart and case.pace is None,
+    ),
     ("1 to 4 GPUs, other hosts, alone", lambda case: case.real and not case.apart and not case.beside),
     ("1 to 4 GPUs, other jobs on the host", lambda case: case.real and case.beside),
     ("one GPU in the place of many", lambda case: not case.real),

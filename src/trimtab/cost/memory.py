@@ -6,6 +6,7 @@ and the next is measured, as `rehearse` and a GPU measure it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -47,14 +48,35 @@ class Workload:
     recomputed: float
     """Share of the layers whose activations are recomputed."""
     tensors: int
-    """Parameter tensors, and how many of them train."""
-    trainable_tensors: int
+    """Parameter tensors."""
+    trained: tuple[int, ...]
+    """Elements of each tensor that trains, in the model's order."""
+    linears: int
+    """Calls of PyTorch's linear function in a forward pass."""
     work: Work
     """Operators of the last micro step by (phase, flops, bytes moved)."""
     uses: int
     """How often the engine's hooks see a module in a micro step; 0 where it has none."""
     kept_bytes: int
     """What the model keeps from its forward for its backward pass."""
+
+    @property
+    def trainable_tensors(self) -> int:
+        """How many tensors train."""
+        return len(self.trained)
+
+    def fullest(self, ranks: int) -> int:
+        """Tensors of the rank that has the most of them when all are cut into ``ranks`` equal stretches.
+
+        As stages 1 and 2 flatten them (stage_1_and_2.py:463); a tensor counts wherever a part of it lies.
+        """
+        stretch = max(1, -(-self.own_trainable // ranks))
+        counts: Counter[int] = Counter()
+        start = 0
+        for numel in self.trained:
+            counts.update(range(start // stretch, (start + max(1, numel) - 1) // stretch + 1))
+            start += numel
+        return max(counts.values(), default=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,11 +258,20 @@ def _workload(config: Config, model: Model, recording: Recording) -> Workload:
         own_trainable=sum(one.numel for one in own if one.trainable),
         recomputed=job.recomputed_of(model.all_layers, model.name) / model.all_layers,
         tensors=len(own),
-        trainable_tensors=sum(one.trainable for one in own),
+        trained=tuple(one.numel for one in own if one.trainable),
+        linears=_linears(model, recording.work),
         work=recording.work,
         uses=len(recording.order.reach) - 1 if config.stage == 3 else 0,
         kept_bytes=sum(recording.parts_before(BACKWARD)),
     )
+
+
+def _linears(model: Model, work: Work) -> int:
+    """Products of whole layers in the forward pass; GPT-2's layers are no linear ones, only its head is."""
+    if model.model_type == "gpt2":
+        return 1
+    whole = (one for one in work if one.name == "product" and one.phase == "forward" and one.shape[0] == 1)
+    return sum(work[one] for one in whole)
 
 
 def _recording(config: Config, model: Model, world_size: int) -> Recording:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -33,23 +34,28 @@ NETWORK_EFFICIENCY = 0.70  # assumed: no network was measured
 class Host(NamedTuple):
     """Seconds of the host for what it does: Python, autograd and the engine's hooks.
 
-    A kernel's share of its module's call and of the views around it is in it; views and modules alone are
-    free.  Least squares over the phases of bench/data/quiet_steps.jsonl, each begun with the GPU idle,
-    rounded by hand towards whole steps; no script repeats that.  The same pass took half to twice as long in
-    other processes of one machine.
+    At the pace of the host that came with the shipped tables.  Least squares over the phases of
+    bench/data/settled_steps.jsonl, each begun with the GPU idle and divided by its own host's pace; made and
+    held by bench/fit_host.py.  Views and what it takes to call a module are in a kernel's and a module's.
     """
 
-    forward: float = 34e-6
+    forward: float = 23.7e-6
     """A kernel of the forward pass."""
-    backward: float = 20e-6
+    module: float = 14.7e-6
+    """A module of the forward pass."""
+    backward: float = 23.9e-6
     """A kernel of the model's backward pass, or of what it recomputes."""
-    engine: float = 27e-6
+    engine: float = 29.5e-6
     """A kernel of the engine's own in the backward pass."""
-    step: float = 6.8e-6
+    step: float = 7.2e-6
     """An operator or a view of the optimizer's step."""
-    fetch: float = 250e-6
-    """ZeRO-3's hooks around one use of a module, and what it does with a finished gradient."""
-    collective: float = 200e-6
+    fetch: float = 321e-6
+    """ZeRO-3's hooks around one use of a module in the forward pass."""
+    fetch_back: float = 192e-6
+    """A fetch, or a finished gradient's way, in the backward pass."""
+    function: float = 120e-6
+    """ZeRO-3's linear function, which runs in Python (zero/linear.py:41), in the forward pass."""
+    collective: float = 114e-6
 
     def times(self, factor: float) -> Host:
         """The same host, slower by ``factor``."""
@@ -57,6 +63,12 @@ class Host(NamedTuple):
 
 
 HOST = Host()
+USUAL_PACE = 1.48
+"""What single calls take a host that nobody probed, over those of the shipped tables.
+
+The median of the 45 processes of bench/data/settled_steps.jsonl (bench/fit_host.py): one machine's hosts went
+back and forth between 1.0 and 1.7 within seconds.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +79,8 @@ class Rates:
     tables: Tables
     source: str
     """Where the figures come from, for the assumptions."""
+    pace: float = USUAL_PACE
+    """How much longer than `HOST` says the host needs."""
     _memo: dict[Any, float] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -76,10 +90,8 @@ class Rates:
 
     @property
     def host(self) -> Host:
-        """What the host needs to issue work: as measured, or as much slower as a probe found this one."""
-        here, there = self.tables.issue, _shipped().issue
-        shares = sorted(here[name] / there[name] for name in ISSUED if name in here and name in there)
-        return HOST.times(shares[len(shares) // 2]) if shares else HOST
+        """What the host needs to issue work."""
+        return HOST.times(self.pace)
 
     def product(self, precision: str, rows: int, inner: int, columns: int, batch: int = 1) -> float:
         """Seconds of ``[rows, inner] @ [inner, columns]``, ``batch`` of them at once."""
@@ -222,17 +234,28 @@ def rates_of(cluster: Cluster) -> Rates:
     kept = _kept(cluster.gpu.name)
     if kept is not None:
         tables = _read(kept, kept.stat().st_mtime)
-        return _rates(cluster, tables, f"kernels at the rates of this machine's probe ({tables.made})")
+        source = f"kernels at the rates of this machine's probe ({tables.made})"
+        return _rates(cluster, tables, source, pace_of(tables.issue) or USUAL_PACE)
     tables = _shipped()
     source = f"kernels at the rates of a probed H200 ({tables.made})"
     if tables.gpu.name != cluster.gpu.name:
         source += ", scaled by the datasheets"
-    return _rates(cluster, tables, source)
+    return _rates(cluster, tables, source, USUAL_PACE)
+
+
+def pace_of(issued: Mapping[str, float]) -> float | None:
+    """How much longer single calls, by `ISSUED`'s names in seconds, take than with the shipped tables.
+
+    The median of all; None where none was measured.
+    """
+    there = _shipped().issue
+    shares = sorted(issued[name] / there[name] for name in ISSUED if name in issued and name in there)
+    return shares[len(shares) // 2] if shares else None
 
 
 @lru_cache(maxsize=64)
-def _rates(cluster: Cluster, tables: Tables, source: str) -> Rates:
-    return Rates(cluster=cluster, tables=tables, source=source)
+def _rates(cluster: Cluster, tables: Tables, source: str, pace: float) -> Rates:
+    return Rates(cluster=cluster, tables=tables, source=source, pace=pace)
 
 
 def sheet_folder() -> Path:

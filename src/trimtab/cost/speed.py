@@ -32,21 +32,23 @@ GATHER_BYTES = (
 STEP_BYTES = {0: 58, 1: 73, 2: 73, 3: 61}
 """Of a step for a parameter that this rank owns: norms, copies, FusedAdam's 28; found in the same way."""
 ADAM_BYTES = 28
-STEP_DISPATCHES = {0: 18, 1: 19, 2: 19, 3: 11}
-"""What the host issues in a step for a tensor that this rank owns, in units of `cost.rates.Host.step`.
-
-Read off the optimizer steps of bench/data/quiet_steps.jsonl by hand; 21, 23, 23 and 8 operators and views are
-recorded.
-"""
+STEP_DISPATCHES = {0: 21, 1: 23, 2: 23, 3: 10}
+"""Operators and views of a step for a tensor that this rank owns, as phantoms of GPT-2 record them."""
 HOOKED = 2
 """Kernels of the engine's for a finished gradient: 303 for GPT-2's 148 tensors, 614 for TinyLLaMA's 201."""
+FETCH_BACK = 0.87
+"""What a module's use takes ZeRO-3's hooks in the backward pass, by what it takes them in the forward pass.
+
+From the four jobs of stage 3 in bench/data/settled_steps.jsonl on one GPU: what is left of their backward
+passes beside kernels.
+"""
 HOST_STEP_BYTES = 42  # of an offloaded step for a parameter: norms, copies, Adam's 28; llama-z2-offload
 NVME_STATE_BYTES = 24  # master and two moments in and out
 LOW = {"kernels": 0.88, "host": 0.55, "links": 0.7}
 HIGH = {"kernels": 1.12, "host": 1.2, "links": 1.5}
 """Bounds of what kernels, the host (above: one of half the speed) and links take, about what is expected."""
-SLOW_HOST = 2.0
-"""How much slower another host may be: the same pass took 18 to 35 ms of one host in one hour."""
+SLOW_HOST = 1.5
+"""How much slower another host may be: beyond 1.76 of the probed one, the slowest of 45 processes on H200s."""
 SETTLING_BYTES = 16
 """Of `STEP_BYTES` those after the host's last wait, beside Adam's: weights into the model's precision."""
 
@@ -78,9 +80,13 @@ class Speed:
     """Where the rates come from."""
 
 
-def step_speed(config: Config, profile: Workload, cluster: Cluster) -> Speed:
-    """The time of one optimizer step of ``config`` on ``cluster``, from its counted work."""
-    return _Step(config, profile, cluster, rates_of(cluster)).speed()
+def step_speed(config: Config, profile: Workload, cluster: Cluster, rates: Rates | None = None) -> Speed:
+    """The time of one optimizer step of ``config`` on ``cluster``, from its counted work.
+
+    Args:
+        rates: of the cluster; those that are known of it unless given.
+    """
+    return _Step(config, profile, cluster, rates or rates_of(cluster)).speed()
 
 
 class _Step:
@@ -95,6 +101,9 @@ class _Step:
         self.weight_bytes = profile.own_parameters * config.parameter_bytes
         self.gradient_bytes = profile.own_trainable * config.parameter_bytes
         self.owned = profile.own_trainable / (self.ranks if config.stage else 1)
+        # all ranks wait for the one with the most tensors when they agree that nothing overflowed
+        self.stepped = profile.fullest(self.ranks) if config.stage in (1, 2) else profile.trainable_tensors
+        """Tensors that the slowest rank steps."""
         self.precision = config.precision if config.precision in ("bf16", "fp16") else "fp32"
 
     def speed(self) -> Speed:
@@ -213,8 +222,10 @@ class _Step:
             slower: how much longer the host needs than usual.
         """
         config, profile = self.config, self.profile
-        tensors = profile.trainable_tensors / (self.ranks if config.stage in (1, 2) else 1)
-        host = tensors * STEP_DISPATCHES[config.stage] * self.rates.host.step * slower
+        host = self.stepped * STEP_DISPATCHES[config.stage] * self.rates.host.step * slower
+        if self.sharded and self.ranks > 1:  # stage3.py gathers the small parameters that stay whole
+            least = int(config.zero("stage3_param_persistence_threshold"))
+            host += sum(numel <= least for numel in profile.trained) * self.rates.host.collective * slower
         if config.offload_optimizer != "none":
             return 0.0, host
         before = self._stream(self.owned * (STEP_BYTES[config.stage] - ADAM_BYTES - SETTLING_BYTES))
@@ -238,17 +249,17 @@ class _Step:
         collectives = {"forward": 0, "recompute": 0, "backward": 0}
         for kernel, runs in self.profile.work.items():
             (collectives if kernel.name in COLLECTIVES else kernels)[kernel.phase] += runs
-        host = self.rates.host
+        host, profile = self.rates.host, self.profile
         forward = kernels["forward"] * host.forward + collectives["forward"] * host.collective
+        forward += profile.tensors * host.module  # a module for each tensor, nearly
         backward = (kernels["recompute"] + kernels["backward"]) * host.backward
         backward += (collectives["recompute"] + collectives["backward"]) * host.collective
-        if self.config.stage == 2 or (self.config.stage == 1 and self.batch.accumulation == 1):
-            backward += self.profile.trainable_tensors * HOOKED * host.engine
+        if self.config.stage >= 2 or (self.config.stage == 1 and self.batch.accumulation == 1):
+            backward += profile.trainable_tensors * HOOKED * host.engine
         if self.sharded:
-            first = 1 / (2 + self.profile.recomputed)
-            fetches = self.profile.uses * host.fetch
-            forward, backward = forward + fetches * first, backward + fetches * (1 - first)
-            backward += self.profile.trainable_tensors * (host.fetch + HOOKED * host.engine)
+            first = profile.uses / (2 + profile.recomputed)
+            forward += first * host.fetch + profile.linears * host.function
+            backward += (profile.uses - first) * host.fetch * FETCH_BACK
         return forward, backward
 
     # -- links ---------------------------------------------------------------------------------------------

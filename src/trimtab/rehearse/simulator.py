@@ -178,7 +178,7 @@ class _Replay:
             "await": self._await,
             "host": self._host,
             "host_event": self._host_event,
-            "module": lambda _: None,
+            "module": self._module,
             "phase": self._phase,
         }
         pending: list[int] = []
@@ -282,9 +282,13 @@ class _Replay:
     def _set_stream(self, index: int) -> None:
         self.stream = index
 
+    def _module(self, _: int) -> None:
+        if self.phase == "forward":  # a recomputed one's is in its kernels'
+            self._issue(self.host_costs.module)
+
     def _join(self, index: int) -> None:
         if self.stage == 3:  # partitioned_param_coordinator.py:415, at the end of each fetch
-            self._issue(self.host_costs.fetch)
+            self._issue(self.host_costs.fetch if self.phase == "forward" else self.host_costs.fetch_back)
         waiter, waited = divmod(index, STREAMS)
         self._wait(waiter, self.clocks[waited], "communication")
 
@@ -306,7 +310,8 @@ class _Replay:
     def _dispatch(self, one: Operator) -> float:
         """Seconds of the host for one kernel of the phase that runs, with what is around it."""
         if self.phase == "forward":
-            return self.host_costs.forward
+            own = self.stage == 3 and one.module_class == "Linear" and plain_name(one.name) in ("mm", "addmm")
+            return self.host_costs.forward + own * self.host_costs.function
         if self.phase == "backward":
             return (
                 self.host_costs.backward
