@@ -13,7 +13,7 @@ A job is one JSON line:
 ``cap_gib``           what PyTorch's allocator is held to
 ``timeout``           seconds
 ``initialize``        whether weights are as the architecture asks, and not just random
-``profile``           ``phases`` or ``kernels``: say where a step's time goes as well (scripts/profiled_step.py)
+``profile``           ``phases`` or ``kernels``: say where a step's time goes too (scripts/profiled_step.py)
 
 What else it has is copied to its row under ``job``.  ``scripts/prove_on_gpu.py`` does the measuring.
 

@@ -13,7 +13,6 @@ often a phase of the last micro step does what each cost is for.  The costs are 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
 import sys
@@ -23,9 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import speed_accuracy
 
+import speed_accuracy
 from trimtab.cost.rates import Host, pace_of, rates_of
+from trimtab.rehearse.request import PHASES
 from trimtab.rehearse.simulator import _Replay
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -87,7 +87,7 @@ def counted(case: speed_accuracy.Case) -> dict[str, dict[str, float]]:
     seconds: defaultdict[str, float] = defaultdict(float)
     for kind, index in record.order:
         if kind == "phase":
-            phase = speed_accuracy.PHASES[index] if index < len(speed_accuracy.PHASES) else ""
+            phase = PHASES[index] if index < len(PHASES) else ""
             if phase == "forward":
                 seconds.clear()
         elif kind == "operator":

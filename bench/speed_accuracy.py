@@ -27,7 +27,7 @@ from trimtab.cost.memory import profile  # noqa: E402
 from trimtab.cost.rates import Rates, pace_of, rates_of  # noqa: E402
 from trimtab.cost.speed import Speed, step_speed  # noqa: E402
 from trimtab.model import Model, find_hf  # noqa: E402
-from trimtab.rehearse.request import PHASES, PhantomRequest, Rehearsal  # noqa: E402
+from trimtab.rehearse.request import PhantomRequest, Rehearsal  # noqa: E402
 from trimtab.rehearse.simulator import simulate  # noqa: E402
 
 DATA = ROOT / "bench" / "data"

@@ -48,7 +48,7 @@ LOW = {"kernels": 0.88, "host": 0.55, "links": 0.7}
 HIGH = {"kernels": 1.12, "host": 1.2, "links": 1.5}
 """Bounds of what kernels, the host (above: one of half the speed) and links take, about what is expected."""
 SLOW_HOST = 1.5
-"""How much slower another host may be: beyond 1.76 of the probed one, the slowest of 45 processes on H200s."""
+"""How much slower another host may be: more than the slowest of 45 processes, 1.76 over 1.48."""
 SETTLING_BYTES = 16
 """Of `STEP_BYTES` those after the host's last wait, beside Adam's: weights into the model's precision."""
 
