@@ -13,7 +13,7 @@ A job is one JSON line:
 ``cap_gib``           what PyTorch's allocator is held to
 ``timeout``           seconds
 ``initialize``        whether weights are as the architecture asks, and not just random
-``profile``           whether to say where a step's time goes as well (scripts/profiled_step.py)
+``profile``           ``phases`` or ``kernels``: say where a step's time goes as well (scripts/profiled_step.py)
 
 What else it has is copied to its row under ``job``.  ``scripts/prove_on_gpu.py`` does the measuring.
 
@@ -22,6 +22,7 @@ the next job, since importing takes longer than most cases.  A row is appended a
 
 Three quarters of the host's cores are shared out to the GPUs, and a job's processes keep to their GPU's; the
 processes that import have the rest: so that neither the neighbour nor what comes next slows a host-bound job.
+With ``--quiet`` all processes have imported before the first job begins.
 """
 
 from __future__ import annotations
@@ -82,6 +83,11 @@ def worker(device: str) -> int:
     return prove_on_gpu.child(argparse.Namespace(**asked["options"]))
 
 
+def ranks_of(job: Job) -> int:
+    """Processes of a job, each with a GPU."""
+    return int(job["world"]) if job["group"] == "nccl" else 1
+
+
 def failed(job: Job, why: str) -> dict[str, Any]:
     """The row of a job that gave none."""
     return {"id": job["id"], "ok": False, "error": why, "gib": {}, "step_seconds": None}
@@ -103,6 +109,11 @@ class Standby:
             env={**os.environ, "OMP_NUM_THREADS": str(len(shares[0])), "TOKENIZERS_PARALLELISM": "false"},
         )
         os.sched_setaffinity(self.process.pid, spare)
+
+    def wait_ready(self) -> None:
+        """Until it has imported everything, or has ended."""
+        while self.process.poll() is None and "READY" not in self.text():
+            time.sleep(0.2)
 
     def start(self, asked: dict[str, Any]) -> None:
         assert self.process.stdin is not None
@@ -126,7 +137,7 @@ class Pool:
         self.options = options
         self.free = set(range(options.gpus))
         self.change = threading.Condition()
-        self.standby: deque[Standby] = deque(Standby(options) for _ in range(options.gpus * options.ready))
+        self.standby: deque[Standby] = deque()
         self.short: dict[str, float] = {}
         self.failures: list[bool] = []
         self.started = time.time()
@@ -147,9 +158,11 @@ class Pool:
         return time.time() - self.started
 
     def run(self, jobs: list[Job]) -> int:
+        """Run all jobs; 1 if the last three failed."""
+        self.import_ahead(jobs)
         threads = []
         for job in jobs:
-            gpus = self.take(job["world"] if job["group"] == "nccl" else 1)
+            gpus = self.take(ranks_of(job))
             why = self.why_not(job)
             if why is not None:
                 self.keep(job, failed(job, why))
@@ -163,6 +176,15 @@ class Pool:
         for standby in self.standby:
             standby.kill()
         return int(self.failures[-3:] == [True] * 3)
+
+    def import_ahead(self, jobs: list[Job]) -> None:
+        """Let the first processes import; where it shall be quiet all of them, until they have."""
+        ahead = self.options.gpus * self.options.ready
+        ahead = sum(map(ranks_of, jobs)) if self.options.quiet else ahead
+        self.standby.extend(Standby(self.options) for _ in range(ahead))
+        if self.options.quiet:
+            for standby in self.standby:
+                standby.wait_ready()
 
     def why_not(self, job: Job) -> str | None:
         if self.failures[-3:] == [True] * 3:
@@ -207,7 +229,7 @@ class Pool:
                 "child": str(file), "real": real, "fake": not real, "gpus": job["world"],
                 "world": job["world"], "device": options.device, "tiny": options.tiny,
                 "max_accumulation": 10**6,
-                "cap_gib": job.get("cap_gib"), "profile": job.get("profile", False),
+                "cap_gib": job.get("cap_gib"), "profile": job.get("profile"),
                 "initialize": job.get("initialize", False),
             }  # fmt: skip
             environment = {
@@ -218,8 +240,9 @@ class Pool:
                 own = {"RANK": str(rank), "LOCAL_RANK": str(gpu)}
                 share = sorted(cores(options.gpus)[0][gpu])
                 standby.start({"options": asked, "environment": {**environment, **own}, "cores": share})
-            with self.change:  # the next ones import while this job runs
-                self.standby.extend(Standby(options) for _ in gpus)
+            if not options.quiet:  # the next ones import while this job runs
+                with self.change:
+                    self.standby.extend(Standby(options) for _ in gpus)
             return self.wait(job, ranks)
 
     def ready(self) -> Standby:
@@ -246,7 +269,7 @@ class Pool:
         return failed(job, error)
 
     def keep(self, job: Job, row: dict[str, Any]) -> None:
-        row["group"] = job["group"]
+        row.update(group=job["group"], quiet=self.options.quiet)
         row["job"] = {key: value for key, value in job.items() if key not in KEYS}
         with self.change, open(self.options.output, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -276,6 +299,7 @@ def main() -> int:
     parser.add_argument(
         "--ready", type=int, default=1, help="processes that wait ready for each GPU: more for short jobs"
     )
+    parser.add_argument("--quiet", action="store_true", help="nothing imports while jobs run")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no job after this long")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tiny", action="store_true", help="shrunken models: tries the path")

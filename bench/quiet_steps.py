@@ -3,9 +3,9 @@
     python bench/quiet_steps.py --world 1 > jobs.jsonl
     python bench/case_pool.py jobs.jsonl --gpus 1 --output bench/data/quiet_steps.jsonl
 
-They run on real GPUs only, each with cores of its own, and each says where its time goes, kernel by kernel
-(``profile``, scripts/profiled_step.py).  Every family, stage and offload is there, as jobs that wait for the
-host and as jobs that wait for the GPU.
+They run on real GPUs only, each with cores of its own, and each says what its phases and single calls take the
+host (``profile``, scripts/profiled_step.py; ``kernels`` in its place says it kernel by kernel).  Every family,
+stage and offload is there, as jobs that wait for the host and as jobs that wait for the GPU.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def job(
         "gradient_clipping": 1.0,
         "trimtab": settings,
     }
-    return worlds, {"id": name, "config": config, "profile": True}
+    return worlds, {"id": name, "config": config, "profile": "phases"}
 
 
 BERT = {"task": "masked-lm", "sequence_length": 128}

@@ -3,6 +3,7 @@
 `profiled` is what `prove_on_gpu.py --profile` adds to a row under ``profile``:
 
 ``phases``   of each phase, begun with the device idle: seconds until the call returns, and until all is done
+``calls``    seconds that this process's host needs to issue single calls (`trimtab.probe.host`)
 ``kernels``  of one step under PyTorch's profiler: ``[phase, operator, shapes, kernel, count, seconds]``
 ``busy``     seconds of that step in which any kernel ran, ``collectives`` those in which one of NCCL's did
 """
@@ -16,17 +17,26 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 PHASES = ("forward", "backward", "step")
-APART_STEPS = 3
+APART_STEPS = 5
 KERNEL_NAME = 90
 """Characters of a kernel's name that are kept."""
 
 
-def profiled(engine: Any, batch: Callable[[], Any], accumulation: int, device: str) -> dict[str, Any]:
-    """Run a few more steps of ``engine`` and say where their time goes."""
-    return {
-        "phases": _apart(engine, batch, accumulation, device),
-        **_traced(engine, batch, accumulation, device),
-    }
+def profiled(
+    engine: Any, batch: Callable[[], Any], accumulation: int, device: str, *, kernels: bool
+) -> dict[str, Any]:
+    """Run a few more steps of ``engine`` and say where their time goes, with ``kernels`` one by one."""
+    found = {"phases": _apart(engine, batch, accumulation, device), "calls": _calls(device)}
+    return {**found, **_traced(engine, batch, accumulation, device)} if kernels else found
+
+
+def _calls(device: str) -> dict[str, float]:
+    from trimtab.probe import host
+    from trimtab.probe.notes import Notes
+
+    notes = Notes(device)
+    host.measure(notes)
+    return {row["name"]: row["seconds"] for row in notes.rows}
 
 
 def _synchronize(device: str) -> None:

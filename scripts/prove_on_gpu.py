@@ -38,8 +38,10 @@ ARCH = {
 GIB = 2**30
 MEMORY_STEP = 2
 """The step whose memory is read at each moment; the first makes the optimizer's states."""
-STEPS, LEAST_TIMED, ENOUGH_SECONDS = 24, 3, 4.0
-"""Steps at most; at least this many are timed, and no more once the run has taken so long."""
+SETTLED_STEP = 5
+"""The first step that is timed: those before it load kernels and fill the allocator's pools."""
+STEPS, LEAST_TIMED, ENOUGH_SECONDS = 26, 4, 4.0
+"""Steps at most; at least this many are timed, and no more once they have taken so long."""
 
 
 def main() -> int:
@@ -93,7 +95,9 @@ def parse() -> argparse.Namespace:
         "--tiny", action="store_true", help="shrink the model: tries the path, measures nothing"
     )
     parser.add_argument(
-        "--profile", action="store_true", help="say where a step's time goes as well (profiled_step.py)"
+        "--profile",
+        choices=["phases", "kernels"],
+        help="say where a step's time goes as well (profiled_step.py)",
     )
     parser.add_argument(
         "--initialize", action="store_true", help="weights as the architecture asks; slower to make"
@@ -117,7 +121,8 @@ def run_child(name: str, path: Path, options: argparse.Namespace) -> dict:
         str(options.max_accumulation),
     ]
     arguments += ["--cap-gib", str(options.cap_gib)] if options.cap_gib else []
-    arguments += ["--tiny"] * options.tiny + ["--profile"] * options.profile
+    arguments += ["--tiny"] * options.tiny
+    arguments += ["--profile", options.profile] if options.profile else []
     arguments += ["--initialize"] * options.initialize
     arguments += ["--world", str(options.world)] if options.world else []
     command = [sys.executable, *arguments]
@@ -204,6 +209,7 @@ def measure(options: argparse.Namespace, row: dict) -> None:
     from trimtab.train.engine import import_deepspeed
     from trimtab.train.model import Build, build_model, prepare_config, read_model_config
     from trimtab.train.samples import random_batch
+    from trimtab.train.sequences import share_attention, weight_of_part
     from trimtab.train.shrink import shrink
 
     deepspeed = import_deepspeed(options.device)
@@ -257,6 +263,9 @@ def measure(options: argparse.Namespace, row: dict) -> None:
         model=built.module,
         model_parameters=[p for p in built.module.parameters() if p.requires_grad],
         config=config.deepspeed(),
+        mpu=share_attention(
+            built.module, config.sequence_parallel, micro=batch.micro, length=job.sequence_length
+        ),
         dist_init_required=False,
     )
     row.update(
@@ -266,22 +275,27 @@ def measure(options: argparse.Namespace, row: dict) -> None:
     )
     remember(row, "engine", options.device)
 
+    def samples() -> dict:
+        if config.data_parallel_divisor > 1:  # the ranks that share a sample have to make the same
+            torch.manual_seed(batch.micro)
+        return random_batch(job, hf, samples=batch.micro, device=engine.device)
+
+    weight = weight_of_part(config)
     clock = Clock(options.device)
     losses: list[float] = []
-    began = time.time()
     for step in range(STEPS):
-        if step > MEMORY_STEP + LEAST_TIMED and enough(time.time() - began, engine.device):
+        if step >= SETTLED_STEP + LEAST_TIMED and enough(sum(clock.steps), engine.device):
             break
         if step == 1 and options.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        clock.begin(keep=step > MEMORY_STEP)
+        clock.begin(keep=step >= SETTLED_STEP)
         for micro in range(batch.accumulation):
             last = step == MEMORY_STEP and micro == batch.accumulation - 1
-            loss = engine(**random_batch(job, hf, samples=batch.micro, device=engine.device)).loss
+            loss = loss_of(engine, config, samples())
             clock.mark("forward")
             if last:
                 remember(row, "after_forward", options.device)
-            engine.backward(loss)
+            engine.backward(loss * weight if weight != 1 else loss)
             clock.mark("backward")
             if last:
                 remember(row, "after_backward", options.device)
@@ -302,13 +316,22 @@ def measure(options: argparse.Namespace, row: dict) -> None:
     if options.profile:
         from profiled_step import profiled
 
-        def samples() -> dict:
-            return random_batch(job, hf, samples=batch.micro, device=engine.device)
-
         try:
-            row["profile"] = profiled(engine, samples, batch.accumulation, options.device)
+            row["profile"] = profiled(
+                engine, samples, batch.accumulation, options.device, kernels=options.profile == "kernels"
+            )
         except Exception as error:  # noqa: BLE001  what was measured before it stays
             row["profile"] = {"error": f"{type(error).__name__}: {str(error)[:600]}"}
+
+
+def loss_of(engine: Any, config: Any, batch: dict) -> Any:
+    """The loss of a micro batch, or of this rank's part of every sample."""
+    size = config.sequence_parallel
+    if size == 1:
+        return engine(**batch).loss
+    from trimtab.train.sequences import loss_of_part, part_of
+
+    return loss_of_part(engine, part_of(batch, engine.global_rank % size, size), size)
 
 
 def enough(seconds: float, device: Any) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from trimtab.probe.notes import Notes
@@ -32,7 +33,7 @@ def measure(notes: Notes) -> None:
         "cast": lambda: x.to(torch.float32),
         "empty": lambda: torch.empty(WIDTH, WIDTH, device=notes.device, dtype=dtype),
         "view": lambda: x.view(-1),
-        "linear": lambda: functional.linear(x, weight),
+        "linear": lambda: torch._C._nn.linear(x, weight),  # what functional.linear is until ZeRO-3 comes
         "layer_norm": lambda: norm(x),
         "dropout": lambda: functional.dropout(x, 0.1),
         "attention": lambda: functional.scaled_dot_product_attention(q, q, q, is_causal=True),
@@ -63,7 +64,15 @@ def _autograd(notes: Notes) -> None:
     """A chain forward with a graph, and the way back through it."""
     import torch
 
-    for name in ("mul", "linear"):
+    calls: dict[str, Callable[[Any, Any], Any]] = {
+        "mul": lambda out, weight: out * 1.01,
+        "linear": lambda out, weight: torch._C._nn.linear(out, weight),
+    }
+    if find_spec("deepspeed") is not None:
+        from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+        calls["zero3 linear"] = zero3_linear_wrap  # in functional.linear's place once ZeRO-3 has partitioned
+    for name, call in calls.items():
         weight = torch.randn(WIDTH, WIDTH, device=notes.device, dtype=torch.bfloat16, requires_grad=True)
         forwards, backwards = [], []
         for _ in range(4):
@@ -71,7 +80,7 @@ def _autograd(notes: Notes) -> None:
             notes.wait()
             began = time.perf_counter()
             for _ in range(CALLS):
-                out = out * 1.01 if name == "mul" else torch.nn.functional.linear(out, weight)
+                out = call(out, weight)
             forwards.append((time.perf_counter() - began) / CALLS)
             loss = out.sum()
             notes.wait()
