@@ -31,8 +31,9 @@ def run() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without × is no reason to fail
     code = main(sys.argv[1:])
-    if not gc.isenabled():
-        gc.freeze()  # nor shall the end look through all that is there
+    if not gc.isenabled():  # nor shall the end take apart all that is there
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -169,7 +169,10 @@ class AllocatingMeter(Meter):
         live = self.live = self.live + count
         if live > self.peak or live - self.hidden > self.served_peak:
             self._rise(live, self.now)
-        return self.request(count, stream)
+        if not count:
+            return 0
+        self.blocks.append(self.allocator.take(count, stream))
+        return len(self.blocks)
 
     def take(self, count: int, moment: int) -> int:
         """The same for bytes that a tape brings; a peak is at ``moment`` then."""
@@ -190,9 +193,11 @@ class AllocatingMeter(Meter):
 
     def momentary(self, count: int, part: int, stream: int = 0) -> None:
         """Count and request ``count`` bytes that end as soon as they are there."""
-        self.parts[part] += count
-        self._rise(self.live + count, self.now)
-        self.parts[part] -= count
+        live = self.live + count
+        if live > self.peak or live - self.hidden > self.served_peak:
+            self.parts[part] += count
+            self._rise(live, self.now)
+            self.parts[part] -= count
         if count:
             self.allocator.lend(count, stream)
 

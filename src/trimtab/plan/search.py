@@ -149,20 +149,18 @@ class Field:
         it recomputes at the least, how many it does, and its own time.
         """
         number = count()
-        waiting = [(one.careful_seconds, next(number), one, 0, True) for one in self.every()]
+        waiting = [(one.careful_seconds, next(number), one, 0, False) for one in self.every()]
         while waiting:  # in order from the start: a heap
             _, _, one, layers, known = heapq.heappop(waiting)
-            if layers and known:
+            if known:
                 one = self._partially(one, layers)
-                heapq.heappush(waiting, (one.careful_seconds, next(number), one, 0, True))
+                heapq.heappush(waiting, (one.careful_seconds, next(number), one, 0, False))
                 continue
-            if not layers:
-                yield one
-                if self.fitting(one) is not None:
-                    continue
-                layers, known = self._least_layers(one), False
-            else:
+            if layers:
                 layers, known = self._layers_needed(one), True
+            else:
+                yield one
+                layers = 0 if self.fitting(one) is not None else self._least_layers(one)
             if layers:
                 heapq.heappush(waiting, (self._least_seconds(one, layers), next(number), one, layers, known))
 
@@ -185,13 +183,13 @@ class Field:
 
     def _least_layers(self, one: Contender) -> int:
         """No more than `_layers_needed` says, from what is known of ``one``; 0 where it cannot help."""
-        every = self.wishes.model.all_layers
+        every, job = self.wishes.model.all_layers, one.config.job
         short = self._short.get((one.family.name, one.micro))
-        if one.config.job.recomputation is True or (short is not None and short.where != "GPU memory"):
+        if job.recomputation is True or (short is not None and short.where != "GPU memory"):
             return 0
-        layers = one.config.job.recomputed_of(every, self.wishes.model.name) + 1
-        if short is not None and not short.close:
-            layers += math.ceil(short.lack / self._saved_by_a_layer(one)) - 1
+        certain = short if short is not None and not short.close else None
+        more = math.ceil(certain.lack / self._saved_by_a_layer(one)) if certain else 1
+        layers = job.recomputed_of(every, self.wishes.model.name) + more
         return layers if layers < every else 0
 
     def _layers_needed(self, one: Contender) -> int:
@@ -298,9 +296,9 @@ class Field:
             best = self._preferred([fit for one in members if (fit := self._likely(one)) is not None])
             if best is None:
                 for line in {one.line: None for one in members}:
-                    least, larger = self._smallest(line)
-                    if larger is not None:
-                        self.fitting(least)  # what it lacks, the others lack
+                    first, second = self._smallest(line)
+                    if second is not None:
+                        self.fitting(first)  # what it lacks, the others lack
                 best = next((fit for one in members if (fit := self.fitting(one)) is not None), None)
             if best is not None:
                 fitting.append(best)
@@ -411,9 +409,6 @@ class Field:
             accumulation=config.batch(self.cluster.world_size).accumulation,
             speed=self.arithmetic.speed(config, self.cluster),
         )
-
-    def _contender_config(self, family: Family, size: int) -> Config:
-        return with_micro_batch(family, size, self.cluster)
 
     def _cannot(self, family: Family) -> bool:
         states = self.arithmetic.states_bytes(family.config, self.cluster.world_size)
