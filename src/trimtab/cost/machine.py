@@ -287,6 +287,8 @@ class Machine:
         else:
             out = Tensor(numel, item, self.new(numel * item))
             self.works(kernel, moved, flops, shape)
+        if kernel == "product":
+            self.meter.product()
         if recorded and (keep_output or extra):
             more = tuple(self.new(count) for count in extra)
             keep = (*keep, *self._save((*more, out.storage) if keep_output else more))
@@ -449,9 +451,17 @@ class Machine:
         part, self.part = self.part, node.part
         scratch = self.new(node.scratch) if node.scratch else None
         made: list[tuple[Edge, Storage]] = []
-        for edge, size in zip(node.inputs, node.gradients, strict=True):
-            if edge is not None:
-                made.append((edge, self._gradient(size, incoming, saved)))
+        wanted = [pair for pair in zip(node.inputs, node.gradients, strict=True) if pair[0] is not None]
+        product = node.kernel == "product"
+        backwards = product and not node.sums and not any(node.inputs[2:])
+        if backwards:  # ``mm``: generated code makes its inputs' gradients by the order of their names
+            wanted.reverse()
+        for edge, size in wanted:
+            made.append((edge, self._gradient(size, incoming, saved)))
+            if product:
+                self.meter.product()
+        if backwards:
+            made.reverse()
         for kernel in backward_kernels(node):
             self.meter.work[kernel] += 1
         self.part = part

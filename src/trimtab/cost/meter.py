@@ -62,6 +62,9 @@ class Account(Protocol):
     def move(self, count: int, part: int, new: int) -> None:
         """They count as another part from now on."""
 
+    def product(self) -> None:
+        """A product of matrices runs, and its output is there."""
+
     def layers(self, path: str, first: int, end: int) -> Iterator[int]:
         """Those that are to be run of the equal layers from ``first`` to before ``end`` at ``path``."""
 
@@ -79,6 +82,7 @@ class Meter:
 
     __slots__ = (
         "live", "now", "parts", "peak", "peak_at", "peak_parts", "place", "record", "requests", "work",
+        "workspace_bytes",
     )  # fmt: skip
 
     def __init__(self, record: list[int] | None = None) -> None:
@@ -91,6 +95,12 @@ class Meter:
         """A moment, counted by whoever plays a tape, and that of the peak."""
         self.work: Work = Counter()
         self.place: object = None
+        self.workspace_bytes = 0
+        """What cuBLAS takes at a thread's first product; 0 where it has it."""
+
+    def product(self) -> None:
+        """Request cuBLAS's workspace."""
+        self.request(self.workspace_bytes)
 
     def add(self, count: int, part: int, stream: int = 0) -> int:
         """Count an allocation of ``count`` bytes, a multiple of `BLOCK_BYTES`; its request's number."""

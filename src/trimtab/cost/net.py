@@ -104,6 +104,8 @@ class Net:
         transformers/modeling_utils.py, ``enable_input_require_grads``: by a hook on that module.
         """
         x = self.embedding(path, tokens)
+        if self.model.rotary_dim and self.model.model_type != "gptj":  # angles: a small product of its own
+            self.m.meter.product()
         if self.model.family == "gemma":  # a module of its own, Gemma's scaled embedding
             x = ops.scale(self.m, x)
         if x.edge is not None or not self.job.checkpoint_activations:

@@ -35,7 +35,7 @@ START, FORWARD, RELEASE, BACKWARD, FINISH = range(5)
 step's, the end of what lived as long as that; the backward pass; the end of the inputs."""
 PHASES = (START, FORWARD, RELEASE, BACKWARD, FINISH)
 
-TAKE, GIVE, MOVE, USE, USED, GRADIENT = range(1, 7)
+TAKE, GIVE, MOVE, USE, USED, GRADIENT, PRODUCT = range(1, 8)
 Stack = tuple[str, int]
 """Equal layers: their path, and the place of the first of them there."""
 Place = tuple[Stack, int]
@@ -55,8 +55,8 @@ class Section:
         self.number, self.place = number, place
         self.events: list[tuple[int, ...]] = []
         """(TAKE, bytes, part, number), (GIVE, bytes, part, section, number), (MOVE, bytes, part, part),
-        (USE, weight…), (USED, weight…) or (GRADIENT, bytes, part, section, number, weight); a storage is
-        known by its section and its number among what was taken there."""
+        (USE, weight…), (USED, weight…), (GRADIENT, bytes, part, section, number, weight) or (PRODUCT,), a
+        phase's first; a storage is known by its section and its number among what was taken there."""
         self.takes = 0
         self.work: Work = Counter()
         self._chunks: dict[bool, list[Chunk]] = {}
@@ -86,7 +86,7 @@ class Section:
             elif kind == GRADIENT:  # the engine's from here on
                 yield high, live - event[1], GRADIENT, (event[5], event[1], event[2])
                 high = live = 0
-            elif kind != MOVE and uses:
+            elif kind in (USE, USED) and uses:
                 yield high, live, kind, event[1:]
                 high = live = 0
         if high or live:
@@ -112,7 +112,7 @@ class Section:
                 high = max(high, live)
             elif kind == GIVE and event[3] == here and not whole:
                 live -= event[1]
-            elif kind in (TAKE, GIVE, GRADIENT) or (uses and kind != MOVE):
+            elif kind in (TAKE, GIVE, GRADIENT, PRODUCT) or (uses and kind != MOVE):
                 yield high, live, event
                 high = live = 0
         if high or live:
@@ -170,6 +170,7 @@ class Tape:
     def turn_to_phase(self, phase: int) -> None:
         """What follows belongs to ``phase``."""
         self.phase = phase
+        self._multiplied = False
         self.turn_to(None)
 
     def turn_to(self, place: object) -> None:
@@ -211,6 +212,12 @@ class Tape:
     def move(self, count: int, part: int, new: int) -> None:
         """Note that it counts as another part."""
         self._section.events.append((MOVE, count, part, new))
+
+    def product(self) -> None:
+        """Note the first of a phase."""
+        if not self._multiplied:
+            self._multiplied = True
+            self._section.events.append((PRODUCT,))
 
     # -- a listener ------------------------------------------------------------------------------------
 
@@ -342,6 +349,8 @@ class Recording:
                     gradient = Storage.adopted(meter, count, part, request)
                     engine.on_gradient(weights[index + shift], gradient)
                     del gradient
+                elif kind == PRODUCT:
+                    meter.product()
                 elif engine.hears_uses:
                     told = engine.before_use if kind == USE else engine.after_use
                     told(event[1:], shift)
@@ -386,6 +395,8 @@ class Recording:
                     gradient = Storage.adopted(meter, count, part, request)
                     engine.on_gradient(weights[index + shift], gradient)
                     del gradient
+                elif kind == PRODUCT:
+                    meter.product()
                 elif kind == USE:
                     meter.now = now = now + 1
                     before_use(event[1:], shift)

@@ -264,7 +264,7 @@ class Run:
             if not a.host
         ]
         requests += [
-            Request(size=self.workspace_bytes, born=2 * tick + 1, died=2 * ALIVE, stream="compute")
+            Request(size=self.workspace_bytes, born=2 * tick + 3, died=2 * ALIVE, stream="compute")
             for phase, tick in self.ledger.first_product.items()
             if phase in ("forward", "backward")
         ]
