@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trimtab.cost.allocator import EMPTY, FLATTEN
-from trimtab.cost.engine import MASTER_ITEM, NORM_ITEM, Engine
+from trimtab.cost.engine import MAIN, MASTER_ITEM, NORM_ITEM, REDUCE, Engine
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import Storage
 
@@ -30,6 +30,7 @@ class ShardedOptimizer(Engine):
         self.own = _owned(self.trainable, self.partition)
         self.own_numel = sum(weight.numel for weight in self.own)
         self._owned_names = {weight.name for weight in self.own}
+        self.reduce_stream = REDUCE if s.overlap_comm else MAIN  # :1601, :2240
         self.compact = s.gradient_item == MASTER_ITEM != s.item  # an fp32 partition of its own, :1259
         self.starts: dict[int, int] = {}
         start = 0
@@ -113,9 +114,9 @@ class ShardedOptimizer(Engine):
             if owned and s.offload_optimizer != "none":
                 portion = self._portion(weight)
                 if self.boundary:
-                    self.momentary(portion * NORM_ITEM, "temporaries")  # its norm, :1873
+                    self.momentary(portion * NORM_ITEM, "temporaries", self.reduce_stream)  # its norm, :1873
                     if MASTER_ITEM not in (s.item, s.gradient_item):
-                        self.momentary(portion * MASTER_ITEM, "temporaries")  # :1903
+                        self.momentary(portion * MASTER_ITEM, "temporaries", self.reduce_stream)  # :1903
                 self.gradients.pop(weight.name, None)
             elif owned:
                 self._copy_to_partition(weight)
@@ -139,7 +140,7 @@ class ShardedOptimizer(Engine):
             and self.accumulated is None
             and any(w.name in self._owned_names for w in self.waiting)
         ):
-            self.accumulated = self.new(self.partition * s.gradient_item, "gradients")
+            self.accumulated = self.new(self.partition * s.gradient_item, "gradients", self.reduce_stream)
         bucket: list[tuple[int, int]] = []
         filled = 0
         for rank, numel in [*self._slices(), (-1, 0)]:
@@ -147,17 +148,20 @@ class ShardedOptimizer(Engine):
                 bucket.append((rank, numel))
                 filled += numel
             if bucket and (rank < 0 or filled > s.reduce_bucket):
-                flat = self.new(filled * item, "temporaries") if len(bucket) > 1 else None
+                flat = self._sent(filled * item) if len(bucket) > 1 else None
                 if (
                     s.communication_item != item
                 ):  # and goes on in the type that is sent, allreduce_bucket (:2377)
-                    flat = self.new(filled * s.communication_item, "temporaries")
+                    flat = self._sent(filled * s.communication_item)
                 for owner, count in bucket if self.compact else ():
                     if owner == 0 and s.communication_item != s.gradient_item:
                         # added to the fp32 partition through a copy, :1325
-                        self.momentary(count * s.gradient_item, "temporaries")
+                        self.momentary(count * s.gradient_item, "temporaries", self.reduce_stream)
                 del flat
                 bucket, filled = [], 0
+
+    def _sent(self, count: int) -> Storage:
+        return self.new(count, "temporaries", self.reduce_stream)
 
     def _slices(self) -> list[tuple[int, int]]:
         """What waits, as ranks and the elements that are theirs; neighbours of one rank are one slice."""
@@ -179,7 +183,7 @@ class ShardedOptimizer(Engine):
         """``copy_grads_in_partition``: one buffer for all gradients of the own partition (:2160-2201)."""
         s = self.settings
         if not self.compact and self.partition_gradients is None:
-            self.partition_gradients = self.new(self.own_numel * s.item, "gradients")
+            self.partition_gradients = self.new(self.own_numel * s.item, "gradients", self.reduce_stream)
 
     def end_backward(self) -> None:
         """``independent_gradient_partition_epilogue`` (:1016)."""
