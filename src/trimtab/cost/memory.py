@@ -28,6 +28,8 @@ from trimtab.parameters import buffers, parameters
 from trimtab.parameters.tensor_parallel import narrowed, portions, split_of
 
 PHASES = ("init", "forward", "backward", "step")
+RECORDED_MICROS = 3
+"""Micro steps of a step that a whole replay has: those between the first and the last cut up the cache, too."""
 MORE_STEPS = 3
 """Steps of stage 3 that a replay adds: what it gathers and frees goes on cutting up a full card.
 
@@ -437,7 +439,8 @@ class _Run:
         """An optimizer step; the first one's peaks are not noted."""
         engine, meter = self.engine, self.meter
         recorded = meter.record is not None
-        micros = min(engine.settings.accumulation, engine.telling_micros if recorded or self._steps else 1)
+        telling = RECORDED_MICROS if recorded else engine.telling_micros if self._steps else 1
+        micros = min(engine.settings.accumulation, telling)
         left = engine.after_micro() if micros > 1 and not recorded else None
         for micro in range(micros):
             if micro and left is not None and engine.after_micro() == left:
