@@ -201,8 +201,8 @@ def checkpoint_bytes(config: Config, counted: Profile) -> int:
 _CLASSIFIERS = ("sequence-classification", "token-classification", "question-answering")
 _HEADS: Mapping[str, tuple[str, ...]] = {
     "causal": ("causal-lm", *_CLASSIFIERS),
-    "encoder": ("masked-lm", *_CLASSIFIERS),
-    "encoder-decoder": ("seq2seq-lm", "span-corruption"),
+    "encoder": ("masked-lm", "causal-lm", *_CLASSIFIERS),
+    "encoder-decoder": ("seq2seq-lm", "span-corruption", "token-classification", "question-answering"),
 }
 
 

@@ -23,7 +23,8 @@ from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, SHOWN, START, 
 from trimtab.cost.wrappers import engine_for
 from trimtab.job import Job, Lora
 from trimtab.model import Model
-from trimtab.parameters import buffers, parameters
+from trimtab.parameters import buffers, parameters, skeleton
+from trimtab.parameters.lists import first_names
 from trimtab.parameters.tensor_parallel import narrowed, portions, split_of
 
 PHASES = ("init", "forward", "backward", "step")
@@ -246,10 +247,19 @@ def recorded(
         weight.name.removeprefix(prefix).replace(".modules_to_save.default", ""): weight
         for weight in weights_for(model, job.task, job.lora, item, size)
     }
+    ties = first_names(skeleton(model, job.task)).items()
+    shared = {name: weights[first] for name, first in ties if first in weights}
     split = split_of(model, job.task, size) if size > 1 else None
     run = narrowed(model, size) if size > 1 else model
     net = Net(
-        m=machine, model=run, job=job, batch=batch, weights=weights, fp16=fp16, split=split, spread=spread
+        m=machine,
+        model=run,
+        job=job,
+        batch=batch,
+        weights={**shared, **weights},
+        fp16=fp16,
+        split=split,
+        spread=spread,
     )
     tokens = batch * (job.sequence_length + 2 * (job.target_length or job.sequence_length))
     inputs = machine.tensor(tokens, 8)
