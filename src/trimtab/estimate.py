@@ -19,7 +19,7 @@ from trimtab.cost.speed import Speed, step_speed
 from trimtab.errors import NotFound, UnknownArchitecture, Unsupported, UsageError
 from trimtab.job import LIGER
 from trimtab.model import Model, find_model
-from trimtab.parameters import tasks_of
+from trimtab.parameters import parameters, tasks_of
 from trimtab.parameters.parallel import check_parallel
 from trimtab.units import GIB
 
@@ -198,22 +198,15 @@ def checkpoint_bytes(config: Config, counted: Profile) -> int:
     return counted.parameters * config.parameter_bytes + counted.trainable * 4 * (master + states)
 
 
-_CLASSIFIERS = ("sequence-classification", "token-classification", "question-answering")
-_HEADS: Mapping[str, tuple[str, ...]] = {
-    "causal": ("causal-lm", *_CLASSIFIERS),
-    "encoder": ("masked-lm", "causal-lm", *_CLASSIFIERS),
-    "encoder-decoder": ("seq2seq-lm", "span-corruption", "token-classification", "question-answering"),
-}
-
-
 def _refuse_other_heads(config: Config, model: Model) -> None:
     task, tasks = config.job.task, tasks_of(model)
     if task not in tasks:
         raise UsageError(f"{model.name} has no head for {task}; it has {', '.join(tasks)}. Give --task")
-    if task not in _HEADS[model.kind]:
-        raise UnknownArchitecture(
-            f"{model.name}: the arithmetic does not know {task} on a model of this kind; "
-            "`trimtab rehearse --phantom` builds it with transformers"
+    answers = [one for one in parameters(model, task) if one.name == "qa_outputs.weight"]
+    if answers and answers[0].shape[0] != 2:
+        raise UsageError(
+            f"{model.name}: question answering has 2 labels, an answer's start and end, and the model has "
+            f"{answers[0].shape[0]}. Set its num_labels to 2"
         )
 
 

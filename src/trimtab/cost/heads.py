@@ -21,16 +21,11 @@ _PREFIX = {
 }
 
 
-def known(model_type: str) -> bool:
-    """Whether the forward pass of this model type is written here."""
-    return model_type in decoders.KNOWN or model_type in encoders.BERTS or model_type in ("t5", "mt5")
-
-
 def loss(net: Net) -> Tensor:
     """The whole forward pass of the job's task: one number, the loss.
 
     Raises:
-        UnknownArchitecture: the model type is not written here.
+        UnknownArchitecture: a combination that is not written here.
     """
     # the whole model reads the head's weight where a fused loss replaces the head: an external parameter then
     # (partition_parameters.py, ZeROOrderedDict)
@@ -42,11 +37,6 @@ def loss(net: Net) -> Tensor:
 
 def _loss(net: Net) -> Tensor:
     model = net.model
-    if not known(model.model_type):
-        raise UnknownArchitecture(
-            f"{model.name}: the arithmetic does not know {model.model_type}; "
-            "`trimtab rehearse --phantom` builds it with transformers instead"
-        )
     if model.kind == "encoder-decoder":
         return _encoder_decoder(net)
     if model.kind == "encoder":
@@ -54,7 +44,12 @@ def _loss(net: Net) -> Tensor:
     hidden = decoders.body(net)
     if net.job.task == "causal-lm":
         return _causal(net, hidden)
-    return _classify_tokens(net, hidden, "qa_outputs" if net.job.task == "question-answering" else "score")
+    if net.job.task == "question-answering":
+        return _classify_tokens(net, hidden, "qa_outputs")
+    if net.job.task == "token-classification":
+        hidden = net.dropout(hidden, model.classifier_dropout)
+        return _classify_tokens(net, hidden, "score" if "score.weight" in net.weights else "classifier")
+    return _classify_tokens(net, hidden, "score")
 
 
 def _causal(net: Net, hidden: Tensor) -> Tensor:
@@ -127,7 +122,9 @@ def _encoder(net: Net, hidden: Tensor) -> Tensor:
         for path in ("bert.pooler.dense", "classifier.dense", "pre_classifier")
         if f"{path}.weight" in net.weights
     )
-    pooled = ops.tanh(m, net.linear(first, path))
+    if path == "classifier.dense":
+        first = net.dropout(first, model.classifier_dropout)
+    pooled = ops.activation(m, net.linear(first, path), "gelu" if model.model_type == "electra" else "tanh")
     pooled = net.dropout(pooled, model.classifier_dropout)
     out = "classifier.out_proj" if "classifier.out_proj.weight" in net.weights else "classifier"
     return ops.cross_entropy(m, net.linear(pooled, out), fp32=False)
@@ -156,6 +153,11 @@ def _classify_tokens(net: Net, hidden: Tensor, head: str) -> Tensor:
 
 def _encoder_decoder(net: Net) -> Tensor:
     m, model, task = net.m, net.model, net.job.task
+    if task == "sequence-classification":
+        raise UnknownArchitecture(
+            f"{model.name}: what T5's sequence classification takes is not known before a run: its head "
+            "picks the tokens that end a text. Choose another task"
+        )
     if task == "token-classification":
         hidden = encoders.t5_encoder(net, "transformer.")
         return _classify_tokens(net, net.dropout(hidden, model.classifier_dropout), "classifier")

@@ -214,7 +214,7 @@ def weights_for(model: Model, task: str, lora: Lora | None, item: int, size: int
     Of a model that AutoTP splits over ``size`` ranks those that the first rank holds.
     """
     found = portions(model, task, size) if size > 1 else parameters(model, task, lora)
-    return weights_of(found, item, conv1d=model.model_type == "gpt2")
+    return weights_of(found, item, model.model_type)
 
 
 @lru_cache(maxsize=256)

@@ -127,4 +127,10 @@ def _error(kind: str, message: str) -> TrimtabError:
             f"a phantom rehearsal cannot follow this model: it calls {operator} where no fake tensor "
             f"reaches; {CURE}"
         )
+    if first.startswith(("DynamicOutputShape", "DataDependentOutput")):  # torch/_subclasses/fake_tensor.py
+        operator = first.rpartition(": ")[2]
+        return Unsupported(
+            "a phantom rehearsal cannot follow this model: what it does next depends on the values that "
+            f"{operator} finds; {CURE}"
+        )
     return RefusedConfig(f"the DeepSpeed engine stopped: {first[:600]}")
