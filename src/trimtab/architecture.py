@@ -45,6 +45,13 @@ _EMBEDDING_DROPOUT_AS_RESIDUAL = _BERTS | {"gpt_neox", "t5", "mt5"}
 _FREE_HEAD_DIM = frozenset({"llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3_text", "t5", "mt5"})
 # No scaled_dot_product_attention in their files of transformers 5.17 (models/gptj, gpt_neo, bloom).
 EAGER_ONLY = frozenset(("gptj", "gpt_neo", "bloom"))
+ACTIVATIONS = frozenset((  # of transformers 5.17, activations.py:324
+    "gelu", "gelu_10", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "gelu_python_tanh",
+    "gelu_accurate", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2",
+    "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh", "prelu", "xielu",
+))  # fmt: skip
+MOST_LAYERS = 10_000
+"""More than any model has: past it a config is a mistake, and would take long to count."""
 _PARALLEL_RESIDUAL = frozenset({"phi", "gptj"})
 
 
@@ -100,6 +107,8 @@ def figures(c: Fields) -> dict[str, Any]:
     hidden = c.size("hidden_size", "n_embd", "d_model", "dim")
     heads = c.size("num_attention_heads", "n_head", "num_heads", "n_heads")
     layers = c.size("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    if layers > MOST_LAYERS:
+        raise UnreadableFile(f"{c.where}: {layers} layers are more than the {MOST_LAYERS} that are counted.")
     head_dim = c.size_or(hidden // heads, "d_kv" if family == "t5" else "head_dim")
     if head_dim * heads != hidden and model_type not in _FREE_HEAD_DIM:
         raise UnreadableFile(f"{c.where}: hidden size {hidden} is not {heads} heads of {head_dim}.")
@@ -134,7 +143,7 @@ def figures(c: Fields) -> dict[str, Any]:
         "gated_mlp": gated,
         "norm": "layer" if model_type in _LAYER_NORM else "rms",
         "positions": positions,
-        "rotary_dim": _rotary_dim(hf, head_dim) if positions == "rotary" else 0,
+        "rotary_dim": _rotary_dim(c, head_dim) if positions == "rotary" else 0,
         "parallel_residual": _parallel_residual(hf, model_type),
         "sliding_window": sliding_window,
         "sliding_layers": sliding_layers,
@@ -158,11 +167,16 @@ def _activation(c: Fields, family: str, gated: bool) -> tuple[bool, str]:
     if family == "bloom":
         return False, "gelu_new"  # BloomGelu, which is that form and in no config
     if family != "t5":
-        return gated, c.text("hidden_activation", "hidden_act", "activation_function", "activation")
+        keys = ("hidden_activation", "hidden_act", "activation_function", "activation")
+        name = c.text(*keys)
+        if name not in ACTIVATIONS:
+            raise c.wrong(c.key(*keys) or keys[0], "an activation that transformers knows")
+        return gated, name
     feed_forward_proj = c.text("feed_forward_proj")
     gate, dash, activation = feed_forward_proj.rpartition("-")
-    if dash and gate != "gated":
-        raise c.wrong("feed_forward_proj", "an activation, or 'gated-' and one")
+    if (dash and gate != "gated") or activation not in ACTIVATIONS:
+        raise c.wrong("feed_forward_proj", "an activation that transformers knows, or 'gated-' and one")
+    c.size("relative_attention_num_buckets")
     return bool(dash), "gelu_new" if feed_forward_proj == "gated-gelu" else activation
 
 
@@ -174,14 +188,16 @@ def _positions(hf: Mapping[str, Any], model_type: str) -> Positions:
     return "learned" if model_type in _LEARNED_POSITIONS else "rotary"
 
 
-def _rotary_dim(hf: Mapping[str, Any], head_dim: int) -> int:
-    if hf.get("rotary_dim") is not None:
-        return int(hf["rotary_dim"])
-    nested = hf.get("rope_parameters")
-    share = nested.get("partial_rotary_factor") if isinstance(nested, Mapping) else None
-    for key in ("rotary_pct", "partial_rotary_factor"):
-        share = hf.get(key) if share is None else share
-    return head_dim if share is None else int(head_dim * float(share))
+def _rotary_dim(c: Fields, head_dim: int) -> int:
+    if c.hf.get("rotary_dim") is not None:
+        return c.size("rotary_dim")
+    nested = c.hf.get("rope_parameters")
+    if isinstance(nested, Mapping) and nested.get("partial_rotary_factor") is not None:
+        share = Fields({**nested, "model_type": c.hf["model_type"]}, c.where).share("partial_rotary_factor")
+    else:
+        key = c.key("rotary_pct", "partial_rotary_factor")
+        share = c.share(key) if key else 1.0
+    return int(head_dim * share)
 
 
 def _parallel_residual(hf: Mapping[str, Any], model_type: str) -> bool:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from trimtab.config import Config
 from trimtab.cost import heads
 from trimtab.cost.allocator import NOTE, RESET, WORKSPACE_BYTES, OutOfMemory, Reading, replay
-from trimtab.cost.engine import Engine, Settings
+from trimtab.cost.engine import AIO_ALIGNMENT, AIO_BYTES, Engine, Settings
 from trimtab.cost.machine import Machine, Weight
 from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Storage, Work
 from trimtab.cost.net import Net, weights_of
@@ -33,6 +33,11 @@ MOMENTS = {
     "adam": 2, "adamw": 2, "lamb": 2, "lion": 1, "adagrad": 1, "muon": 2, "SGD": 0, "RAdam": 2, "NAdam": 2,
     "Adamax": 2, "RMSprop": 1, "Adadelta": 2, "Adafactor": 1, "musgd": 0, "muadam": 2, "muadamw": 2,
 }  # fmt: skip
+
+
+# fp32 copies of the gradients that a step in 16 bits makes at stage 0: the wrapper of DeepSpeed's Adam its
+# flat one, LAMB and torch's Adam an update; FP16_UnfusedOptimizer around the others makes none itself
+STEP_COPIES = {"lion": 0, "SGD": 0, "adagrad": 2}
 
 
 class Profile(NamedTuple):
@@ -128,16 +133,26 @@ def settings_of(config: Config, world_size: int) -> Settings:
         sub_group=int(zero("sub_group_size")),
         hpz=int(zero("zero_hpz_partition_size")),
         precision=config.precision,
-        pin_memory=bool(config.get("zero_optimization.offload_optimizer.pin_memory", False)),
-        pin_parameters=bool(config.get("zero_optimization.offload_param.pin_memory", False)),
+        pin_memory=bool(config.get("zero_optimization.offload_optimizer.pin_memory", True)),
+        pin_parameters=bool(config.get("zero_optimization.offload_param.pin_memory", True)),
+        step_copies=STEP_COPIES.get(name, 1),
+        states_of_whole=name == "adagrad" and config.offload_optimizer == "none",
+        swap_buffers=config.whole("zero_optimization.offload_optimizer.buffer_count", 4),
+        parameter_buffers=config.whole("zero_optimization.offload_param.buffer_count", 5),
+        parameter_buffer=config.whole("zero_optimization.offload_param.buffer_size", 100_000_000),
+        # runtime/swap_tensor/optimizer_utils.py:152-154, with the defaults of constants.py
+        least_swapped_bytes=max(AIO_BYTES, config.whole("aio.block_size", AIO_BYTES)),
+        swap_alignment=AIO_ALIGNMENT * config.whole("aio.intra_op_parallelism", 1),
     )
 
 
 def _communication_item(config: Config) -> int:
-    """With Ulysses gradients are reduced in fp32 unless the file says else (runtime/engine.py:2182)."""
-    if config.sequence_parallel == 1:
-        return config.parameter_bytes
-    return 4 if config.get("seq_parallel_communication_data_type", "fp32") == "fp32" else 2
+    """Gradients are reduced in their own type, with Ulysses in fp32, unless the file says else
+    (runtime/engine.py:2182)."""
+    apart = config.sequence_parallel > 1
+    key = "seq_parallel_communication_data_type" if apart else "communication_data_type"
+    dtype = config.get(key, "fp32" if apart else None)
+    return config.parameter_bytes if dtype is None else 4 if dtype == "fp32" else 2
 
 
 def profile(

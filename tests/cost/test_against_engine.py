@@ -1,4 +1,4 @@
-"""Every architecture and task is counted, and what the odd ones take is what the real engine allocates."""
+"""Every architecture and task is counted, and what odd jobs take is what the real engine allocates."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -32,6 +34,7 @@ SMALL: dict[str, Any] = {
     "max_position_embeddings": 600,
 }
 WINDOW = {**SMALL, "sliding_window": 100}
+DISK = {"device": "nvme", "nvme_path": "nvme"}
 OLDER: dict[str, Any] = {"hidden_size": 256, "num_attention_heads": 4, "vocab_size": 1000}
 ENCODER = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
 T5: dict[str, Any] = {"d_model": 256, "d_ff": 512, "num_layers": 2, "num_heads": 4, "vocab_size": 1000}
@@ -96,6 +99,18 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "an encoder alone": ({"model_type": "t5", **T5}, {"task": "token-classification"}),
     "an answer's place": ({"model_type": "t5", **T5}, {"task": "question-answering"}),
     "a classifier of tokens": ({"model_type": "llama", **SMALL}, {"task": "token-classification"}),
+    "states on a disk": (
+        {"model_type": "llama", **SMALL, "hidden_size": 1024, "intermediate_size": 2048},
+        {"stage": 3, "zero": {"offload_optimizer": DISK}},
+    ),
+    "pinned unless said otherwise": (
+        {"model_type": "llama", **SMALL},
+        {"zero": {"offload_optimizer": {"device": "cpu"}}},
+    ),
+    "gradients sent in fp32": ({"model_type": "llama", **SMALL}, {"wire": "fp32"}),
+    "gradients sent in fp32, sharded": ({"model_type": "llama", **SMALL}, {"stage": 3, "wire": "fp32"}),
+    "Lion in one wrapper": ({"model_type": "llama", **SMALL}, {"stage": 0, "optimizer": "Lion"}),
+    "Adagrad keeps two sums": ({"model_type": "llama", **SMALL}, {"optimizer": "Adagrad"}),
     "a causal model that answers": ({"model_type": "llama", **SMALL}, {"task": "question-answering"}),
 }  # fmt: skip
 
@@ -110,15 +125,25 @@ for name, hf, raw in cases:
     request = PhantomRequest.of_config(Config.from_mapping(raw), hf, world_size=world, record="none")
     answer = rehearse_forked(request, timeout_seconds=300)
     kept = answer.moment("after_forward").allocated_bytes
-    print("ANSWER", json.dumps([name, answer.parameters, answer.step_peak_bytes, kept]), flush=True)
+    host = answer.host_peak_bytes
+    print("ANSWER", json.dumps([name, answer.parameters, answer.step_peak_bytes, kept, host]), flush=True)
 """
 
 
-def raw(task: str = "causal-lm", stage: int = 2, precision: str = "bf16", **block: Any) -> dict[str, Any]:
+def raw(
+    task: str = "causal-lm",
+    stage: int = 2,
+    precision: str = "bf16",
+    zero: Mapping[str, Any] = MappingProxyType({}),
+    optimizer: str = "AdamW",
+    wire: str | None = None,
+    **block: Any,
+) -> dict[str, Any]:
     found: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 2,
-        "zero_optimization": {"stage": stage, "reduce_bucket_size": 100_000},
-        "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
+        "zero_optimization": {"stage": stage, "reduce_bucket_size": 100_000, **zero},
+        "optimizer": {"type": optimizer, "params": {"lr": 1e-4}},
+        "communication_data_type": wire,
         "trimtab": {"task": task, "sequence_length": 512, **block},
     }
     return found if precision == "fp32" else {**found, precision: {"enabled": True}}
@@ -173,8 +198,10 @@ def test_the_engine_allocates_what_is_counted() -> None:
     answers = {name: found for name, *found in map(json.loads, lines)}
     assert set(answers) == set(CASES), done.stderr[-2000:]
     for name, (hf, job) in CASES.items():
-        parameters, peak, kept = answers[name]
+        parameters, peak, kept, host = answers[name]
         found = counted(hf, **job)
         assert found.parameters == parameters, name
         assert found.peak == pytest.approx(peak, rel=TOLERANCE), name
         assert found.live["forward"] == pytest.approx(kept, rel=TOLERANCE), name
+        if "zero" in job:
+            assert found.host_bytes == pytest.approx(host, rel=TOLERANCE, abs=1000), name
