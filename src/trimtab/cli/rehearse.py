@@ -11,11 +11,11 @@ from trimtab.cli import job_flags as job
 from trimtab.errors import Unsupported, UsageError
 from trimtab.rehearse.answer import rehearse as answer_for
 from trimtab.rehearse.document import to_json as document
+from trimtab.rehearse.entry import entry_of
 from trimtab.rehearse.on_gpu import gpu_is_here
 from trimtab.rehearse.simulator import write_timeline
 from trimtab.report.document import to_json
 from trimtab.store.database import keep
-from trimtab.store.rehearsed import entry_of
 
 
 def rehearse(

@@ -81,8 +81,8 @@ def stated(
     changes = {f"trimtab.{key}": value for key, value in block.items() if value is not None}
     if lora_r is not None or lora_targets is not None:
         lora = {"r": lora_r or 8}
-        targets = {"target_modules": [one.strip() for one in lora_targets.split(",")]} if lora_targets else {}
-        changes["trimtab.lora"] = {**lora, **targets}
+        targets = [one.strip() for one in (lora_targets or "").split(",") if one.strip()]
+        changes["trimtab.lora"] = {**lora, "target_modules": targets} if targets else lora
     stated = config.raw.get("trimtab") or {}
     notes: tuple[str, ...] = ()
     if task is None and "task" not in stated:
