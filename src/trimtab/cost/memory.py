@@ -107,9 +107,8 @@ def settings_of(config: Config, world_size: int) -> Settings:
     batch = config.batch(world_size)
     zero = config.zero
     name = config.optimizer_type or "adamw"
-    moments = MOMENTS.get(name, 2)
-    if name == "SGD" and config.optimizer_params.get("momentum"):
-        moments = 1
+    momentum = config.optimizer_params.get("momentum")
+    moments = 1 if name == "SGD" and momentum else MOMENTS.get(name, 2)
     ranks = batch.data_parallel * config.sequence_parallel
     return Settings(
         stage=config.stage,
