@@ -204,3 +204,11 @@ def test_more_ranks_never_need_more_memory_at_stage_3() -> None:
     peaks = [estimate(config, Cluster.of("h200", 8, nodes)).peak_allocated.expected for nodes in (1, 2, 4)]
     assert peaks == sorted(peaks, reverse=True)
     assert find_model("llama-7b").layers == 32
+
+
+def test_what_is_left_out_is_said() -> None:
+    model = Model.from_hf({"model_type": "llama", "quantization_config": {"bits": 4}}, "llama")
+    config = seven_b(**{"optimizer.type": "Sophia"})
+    said = estimate(config, Cluster.of("h200", 8), model=model).assumptions
+    assert any("quantization_config is left out" in text for text in said)
+    assert any(text.startswith("Sophia is not known") for text in said)

@@ -160,7 +160,7 @@ def estimate(
         price=_price(cluster),
         fits=probability >= 0.5,
         fits_probability=probability,
-        assumptions=_assumptions(config, cluster, host, speed.source),
+        assumptions=_assumptions(config, model, cluster, host, speed.source),
     )
     return answer if tokens is None else with_run(answer, tokens)
 
@@ -242,7 +242,7 @@ def _price(cluster: Cluster) -> Price | None:
         return None
 
 
-def _assumptions(config: Config, cluster: Cluster, host: Range, source: str) -> tuple[str, ...]:
+def _assumptions(config: Config, model: Model, cluster: Cluster, host: Range, source: str) -> tuple[str, ...]:
     job = config.job
     said = [
         f"{job.kernels} kernels, {job.attention} attention, activations {job.activations}",
@@ -256,6 +256,10 @@ def _assumptions(config: Config, cluster: Cluster, host: Range, source: str) -> 
     for key in ("zero_quantized_weights", "zero_quantized_gradients"):
         if config.stage == 3 and config.zero(key):
             said.append(f"{key}: the quantized copies of collectives are not counted")
+    if model.hf.get("quantization_config"):
+        said.append(f"the model's quantization_config is left out: its weights count as {config.precision}")
+    if config.optimizer_type is not None and config.optimizer_type not in MOMENTS:
+        said.append(f"{config.optimizer_type} is not known: it counts with two states a parameter, as Adam")
     if config.precision == "bf16" and not cluster.gpu.bf16:
         said.append(f"{cluster.gpu.name} has no bf16 arithmetic: the run needs fp16 instead")
     if host.expected > cluster.host_memory_bytes:
