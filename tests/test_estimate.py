@@ -206,6 +206,11 @@ def test_more_ranks_never_need_more_memory_at_stage_3() -> None:
     assert find_model("llama-7b").layers == 32
 
 
+def test_samples_longer_than_the_table_of_positions_are_said() -> None:
+    said = estimate(seven_b(), Cluster.of("h200", 8), model=find_model("gpt2")).assumptions
+    assert any("1024 positions, fewer than 2048" in text for text in said)
+
+
 def test_what_is_left_out_is_said() -> None:
     model = Model.from_hf({"model_type": "llama", "quantization_config": {"bits": 4}}, "llama")
     config = seven_b(**{"optimizer.type": "Sophia"})

@@ -256,6 +256,11 @@ def _assumptions(config: Config, model: Model, cluster: Cluster, host: Range, so
     for key in ("zero_quantized_weights", "zero_quantized_gradients"):
         if config.stage == 3 and config.zero(key):
             said.append(f"{key}: the quantized copies of collectives are not counted")
+    if model.positions == "learned" and 0 < model.max_positions < job.sequence_length:
+        said.append(
+            f"{model.name} has {model.max_positions} positions, fewer than {job.sequence_length} tokens a "
+            "sample: the run would end at its first batch"
+        )
     if model.hf.get("quantization_config"):
         said.append(f"the model's quantization_config is left out: its weights count as {config.precision}")
     if config.optimizer_type is not None and config.optimizer_type not in MOMENTS:
