@@ -28,16 +28,14 @@ from trimtab.parameters.lists import first_names
 from trimtab.parameters.tensor_parallel import narrowed, portions, split_of
 
 PHASES = ("init", "forward", "backward", "step")
+# fp32 copies of the gradients that a step in 16 bits makes at stage 0: the wrapper of DeepSpeed's Adam its
+# flat one, LAMB and torch's Adam an update; FP16_UnfusedOptimizer around the others makes none itself
+STEP_COPIES = {"lion": 0, "SGD": 0, "adagrad": 2}
 # fp32 elements of state per parameter: torch.optim, deepspeed/ops
 MOMENTS = {
     "adam": 2, "adamw": 2, "lamb": 2, "lion": 1, "adagrad": 1, "muon": 2, "SGD": 0, "RAdam": 2, "NAdam": 2,
     "Adamax": 2, "RMSprop": 1, "Adadelta": 2, "Adafactor": 1, "musgd": 0, "muadam": 2, "muadamw": 2,
 }  # fmt: skip
-
-
-# fp32 copies of the gradients that a step in 16 bits makes at stage 0: the wrapper of DeepSpeed's Adam its
-# flat one, LAMB and torch's Adam an update; FP16_UnfusedOptimizer around the others makes none itself
-STEP_COPIES = {"lion": 0, "SGD": 0, "adagrad": 2}
 
 
 class Profile(NamedTuple):
