@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.config import ZERO_DEFAULTS, Config
+from trimtab.cost.memory import settings_of
 from trimtab.errors import RefusedConfig, UsageError
 
 
@@ -108,7 +110,38 @@ def test_the_optimizer_is_named_as_the_engine_names_it() -> None:
     assert config(optimizer={"type": "AdamW"}).optimizer_type == "adamw"
     assert config(optimizer={"type": "Adafactor"}).optimizer_type == "Adafactor"
     assert config().optimizer_type is None
-    assert config(optimizer={"type": "Adam", "params": 3}).optimizer_params == {}
+    assert config(optimizer={"type": "Adam"}).optimizer_params == {}
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ({"optimizer": {"type": "Adam", "params": 3}}, "optimizer.params must be an object, not 3"),
+        ({"optimizer": "Adam"}, "optimizer must be an object, not 'Adam'"),
+        ({"bf16": "yes"}, "bf16 must be an object"),
+        ({"zero_optimization": [3]}, "zero_optimization must be an object"),
+        ({"zero_optimization": {"stage": 9}}, "stage must be 0, 1, 2 or 3, not 9"),
+        ({"zero_optimization": {"stage": "three"}}, "stage must be a whole number"),
+        ({"zero_optimization": {"reduce_bucket_size": "big"}}, "reduce_bucket_size must be a whole number"),
+        ({"zero_optimization": {"reduce_bucket_size": -5}}, "reduce_bucket_size must be a whole number"),
+        ({"zero_optimization": {"reduce_bucket_size": 0}}, "reduce_bucket_size must be above 0"),
+        ({"zero_optimization": {"overlap_comm": "maybe"}}, "overlap_comm must be true or false"),
+        ({"zero_optimization": {"offload_optimizer": "cpu"}}, "offload_optimizer must be an object"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "tpu"}}}, "must be none, cpu, nvme"),
+        ({"tensor_parallel": "x"}, "tensor_parallel must be an object"),
+        ({"sequence_parallel_size": "x"}, "sequence_parallel_size must be a whole number above 0"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_named(raw: dict[str, Any], says: str) -> None:
+    with pytest.raises(RefusedConfig, match=re.escape(says)):
+        settings_of(config(train_micro_batch_size_per_gpu=1, **raw), 8)
+
+
+def test_values_are_read_as_pydantic_reads_them() -> None:
+    zero = {"stage": "2", "reduce_bucket_size": 5e8, "overlap_comm": "false", "reduce_scatter": 1}
+    found = config(zero_optimization=zero)
+    assert (found.stage, found.zero("reduce_bucket_size")) == (2, 500_000_000)
+    assert (found.zero("overlap_comm"), found.zero("reduce_scatter")) == (False, True)
 
 
 @pytest.mark.parametrize(

@@ -126,10 +126,17 @@ def test_a_refused_batch_gives_no_number() -> None:
         estimate(seven_b(train_batch_size=100), Cluster.of("h200", 8))
 
 
-def test_an_architecture_without_a_forward_pass_is_said() -> None:
-    bloom = Model.from_hf({"model_type": "bloom"}, "bloom")
-    with pytest.raises(UnknownArchitecture, match="phantom"):
-        estimate(seven_b(), Cluster.of("h200", 8), model=bloom)
+def test_what_cannot_be_counted_is_said() -> None:
+    config = seven_b(**{"trimtab.task": "sequence-classification"})
+    with pytest.raises(UnknownArchitecture, match="not known before a run"):
+        estimate(config, Cluster.of("h200", 8), model=find_model("t5-small"))
+
+
+def test_an_answer_has_a_start_and_an_end() -> None:
+    config = seven_b(**{"trimtab.task": "question-answering"})
+    model = Model.from_hf({"model_type": "bert", "num_labels": 3}, "bert")
+    with pytest.raises(UsageError, match="num_labels to 2"):
+        estimate(config, Cluster.of("h200", 8), model=model)
 
 
 def test_a_head_that_the_model_does_not_have() -> None:
@@ -197,3 +204,16 @@ def test_more_ranks_never_need_more_memory_at_stage_3() -> None:
     peaks = [estimate(config, Cluster.of("h200", 8, nodes)).peak_allocated.expected for nodes in (1, 2, 4)]
     assert peaks == sorted(peaks, reverse=True)
     assert find_model("llama-7b").layers == 32
+
+
+def test_samples_longer_than_the_table_of_positions_are_said() -> None:
+    said = estimate(seven_b(), Cluster.of("h200", 8), model=find_model("gpt2")).assumptions
+    assert any("1024 positions, fewer than 2048" in text for text in said)
+
+
+def test_what_is_left_out_is_said() -> None:
+    model = Model.from_hf({"model_type": "llama", "quantization_config": {"bits": 4}}, "llama")
+    config = seven_b(**{"optimizer.type": "Sophia"})
+    said = estimate(config, Cluster.of("h200", 8), model=model).assumptions
+    assert any("quantization_config is left out" in text for text in said)
+    assert any(text.startswith("Sophia is not known") for text in said)

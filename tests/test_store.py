@@ -322,7 +322,7 @@ def predicted(capsys: Capture, *flags: str) -> dict[str, Any]:
 
 
 def test_a_training_corrects_its_estimate(file: Path, tmp_path: Path, capsys: Capture) -> None:
-    from trimtab.store.trained import keep_run
+    from trimtab.train.entry import keep_run
 
     flags = ("--gpu", "h200", "--gpus-per-node", "1")
     before = predicted(capsys, *flags)
@@ -337,7 +337,7 @@ def test_a_training_corrects_its_estimate(file: Path, tmp_path: Path, capsys: Ca
 
 
 def test_another_vocabulary_is_another_job(file: Path, tmp_path: Path, capsys: Capture) -> None:
-    from trimtab.store.trained import keep_run
+    from trimtab.train.entry import keep_run
 
     before = predicted(capsys, "--gpu", "h200", "--gpus-per-node", "1")
     settings = run_folder(tmp_path / "run", peaks=(9, 5, 7), parameters=1)
@@ -346,7 +346,7 @@ def test_another_vocabulary_is_another_job(file: Path, tmp_path: Path, capsys: C
 
 
 def test_a_training_that_ran_out_of_memory_does_not_fit(file: Path, tmp_path: Path, capsys: Capture) -> None:
-    from trimtab.store.trained import keep_run
+    from trimtab.train.entry import keep_run
 
     flags = ("--gpu", "h200", "--gpus-per-node", "1")
     before = predicted(capsys, *flags)
@@ -357,7 +357,7 @@ def test_a_training_that_ran_out_of_memory_does_not_fit(file: Path, tmp_path: Pa
 
 
 def test_a_run_that_never_stepped_is_not_kept(file: Path, tmp_path: Path) -> None:
-    from trimtab.store.trained import keep_run
+    from trimtab.train.entry import keep_run
 
     settings = run_folder(tmp_path / "run", peaks=(), parameters=1)
     assert keep_run(settings, ranks=1, outcome="failed") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import compress
 from typing import Any, Literal
 
 from trimtab.errors import UnreadableFile
@@ -42,6 +43,15 @@ _GATED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "ge
 _EMBEDDING_DROPOUT_AS_RESIDUAL = _BERTS | {"gpt_neox", "t5", "mt5"}
 # A head of these classes has its own width, free of hidden_size / heads.
 _FREE_HEAD_DIM = frozenset({"llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3_text", "t5", "mt5"})
+# No scaled_dot_product_attention in their files of transformers 5.17 (models/gptj, gpt_neo, bloom).
+EAGER_ONLY = frozenset(("gptj", "gpt_neo", "bloom"))
+ACTIVATIONS = frozenset((  # of transformers 5.17, activations.py:324
+    "gelu", "gelu_10", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "gelu_python_tanh",
+    "gelu_accurate", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2",
+    "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh", "prelu", "xielu",
+))  # fmt: skip
+MOST_LAYERS = 10_000
+"""More than any model has: past it a config is a mistake, and would take long to count."""
 _PARALLEL_RESIDUAL = frozenset({"phi", "gptj"})
 
 
@@ -56,9 +66,9 @@ class Fields:
         return UnreadableFile(f'{self.where}: "{key}" is {self.hf.get(key)!r}, but must be {wanted}.')
 
     def key(self, *keys: str) -> str | None:
-        """The first of ``keys`` that the class declares, else the first that the file brought along."""
-        present = [key for key in keys if self.hf.get(key) is not None]
-        return next((key for key in present if key in self._declared), present[0] if present else None)
+        """The first of ``keys`` that holds a value: of those that the class declares, if it declares any."""
+        declared = [key for key in keys if key in self._declared]
+        return next((key for key in declared or keys if self.hf.get(key) is not None), None)
 
     def size(self, *keys: str) -> int:
         """A positive whole number under the first of ``keys``."""
@@ -97,6 +107,8 @@ def figures(c: Fields) -> dict[str, Any]:
     hidden = c.size("hidden_size", "n_embd", "d_model", "dim")
     heads = c.size("num_attention_heads", "n_head", "num_heads", "n_heads")
     layers = c.size("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    if layers > MOST_LAYERS:
+        raise UnreadableFile(f"{c.where}: {layers} layers are more than the {MOST_LAYERS} that are counted.")
     head_dim = c.size_or(hidden // heads, "d_kv" if family == "t5" else "head_dim")
     if head_dim * heads != hidden and model_type not in _FREE_HEAD_DIM:
         raise UnreadableFile(f"{c.where}: hidden size {hidden} is not {heads} heads of {head_dim}.")
@@ -131,7 +143,7 @@ def figures(c: Fields) -> dict[str, Any]:
         "gated_mlp": gated,
         "norm": "layer" if model_type in _LAYER_NORM else "rms",
         "positions": positions,
-        "rotary_dim": _rotary_dim(hf, head_dim) if positions == "rotary" else 0,
+        "rotary_dim": _rotary_dim(c, head_dim) if positions == "rotary" else 0,
         "parallel_residual": _parallel_residual(hf, model_type),
         "sliding_window": sliding_window,
         "sliding_layers": sliding_layers,
@@ -155,11 +167,16 @@ def _activation(c: Fields, family: str, gated: bool) -> tuple[bool, str]:
     if family == "bloom":
         return False, "gelu_new"  # BloomGelu, which is that form and in no config
     if family != "t5":
-        return gated, c.text("hidden_activation", "hidden_act", "activation_function", "activation")
+        keys = ("hidden_activation", "hidden_act", "activation_function", "activation")
+        name = c.text(*keys)
+        if name not in ACTIVATIONS:
+            raise c.wrong(c.key(*keys) or keys[0], "an activation that transformers knows")
+        return gated, name
     feed_forward_proj = c.text("feed_forward_proj")
     gate, dash, activation = feed_forward_proj.rpartition("-")
-    if dash and gate != "gated":
-        raise c.wrong("feed_forward_proj", "an activation, or 'gated-' and one")
+    if (dash and gate != "gated") or activation not in ACTIVATIONS:
+        raise c.wrong("feed_forward_proj", "an activation that transformers knows, or 'gated-' and one")
+    c.size("relative_attention_num_buckets")
     return bool(dash), "gelu_new" if feed_forward_proj == "gated-gelu" else activation
 
 
@@ -171,14 +188,16 @@ def _positions(hf: Mapping[str, Any], model_type: str) -> Positions:
     return "learned" if model_type in _LEARNED_POSITIONS else "rotary"
 
 
-def _rotary_dim(hf: Mapping[str, Any], head_dim: int) -> int:
-    if hf.get("rotary_dim") is not None:
-        return int(hf["rotary_dim"])
-    nested = hf.get("rope_parameters")
-    share = nested.get("partial_rotary_factor") if isinstance(nested, Mapping) else None
-    for key in ("rotary_pct", "partial_rotary_factor"):
-        share = hf.get(key) if share is None else share
-    return head_dim if share is None else int(head_dim * float(share))
+def _rotary_dim(c: Fields, head_dim: int) -> int:
+    if c.hf.get("rotary_dim") is not None:
+        return c.size("rotary_dim")
+    nested = c.hf.get("rope_parameters")
+    if isinstance(nested, Mapping) and nested.get("partial_rotary_factor") is not None:
+        share = Fields({**nested, "model_type": c.hf["model_type"]}, c.where).share("partial_rotary_factor")
+    else:
+        key = c.key("rotary_pct", "partial_rotary_factor")
+        share = c.share(key) if key else 1.0
+    return int(head_dim * share)
 
 
 def _parallel_residual(hf: Mapping[str, Any], model_type: str) -> bool:
@@ -187,25 +206,40 @@ def _parallel_residual(hf: Mapping[str, Any], model_type: str) -> bool:
     return model_type in _PARALLEL_RESIDUAL or bool(hf.get("use_parallel_residual"))
 
 
-def _sliding(c: Fields, model_type: str, layers: int) -> tuple[int | None, int]:
-    """The window in tokens and how many layers look through it, as the config classes settle them."""
+def _sliding(c: Fields, model_type: str, layers: int) -> tuple[int | None, tuple[int, ...]]:
+    """The window in tokens and the layers that look through it, as the config classes settle them."""
     window = c.size_or(0, "sliding_window", "window_size")
     if model_type in ("qwen2", "qwen3") and not c.hf.get("use_sliding_window"):
         window = 0
     if not window:
-        return None, 0
+        return None, ()
+    places = range(layers)
     types = c.hf.get("layer_types")
     if isinstance(types, list):
-        return window, sum(kind == "sliding_attention" for kind in types)
-    if model_type in ("qwen2", "qwen3"):
-        return window, max(0, layers - c.size_or(0, "max_window_layers"))
-    if model_type == "gemma2":
-        return window, (layers + 1) // 2
-    if model_type == "gemma3_text":
-        return window, layers - layers // c.size_or(6, "sliding_window_pattern")
-    if model_type == "gpt_neo":
-        return window, _gpt_neo_layers(c, layers).count("local")
-    return window, layers
+        if len(types) != layers:
+            raise UnreadableFile(
+                f'{c.where}: "layer_types" names {len(types)} layers, but the model has {layers}. '
+                "Make them equal."
+            )
+        sliding = [kind == "sliding_attention" for kind in types]
+    elif model_type in ("qwen2", "qwen3"):
+        sliding = [place >= _whole(c, "max_window_layers") for place in places]
+    elif model_type in ("gemma2", "gemma3_text"):
+        pattern = 2 if model_type == "gemma2" else c.size_or(6, "sliding_window_pattern")
+        sliding = [(place + 1) % pattern > 0 for place in places]
+    elif model_type == "gpt_neo":
+        sliding = [kind == "local" for kind in _gpt_neo_layers(c, layers)]
+    else:
+        sliding = [True] * layers
+    return window, tuple(compress(places, sliding))
+
+
+def _whole(c: Fields, key: str) -> int:
+    """A whole number from 0 on."""
+    value = c.hf.get(key) or 0
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise c.wrong(key, "a whole number")
+    return value
 
 
 def _gpt_neo_layers(c: Fields, layers: int) -> list[str]:
@@ -237,7 +271,6 @@ def _dropouts(c: Fields, model_type: str) -> dict[str, float]:
         embedding = residual
     elif model_type == "phi3":  # declares embd_pdrop, and uses it nowhere
         embedding = 0.0
-    head = {"distilbert": c.share("seq_classif_dropout"), "gpt2": 0.1}.get(model_type)
     return {
         "embedding_dropout": embedding,
         "residual_dropout": residual,
@@ -245,5 +278,14 @@ def _dropouts(c: Fields, model_type: str) -> dict[str, float]:
             "attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "dropout_rate"
         ),
         "mlp_dropout": c.share("dropout_rate"),
-        "classifier_dropout": c.share("classifier_dropout", "hidden_dropout_prob") if head is None else head,
+        "classifier_dropout": _classifier_dropout(c, model_type),
     }
+
+
+def _classifier_dropout(c: Fields, model_type: str) -> float:
+    """Before a classifier; causal classes that say nothing take 0.1 (modeling_layers.py, and each class)."""
+    if model_type == "distilbert":
+        return c.share("seq_classif_dropout")
+    if _FAMILY_OF[model_type] in _KIND_OF or c.hf.get("classifier_dropout") is not None:
+        return c.share("classifier_dropout", "hidden_dropout_prob")
+    return 0.1 if c.hf.get("hidden_dropout") is None else c.share("hidden_dropout")

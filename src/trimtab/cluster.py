@@ -78,6 +78,10 @@ class Gpu:
         return self.flops.get(dtype) or self.flops["fp32"]
 
 
+MOST_GPUS = 1_000_000
+"""More than anyone has: past it a number is a slip, and would take long to count."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
     """``nodes`` hosts of ``gpus_per_node`` GPUs each, with what joins them.
@@ -137,6 +141,8 @@ class Cluster:
         for what, count in (("GPUs per node", gpus_per_node), ("nodes", nodes)):
             if count < 1:
                 raise UsageError(f"{count} {what}: a cluster needs at least 1.")
+        if gpus_per_node * nodes > MOST_GPUS:
+            raise UsageError(f"{gpus_per_node * nodes} GPUs: at most {MOST_GPUS} are counted.")
         assumed: list[str] = []
         if intra_link is None and gpus_per_node > 1:
             assumed.append(f"{card.intra_link.name} between the GPUs of a node")

@@ -54,6 +54,14 @@ STAGE_3_ONLY = (
     "zero_quantized_gradients",
     "leaf_module",
 )
+OFFLOAD_DEVICES = ("none", "cpu", "nvme")  # runtime/zero/offload_config.py:14
+# what pydantic takes for a truth value
+TRUTHS: Mapping[Any, bool] = {
+    **dict.fromkeys((1, "1", "true", "t", "yes", "y", "on"), True),
+    **dict.fromkeys((0, "0", "false", "f", "no", "n", "off"), False),
+}
+MOST_TRIED = 100_000
+"""Micro batches among which one is looked for that goes with a train batch."""
 GRADIENT_CLIPPING_DEFAULT = 1.0  # runtime/constants.py:198-203
 
 
@@ -86,10 +94,22 @@ class Config:
         return cls(raw=raw, name=name, job=Job.from_block(raw.get(BLOCK), where=name))
 
     def get(self, path: str, default: Any = None) -> Any:
-        """The value at a dotted ``path``; ``default`` where it is absent, null or ``"auto"``."""
+        """The value at a dotted ``path``; ``default`` where it is absent, null or ``"auto"``.
+
+        Raises:
+            RefusedConfig: a part of ``path`` that should be an object is none.
+        """
         value: Any = self.raw
-        for key in path.split("."):
-            if not isinstance(value, Mapping) or key not in value:
+        keys = path.split(".")
+        for place, key in enumerate(keys):
+            if value is None or value == AUTO:
+                return default
+            if not isinstance(value, Mapping):
+                section = ".".join(keys[:place])
+                if section == "zero_optimization" and isinstance(value, bool):  # deprecated, see `zero`
+                    return default
+                raise RefusedConfig(f"{self.name}: {section} must be an object, not {value!r}")
+            if key not in value:
                 return default
             value = value[key]
         return default if value is None or value == AUTO else value
@@ -143,16 +163,22 @@ class Config:
             return int(section) if key == "stage" else ZERO_DEFAULTS.get(key)
         short = key.removeprefix("stage3_")
         value = self.get(f"zero_optimization.{key}", self.get(f"zero_optimization.{short}"))
+        default = ZERO_DEFAULTS.get(key)
         if value is None:
-            value = ZERO_DEFAULTS.get(key)
-        if key == "overlap_comm" and value is None:
-            return self.stage == 3
-        return value
+            return self.stage == 3 if key == "overlap_comm" else default
+        if key == "overlap_comm" or isinstance(default, bool):
+            return self._truth(f"zero_optimization.{key}", value)
+        if key == "reduce_bucket_size" and value in (0, "0"):
+            raise RefusedConfig(f"{self.name}: zero_optimization.{key} must be above 0")
+        return value if default is None else self._whole(f"zero_optimization.{key}", value)
 
     @property
     def stage(self) -> int:
         """ZeRO stage, 0 to 3."""
-        return int(self.zero("stage"))
+        stage = int(self.zero("stage"))
+        if stage > 3:
+            raise RefusedConfig(f"{self.name}: zero_optimization.stage must be 0, 1, 2 or 3, not {stage}")
+        return stage
 
     @property
     def offload_optimizer(self) -> str:
@@ -160,7 +186,7 @@ class Config:
 
         Below stage 3 ``nvme`` becomes the host's memory (stage_1_and_2.py:220).
         """
-        device = str(self.get("zero_optimization.offload_optimizer.device", "none"))
+        device = self._device("zero_optimization.offload_optimizer.device")
         if self.get("zero_optimization.cpu_offload", False) and device == "none":
             device = "cpu"
         return "cpu" if device == "nvme" and self.stage < 3 else device
@@ -168,8 +194,38 @@ class Config:
     @property
     def offload_param(self) -> str:
         """``none``, ``cpu`` or ``nvme``; below stage 3 the engine ignores the block (engine.py:2773)."""
-        device = str(self.get("zero_optimization.offload_param.device", "none"))
+        device = self._device("zero_optimization.offload_param.device")
         return device if self.stage == 3 else "none"
+
+    def whole(self, path: str, default: int) -> int:
+        """The whole number from 0 on at a dotted ``path``.
+
+        Raises:
+            RefusedConfig: it is none.
+        """
+        return self._whole(path, self.get(path, default))
+
+    def _device(self, path: str) -> str:
+        device = self.get(path, "none")
+        if device not in OFFLOAD_DEVICES:
+            raise RefusedConfig(f"{self.name}: {path} must be {', '.join(OFFLOAD_DEVICES)}, not {device!r}")
+        return str(device)
+
+    def _truth(self, path: str, value: Any) -> bool:
+        """``value`` as pydantic reads a truth value."""
+        found = TRUTHS.get(value.lower() if isinstance(value, str) else value if value in (0, 1) else None)
+        if found is None:
+            raise RefusedConfig(f"{self.name}: {path} must be true or false, not {value!r}")
+        return found
+
+    def _whole(self, path: str, value: Any) -> int:
+        """``value`` as pydantic reads a whole number from 0 on: also of a float or a text."""
+        try:
+            if isinstance(value, bool) or int(value) != float(value) or float(value) < 0:
+                raise ValueError
+        except (TypeError, ValueError, OverflowError):
+            raise RefusedConfig(f"{self.name}: {path} must be a whole number, not {value!r}") from None
+        return int(value)
 
     # -- batch -----------------------------------------------------------------------------------------
 
@@ -181,12 +237,12 @@ class Config:
     @property
     def sequence_parallel(self) -> int:
         """Ranks over which Ulysses spreads the tokens of every sample; 1 without it."""
-        return int(self.get("sequence_parallel_size", 1))
+        return self._count("sequence_parallel_size") or 1
 
     @property
     def tensor_parallel(self) -> int:
         """Ranks over which AutoTP splits every layer; 1 without it."""
-        return int(self.get("tensor_parallel.autotp_size", 0)) or 1
+        return self.whole("tensor_parallel.autotp_size", 0) or 1
 
     def batch(self, world_size: int) -> Batch:
         """The batch for ``world_size`` ranks, by DeepSpeed's rules (runtime/config.py:590-656).
@@ -240,7 +296,9 @@ class Config:
         below, above = train // step * step, -(-train // step) * step
         sizes = " or ".join(str(size) for size in dict.fromkeys((below, above)) if size)
         cure = f"Set train_batch_size to {sizes}"
-        fitting = [size for size in range(1, train // ranks + 1) if train % (size * ranks) == 0]
+        fitting = [
+            size for size in range(1, min(train // ranks, MOST_TRIED) + 1) if train % (size * ranks) == 0
+        ]
         if fitting:
             best = min(fitting, key=lambda size: (abs(size - micro), -size))
             cure += (
@@ -263,7 +321,9 @@ class Config:
     def optimizer_params(self) -> Mapping[str, Any]:
         """``optimizer.params``, empty if absent."""
         params = self.get("optimizer.params", {})
-        return params if isinstance(params, Mapping) else {}
+        if not isinstance(params, Mapping):
+            raise RefusedConfig(f"{self.name}: optimizer.params must be an object, not {params!r}")
+        return params
 
 
 DEEPSPEED_OPTIMIZERS = frozenset(  # runtime/config.py:52-66

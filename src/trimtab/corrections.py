@@ -95,9 +95,8 @@ def traits(
     batch, job = config.batch(cluster.world_size), config.job
     settings = {key: value for key, value in config.deepspeed().items() if key not in (*_NO_MATTER, *_BATCH)}
     if isinstance(settings.get("optimizer"), dict):
-        given = settings["optimizer"].get("params") or {}
         settings["optimizer"]["params"] = {
-            key: value for key, value in given.items() if key not in _OPTIMIZER_VALUES
+            key: value for key, value in config.optimizer_params.items() if key not in _OPTIMIZER_VALUES
         }
     shape = {key: value for key, value in hf.items() if not key.startswith("_")}
     machines = (cluster.gpu.name, cluster.gpus_per_node, cluster.nodes)

@@ -19,7 +19,7 @@ from trimtab.cost.speed import Speed, step_speed
 from trimtab.errors import NotFound, UnknownArchitecture, Unsupported, UsageError
 from trimtab.job import LIGER
 from trimtab.model import Model, find_model
-from trimtab.parameters import tasks_of
+from trimtab.parameters import parameters, tasks_of
 from trimtab.parameters.parallel import check_parallel
 from trimtab.units import GIB
 
@@ -167,7 +167,7 @@ def estimate(
         price=_price(cluster),
         fits=probability >= 0.5,
         fits_probability=probability,
-        assumptions=_assumptions(config, cluster, host, speed.source),
+        assumptions=_assumptions(config, model, cluster, host, speed.source),
     )
     return answer if tokens is None else with_run(answer, tokens)
 
@@ -205,22 +205,15 @@ def checkpoint_bytes(config: Config, counted: Profile) -> int:
     return counted.parameters * config.parameter_bytes + counted.trainable * 4 * (master + states)
 
 
-_CLASSIFIERS = ("sequence-classification", "token-classification", "question-answering")
-_HEADS: Mapping[str, tuple[str, ...]] = {
-    "causal": ("causal-lm", *_CLASSIFIERS),
-    "encoder": ("masked-lm", *_CLASSIFIERS),
-    "encoder-decoder": ("seq2seq-lm", "span-corruption"),
-}
-
-
 def _refuse_other_heads(config: Config, model: Model) -> None:
     task, tasks = config.job.task, tasks_of(model)
     if task not in tasks:
         raise UsageError(f"{model.name} has no head for {task}; it has {', '.join(tasks)}. Give --task")
-    if task not in _HEADS[model.kind]:
-        raise UnknownArchitecture(
-            f"{model.name}: the arithmetic does not know {task} on a model of this kind; "
-            "`trimtab rehearse --phantom` builds it with transformers"
+    answers = [one for one in parameters(model, task) if one.name == "qa_outputs.weight"]
+    if answers and answers[0].shape[0] != 2:
+        raise UsageError(
+            f"{model.name}: question answering has 2 labels, an answer's start and end, and the model has "
+            f"{answers[0].shape[0]}. Set its num_labels to 2"
         )
 
 
@@ -256,7 +249,7 @@ def _price(cluster: Cluster) -> Price | None:
         return None
 
 
-def _assumptions(config: Config, cluster: Cluster, host: Range, source: str) -> tuple[str, ...]:
+def _assumptions(config: Config, model: Model, cluster: Cluster, host: Range, source: str) -> tuple[str, ...]:
     job = config.job
     said = [
         f"{job.kernels} kernels, {job.attention} attention, activations {job.activations}",
@@ -270,6 +263,15 @@ def _assumptions(config: Config, cluster: Cluster, host: Range, source: str) -> 
     for key in ("zero_quantized_weights", "zero_quantized_gradients"):
         if config.stage == 3 and config.zero(key):
             said.append(f"{key}: the quantized copies of collectives are not counted")
+    if model.positions == "learned" and 0 < model.max_positions < job.sequence_length:
+        said.append(
+            f"{model.name} has {model.max_positions} positions, fewer than {job.sequence_length} tokens a "
+            "sample: the run would end at its first batch"
+        )
+    if model.hf.get("quantization_config"):
+        said.append(f"the model's quantization_config is left out: its weights count as {config.precision}")
+    if config.optimizer_type is not None and config.optimizer_type not in MOMENTS:
+        said.append(f"{config.optimizer_type} is not known: it counts with two states a parameter, as Adam")
     if config.precision == "bf16" and not cluster.gpu.bf16:
         said.append(f"{cluster.gpu.name} has no bf16 arithmetic: the run needs fp16 instead")
     if host.expected > cluster.host_memory_bytes:

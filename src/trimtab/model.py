@@ -53,7 +53,8 @@ class Model:
     rotary_dim: int
     parallel_residual: bool
     sliding_window: int | None
-    sliding_layers: int
+    sliding_layers: tuple[int, ...]
+    """The places of those that look through ``sliding_window``."""
     logit_softcap: bool
     attention_softcap: bool
 

@@ -75,11 +75,11 @@ def format_bytes(count: float) -> str:
 def format_count(count: float) -> str:
     """A count for a reader: ``"6.74B"``, ``"12.8k"``.
 
-    >>> format_count(6_738_415_616), format_count(12_800), format_count(999)
-    ('6.74B', '12.8k', '999')
+    >>> format_count(6_738_415_616), format_count(999_885_952), format_count(12_800), format_count(999)
+    ('6.74B', '1B', '12.8k', '999')
     """
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(count) >= size:
+        if abs(count) >= 0.9995 * size:  # what three digits round up to it
             return f"{count / size:.3g}{unit}"
     return f"{count:.4g}"
 
@@ -101,7 +101,8 @@ def format_seconds(seconds: float) -> str:
     if seconds < 2 * 86400:
         minutes = round(seconds / 60)
         return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{seconds / 86400:.3g} days"
+    days = seconds / 86400
+    return f"{days:.3g} days" if days < 999.5 else f"{days:,.0f} days"
 
 
 def format_dollars(amount: float) -> str:

@@ -120,10 +120,10 @@ def test_stage_3_keeps_the_input_of_a_frozen_linear_layer() -> None:
     assert meter_of(m).live == 2 * 2 * K
 
 
-def test_stage_3_leaves_a_transposed_linear_layer_to_autograd() -> None:
+def test_stage_3_leaves_a_product_that_is_written_out_to_autograd() -> None:
     m = Machine(meter=Meter(), listener=Recorder(), item=ITEM, sharded=True)
     x = m.leaf(m.tensor(K))
-    out = ops.linear(m, x, Weight("w", K, ITEM, 0, 32, False, transposed=True))
+    out = ops.linear(m, x, Weight("w", K, ITEM, 0, 32, False, written_out=True))
     node = out.edge
     assert isinstance(node, Node)
     assert node.saved == ()

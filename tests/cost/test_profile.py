@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.config import Config
-from trimtab.cost import heads
 from trimtab.cost.memory import PHASES, Profile, profile
-from trimtab.errors import UnknownArchitecture, UsageError
+from trimtab.errors import UsageError
 from trimtab.model import Model
 
 TINY: dict[str, dict[str, Any]] = {
@@ -245,12 +244,3 @@ def test_offload_moves_states_to_the_host() -> None:
     there = run("llama", 2, stage=3, zero={"offload_optimizer": {"device": "cpu", "pin_memory": True}})
     assert there.peak_parts["optimizer states"] == 0 < here.peak_parts["optimizer states"]
     assert here.host_bytes == 0 < there.host_parts["optimizer states"]
-
-
-def test_an_unknown_model_type_says_what_to_do_instead() -> None:
-    assert heads.known("llama")
-    assert not heads.known("bloom")
-    config = Config.from_mapping({"train_micro_batch_size_per_gpu": 1, "trimtab": {"sequence_length": 16}})
-    bloom = Model.from_hf({"model_type": "bloom", "hidden_size": 64, "n_layer": 1, "n_head": 4}, "bloom")
-    with pytest.raises(UnknownArchitecture, match="rehearse --phantom"):
-        profile(config, bloom, 1)

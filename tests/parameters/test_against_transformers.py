@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Any
 
 import pytest
@@ -86,7 +87,8 @@ def test_figures_equal_the_config_object(model_type: str) -> None:
         if model_type not in ("falcon",) and hasattr(config, "num_key_value_heads"):
             assert model.kv_heads == config.num_key_value_heads
         if isinstance(getattr(config, "layer_types", None), list):
-            assert model.sliding_layers == config.layer_types.count("sliding_attention")
+            sliding = [kind == "sliding_attention" for kind in config.layer_types]
+            assert model.sliding_layers == tuple(compress(range(model.layers), sliding))
 
 
 def test_shipped_defaults_are_those_of_the_classes() -> None:

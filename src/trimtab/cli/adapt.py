@@ -10,16 +10,10 @@ import typer
 from trimtab.cli import job_flags as job
 
 
+@job.takes(*job.MACHINES, "model", "task", "sequence_length")
 def adapt(
     config: job.ConfigArgument,
-    gpu: job.GpuOption = None,
-    gpus_per_node: job.GpusOption = None,
-    nodes: job.NodesOption = None,
-    link: job.LinkOption = None,
-    host_memory: job.HostMemoryOption = None,
-    model: job.ModelOption = None,
-    task: job.TaskOption = None,
-    sequence_length: job.SequenceOption = None,
+    flags: job.Given,
     fastest: Annotated[
         bool, typer.Option("--fastest", help="Then take what makes it fastest and still fits.")
     ] = False,
@@ -56,8 +50,9 @@ def adapt(
         raise UsageError(f"{config} is a ready configuration, which stays as it is: give --output FILE")
     if write and output is not None:
         raise UsageError("--write changes CONFIG and --output writes another file: give one of them")
-    stated, notes = job.stated(config, model=model, task=task, sequence_length=sequence_length)
-    cluster = job.machines(config, stated, gpu, gpus_per_node, nodes, link, host_memory)
+    named = {name: flags.pop(name) for name in job.MACHINES}
+    stated, notes = job.stated(config, **flags)
+    cluster = job.machines(config, stated, **named)
     answer = answer_for(stated, cluster, home=job.home(config), fastest=fastest)
     source = read_source(catalogue.path(config) if ready else config)
     if ready:

@@ -15,18 +15,16 @@ from trimtab.report.document import to_json
 from trimtab.units import format_bytes, format_count
 
 
+@job.takes(
+    "model", "gpu", "gpus_per_node", "nodes", "sequence_length", "micro_batch", "checkpoint_activations"
+)
 def fit(
     config: job.ConfigArgument,
+    *,
     find: Annotated[
         str, typer.Option("--find", metavar="WHAT", help=", ".join(edges.QUESTIONS))
     ] = "micro-batch",
-    model: job.ModelOption = None,
-    gpu: job.GpuOption = None,
-    gpus_per_node: job.GpusOption = None,
-    nodes: job.NodesOption = None,
-    sequence_length: job.SequenceOption = None,
-    micro_batch: job.MicroOption = None,
-    checkpoint_activations: job.RecomputeOption = None,
+    flags: job.Given,
     as_json: job.JsonOption = False,
 ) -> int:
     """Find the most that fits: micro batch, sequence, model or GPUs.
@@ -41,16 +39,7 @@ def fit(
     """
     if find not in edges.QUESTIONS:
         raise NotFound("question", find, edges.QUESTIONS)
-    settled, cluster, notes = job.settle(
-        config,
-        model=model,
-        gpu=gpu,
-        gpus_per_node=gpus_per_node,
-        nodes=nodes,
-        sequence_length=sequence_length,
-        micro_batch=micro_batch,
-        checkpoint_activations=checkpoint_activations,
-    )
+    settled, cluster, notes = job.settle(config, **flags)
     if find == "micro-batch":
         edge = edges.largest_micro_batch(settled, cluster)
     elif find == "sequence-length":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
 import typer
 
@@ -65,3 +68,53 @@ PictureOption = Annotated[
     typer.Option("--picture", metavar="FILE", help="Draw memory too: a .svg, .png or .html file."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+MACHINES: Mapping[str, Any] = {
+    "gpu": GpuOption,
+    "gpus_per_node": GpusOption,
+    "nodes": NodesOption,
+    "link": LinkOption,
+    "host_memory": HostMemoryOption,
+}
+JOB: Mapping[str, Any] = {
+    "sequence_length": SequenceOption,
+    "target_length": TargetOption,
+    "micro_batch": MicroOption,
+    "grad_accum": AccumulationOption,
+    "task": TaskOption,
+    "checkpoint_activations": RecomputeOption,
+    "attention": AttentionOption,
+    "kernels": KernelsOption,
+    "lora_r": LoraRankOption,
+    "lora_targets": LoraTargetsOption,
+}
+FLAGS: Mapping[str, Any] = {"model": ModelOption, **MACHINES, **JOB}
+Given = dict[str, Any]
+"""What a command line says of a job, by the names of `trimtab.cli.settling.settle`."""
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def takes(*names: str) -> Callable[[Command], Command]:
+    """Let a command take the flags ``names`` of `FLAGS`, which come to it together as its ``flags``."""
+
+    def with_flags(command: Command) -> Command:
+        kinds = get_type_hints(command, include_extras=True)
+        parameters = []
+        for one in inspect.signature(command).parameters.values():
+            if one.name == "flags":
+                parameters += [
+                    inspect.Parameter(name, one.kind, default=None, annotation=FLAGS[name]) for name in names
+                ]
+            else:
+                parameters.append(one.replace(annotation=kinds[one.name]))
+
+        @wraps(command)
+        def run(**given: Any) -> Any:
+            flags = {name: given.pop(name, None) for name in names}
+            return command(flags=flags, **given)
+
+        run.__dict__["__signature__"] = inspect.Signature(parameters, return_annotation=kinds.get("return"))
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        return cast(Command, run)
+
+    return with_flags

@@ -7,19 +7,8 @@ import typer
 from trimtab.cli import job_flags as job
 
 
-def ladder(
-    config: job.ConfigArgument,
-    model: job.ModelOption = None,
-    gpu: job.GpuOption = None,
-    gpus_per_node: job.GpusOption = None,
-    nodes: job.NodesOption = None,
-    link: job.LinkOption = None,
-    host_memory: job.HostMemoryOption = None,
-    sequence_length: job.SequenceOption = None,
-    micro_batch: job.MicroOption = None,
-    task: job.TaskOption = None,
-    as_json: job.JsonOption = False,
-) -> int:
+@job.takes("model", *job.MACHINES, "sequence_length", "micro_batch", "task")
+def ladder(config: job.ConfigArgument, flags: job.Given, as_json: job.JsonOption = False) -> int:
     """Show the way out of out-of-memory, step by step.
 
     What each step would need and cost, with all steps before it, and which is the first to fit; then the
@@ -36,18 +25,7 @@ def ladder(
     from trimtab.report.document import to_json
     from trimtab.report.ladder import ladder_document, ladder_text
 
-    settled, cluster, notes = job.settle(
-        config,
-        model=model,
-        gpu=gpu,
-        gpus_per_node=gpus_per_node,
-        nodes=nodes,
-        sequence_length=sequence_length,
-        micro_batch=micro_batch,
-        task=task,
-        link=link,
-        host_memory=host_memory,
-    )
+    settled, cluster, notes = job.settle(config, **flags)
     answer = answer_for(settled, cluster)
     if as_json:
         typer.echo(to_json({**ladder_document(answer), "notes": list(notes)}))

@@ -11,15 +11,17 @@ from trimtab.cli import job_flags as job
 from trimtab.errors import Unsupported, UsageError
 from trimtab.rehearse.answer import rehearse as answer_for
 from trimtab.rehearse.document import to_json as document
+from trimtab.rehearse.entry import entry_of
 from trimtab.rehearse.on_gpu import gpu_is_here
 from trimtab.rehearse.simulator import write_timeline
 from trimtab.report.document import to_json
 from trimtab.store.database import keep
-from trimtab.store.rehearsed import entry_of
 
 
+@job.takes(*(name for name in job.FLAGS if name not in ("link", "host_memory")))
 def rehearse(
     config: job.ConfigArgument,
+    *,
     phantom: Annotated[
         bool | None,
         typer.Option(
@@ -27,20 +29,7 @@ def rehearse(
             help="Without a GPU, or on this machine's (default: its GPU if it has one).",
         ),
     ] = None,
-    model: job.ModelOption = None,
-    gpu: job.GpuOption = None,
-    gpus_per_node: job.GpusOption = None,
-    nodes: job.NodesOption = None,
-    sequence_length: job.SequenceOption = None,
-    target_length: job.TargetOption = None,
-    micro_batch: job.MicroOption = None,
-    grad_accum: job.AccumulationOption = None,
-    task: job.TaskOption = None,
-    checkpoint_activations: job.RecomputeOption = None,
-    attention: job.AttentionOption = None,
-    kernels: job.KernelsOption = None,
-    lora_r: job.LoraRankOption = None,
-    lora_targets: job.LoraTargetsOption = None,
+    flags: job.Given,
     rank: Annotated[int, typer.Option("--rank", min=0, help="The rank to rehearse.")] = 0,
     modules: Annotated[
         int, typer.Option("--modules", min=0, help="Show the N modules that keep most activations.")
@@ -72,23 +61,7 @@ def rehearse(
         raise Unsupported(
             "this machine shows no GPU to rehearse on; --phantom rehearses the real engine without one"
         )
-    settled, cluster, notes = job.settle(
-        config,
-        model=model,
-        gpu=gpu,
-        gpus_per_node=gpus_per_node,
-        nodes=nodes,
-        sequence_length=sequence_length,
-        target_length=target_length,
-        micro_batch=micro_batch,
-        grad_accum=grad_accum,
-        task=task,
-        checkpoint_activations=checkpoint_activations,
-        attention=attention,
-        kernels=kernels,
-        lora_r=lora_r,
-        lora_targets=lora_targets,
-    )
+    settled, cluster, notes = job.settle(config, **flags)
     if phantom is None:
         phantom = not gpu_is_here()
     answer = answer_for(settled, cluster, phantom=phantom, rank=rank, use_cache=not no_cache)

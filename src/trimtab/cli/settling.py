@@ -81,8 +81,8 @@ def stated(
     changes = {f"trimtab.{key}": value for key, value in block.items() if value is not None}
     if lora_r is not None or lora_targets is not None:
         lora = {"r": lora_r or 8}
-        targets = {"target_modules": [one.strip() for one in lora_targets.split(",")]} if lora_targets else {}
-        changes["trimtab.lora"] = {**lora, **targets}
+        targets = [one.strip() for one in (lora_targets or "").split(",") if one.strip()]
+        changes["trimtab.lora"] = {**lora, "target_modules": targets} if targets else lora
     stated = config.raw.get("trimtab") or {}
     notes: tuple[str, ...] = ()
     if task is None and "task" not in stated:
@@ -129,9 +129,9 @@ def _with_batch(config: Config, micro: int | None, accumulation: int | None) -> 
 def machines(
     name: str,
     config: Config,
-    gpu: str | None,
-    per_node: int | None,
-    nodes: int | None,
+    gpu: str | None = None,
+    gpus_per_node: int | None = None,
+    nodes: int | None = None,
     link: str | None = None,
     host_memory: str | None = None,
 ) -> Cluster:
@@ -146,16 +146,16 @@ def machines(
         gpu, nodes = gpu or hardware.gpu, nodes or hardware.nodes
         if own and inter is None and hardware.inter_node_link is not None:
             inter = find_link(hardware.inter_node_link)
-        if own and per_node is None and memory is None:
+        if own and gpus_per_node is None and memory is None:
             memory = hardware.host_memory_bytes
-        per_node = per_node or hardware.gpus_per_node
+        gpus_per_node = gpus_per_node or hardware.gpus_per_node
     if gpu is None:
         raise UsageError(f"{name}: on which GPU? Give --gpu NAME, such as --gpu a100-80gb --gpus-per-node 8")
-    if per_node is None and nodes is None:
-        per_node = min(8, _stated_world(config))
-        nodes = max(1, _stated_world(config) // per_node)
+    if gpus_per_node is None and nodes is None:
+        gpus_per_node = min(8, _stated_world(config))
+        nodes = max(1, _stated_world(config) // gpus_per_node)
     return Cluster.of(
-        gpu, per_node or 1, nodes or 1, intra_link=intra, inter_link=inter, host_memory_bytes=memory
+        gpu, gpus_per_node or 1, nodes or 1, intra_link=intra, inter_link=inter, host_memory_bytes=memory
     )
 
 

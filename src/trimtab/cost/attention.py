@@ -109,7 +109,10 @@ def efficient(
     dimension padded to the next multiple of 8 (``pad_bias``); one that trains gets a gradient of the whole
     score matrix.
     """
-    rows = shape.batch * shape.heads * (-(-shape.queries // 32) * 32)
+    calls = shape.batch * shape.heads
+    rows = calls * (-(-shape.queries // 32) * 32)
+    # kernel_backward.h, workspace_elements_gq: the queries' gradient is summed in fp32
+    sums = calls * _up(shape.queries, 64) * _up(shape.head_dim, 64) * ops.FLOAT if q.item < ops.FLOAT else 0
     inputs: tuple[Tensor | None, ...] = (q, k, v)
     gradients: tuple[int, ...] = (q.bytes, k.bytes, v.bytes)
     keep = _storages(q, k, v)
@@ -131,28 +134,54 @@ def efficient(
         keep=keep,
         keep_output=True,
         extra=(rows * ops.FLOAT,),
-        scratch=rows * ops.FLOAT,
+        scratch=rows * ops.FLOAT + sums,
         flops=shape.flops,
         kernel="attention",
         shape=shape.kernel(masked=bias is not None),
     )
 
 
-def plain(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape, bias: Tensor | None = None) -> Tensor:
+def masked(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
+    """The memory-efficient kernel under a boolean mask of every pair of tokens, such as a sliding window's.
+
+    sdpa_attention.py, ``use_gqa_in_sdpa``: with a mask shared keys are repeated first.
+    """
+    if shape.kv_heads != shape.heads:
+        view = shape.kv_heads == 1
+        k, v = repeat_keys(m, k, shape, view=view), repeat_keys(m, v, shape, view=view)
+    return efficient(m, q, k, v, shape, _mask_of_numbers(m, shape))
+
+
+def plain(
+    m: Machine,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    shape: Shape,
+    bias: Tensor | None = None,
+    *,
+    broadcast: bool = False,
+) -> Tensor:
     """``_scaled_dot_product_attention_math``: everything written out in fp32.
 
     aten native/transformers/attention.cpp.  Taken where no fused kernel can: a bias whose last dimension is
-    strided, as T5's (sdp_utils.cpp, ``check_last_dim_stride_equals_1_dense``).
+    strided, as T5's (sdp_utils.cpp, ``check_last_dim_stride_equals_1_dense``), or one key head that is left
+    to ``broadcast``, as Falcon's under its boolean mask (``check_batch_size_and_num_heads_dense``).
     """
     item = v.item
     wide_q, wide_k, wide_v = (ops.cast(m, x, ops.FLOAT) for x in (q, k, v))
     scaled_q = ops.scale(m, wide_q)
     del wide_q
-    mask = m.tensor(shape.queries * shape.keys, ops.FLOAT) if shape.causal else None
-    shared = shape.kv_heads != shape.heads
+    if broadcast:
+        mask: Tensor | None = _mask_of_numbers(m, shape)
+    else:
+        mask = m.tensor(shape.queries * shape.keys, ops.FLOAT) if shape.causal else None
+    shared = shape.kv_heads != shape.heads and not broadcast
     if shared:  # pre_process_group_query_attention_input: contiguous copies
         wide_k, wide_v = repeat_keys(m, wide_k, shape), repeat_keys(m, wide_v, shape)
     scaled_k = ops.scale(m, wide_k)
+    if broadcast:
+        scaled_k = repeat_keys(m, scaled_k, shape, view=True)
     scores = _product(m, scaled_q, scaled_k, shape.scores, shape.scoring, copies=(True, not shared))
     del scaled_k
     if bias is not None:  # added in place; its gradient is summed over the batch in fp32
@@ -171,6 +200,8 @@ def plain(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape, bias: Tenso
     del softmaxed
     returned = m.tensor(probabilities.numel, item) if item != ops.FLOAT else None  # the weights, cast
     rows = shape.batch * shape.heads * shape.queries
+    if broadcast:
+        wide_v = repeat_keys(m, wide_v, shape, view=True)
     wide = _product(
         m,
         probabilities,
@@ -195,6 +226,7 @@ def eager(
     score_item: int | None = None,
     bias: Tensor | None = None,
     mask: bool = True,
+    softcap: bool = False,
     contiguous_output: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Scores, softmax, dropout and product one by one, as ``eager_attention_forward`` of the model's file.
@@ -209,18 +241,26 @@ def eager(
     several = shape.batch > 1  # of a single sample all are views of three dimensions
     scores = _product(m, q, k, shape.scores, shape.scoring, copies=(several, several))
     scores = ops.scale(m, scores)
+    if softcap:
+        scores = ops.scale(m, ops.tanh(m, ops.scale(m, scores)))
     if bias is not None:
         scores = m.op(scores.numel, (scores, bias), (PASS, bias.bytes), item=scores.item)
     if mask:
         scores = ops.shift(m, scores)
     item = v.item
-    if softmax_item is not None and not m.fp16:  # one kernel for both for fp16 alone (SoftMax.cpp, softmax)
-        scores = ops.cast(m, scores, softmax_item)
-    probabilities = ops.softmax(m, scores, softmax_item)
+    if softmax_item is None:
+        probabilities = ops.softmax(m, scores)
+    else:  # one expression, after which the scores' name is free
+        probabilities = ops.cast(m, _softmax_in(m, scores, softmax_item), item)
     del scores
     probabilities = ops.dropout(m, ops.cast(m, probabilities, item), shape.dropout)
     out = _product(m, probabilities, v, q.numel, shape.weighting, item=item, copies=(False, several))
     return ops.copy(m, out) if contiguous_output else out, probabilities
+
+
+def _softmax_in(m: Machine, scores: Tensor, item: int) -> Tensor:
+    """``softmax(scores, dtype=...)``: for fp16 alone one kernel casts too (SoftMax.cpp, ``softmax``)."""
+    return ops.softmax(m, scores if m.fp16 else ops.cast(m, scores, item), item)
 
 
 def repeat_keys(m: Machine, x: Tensor, shape: Shape, *, view: bool = False) -> Tensor:
@@ -258,6 +298,18 @@ def _product(
         kernel="product",
         shape=(*sizes, left.item),
     )
+
+
+def _mask_of_numbers(m: Machine, shape: Shape) -> Tensor:
+    """A boolean mask made one of numbers for each sample (attention.cpp, ``convert_boolean_attn_mask``)."""
+    pairs = shape.batch * shape.queries * shape.keys
+    mask = m.tensor(pairs)
+    m.tensor(pairs, ops.MASK)  # logical_not
+    return mask
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
 
 
 def _storages(*tensors: Tensor) -> tuple[Storage, ...]:

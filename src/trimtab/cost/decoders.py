@@ -6,12 +6,15 @@ are gone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 from trimtab.cost import attention as att
+from trimtab.cost import bloom, falcon
 from trimtab.cost import operators as ops
 from trimtab.cost.machine import PASS, Tensor
-from trimtab.cost.net import INDEX_BYTES, Net
+from trimtab.cost.net import CONCATENATES, INDEX_BYTES, Net
+from trimtab.parameters import llama_like
 
 
 def body(net: Net) -> Tensor:
@@ -23,46 +26,31 @@ def body(net: Net) -> Tensor:
         "phi": _phi,
         "opt": _opt,
         "gpt_neo": _gpt_neo,
+        "bloom": bloom.body,
+        "falcon": falcon.body,
     }
     forward = families.get(net.model.model_type, _llama)
     net.m.enter()
-    if net.job.attention == "eager":
-        net.given = tuple(net.m.tensor(_tokens(net) * net.job.sequence_length) for _ in range(_masks(net)))
+    if net.model.model_type not in ("bloom", "falcon"):  # these make their own
+        net.given = tuple(_masks(net))
     out = forward(net)
     net.given, net.returned = (), None
     return net.m.leave(out)
 
 
-def _masks(net: Net) -> int:
-    """The causal masks of eager attention, one for each kind of layer (masking_utils.py, ``eager_mask``)."""
-    return 2 if 0 < net.model.sliding_layers < net.model.layers else 1
-
-
-KNOWN = frozenset(
-    [
-        "llama",
-        "mistral",
-        "qwen2",
-        "qwen3",
-        "gemma",
-        "gemma2",
-        "phi3",
-        "starcoder2",
-        "stablelm",
-        "olmo",
-        "olmo2",
-        "gpt2",
-        "gptj",
-        "gpt_neox",
-        "phi",
-        "opt",
-        "gpt_neo",
-    ]
-)
+def _masks(net: Net) -> Iterator[Tensor]:
+    """The masks that all layers share, one for each kind of layer that needs one (masking_utils.py)."""
+    model, length = net.model, net.job.sequence_length
+    if net.attention == "eager":
+        yield net.m.tensor(net.tokens * length)
+        if 0 < len(model.sliding_layers) < model.layers and model.model_type != "gpt_neo":
+            yield net.m.tensor(net.tokens * length)
+    elif net.looks_through_window:
+        yield net.m.tensor(length * length, ops.MASK)
 
 
 def _shape(net: Net) -> att.Shape:
-    """Sizes of the self-attention; rotating a part of each head ends in a concatenation by head."""
+    """Sizes of the self-attention; what is concatenated after rotating lies head by head."""
     model, length = net.model, net.job.sequence_length
     return att.Shape(
         batch=net.batch,
@@ -72,24 +60,21 @@ def _shape(net: Net) -> att.Shape:
         keys=length,
         head_dim=model.head_dim,
         dropout=model.attention_dropout,
-        by_head=0 < model.rotary_dim < model.head_dim or model.model_type == "gpt_neox",
+        by_head=model.model_type in CONCATENATES,
     )
 
 
-def _tokens(net: Net) -> int:
-    return net.batch * net.job.sequence_length
-
-
-# -- LLaMA and its kin: models/llama, mistral, qwen2, qwen3, gemma, gemma2, phi3, starcoder2, stablelm, olmo
+# -- LLaMA and its kin: models/llama, mistral, qwen2, qwen3, gemma to gemma3, phi3, starcoder2, stablelm, olmo
 
 
 def _llama(net: Net) -> Tensor:
-    embedded = net.words("model.embed_tokens", _tokens(net))
+    root = llama_like.prefix(net.model, net.job.task)
+    embedded = net.words(f"{root}.embed_tokens", net.tokens)
     x = ops.dropout(net.m, embedded, net.model.embedding_dropout)
     layer = _parallel_layer if net.model.parallel_residual else _llama_layer
-    for path in net.layers("model.layers"):
+    for path in net.layers(f"{root}.layers"):
         x = net.layer(partial(layer, net, path), x)
-    return net.norm(x, "model.norm")
+    return net.norm(x, f"{root}.norm")
 
 
 def _llama_layer(net: Net, path: str, x: Tensor) -> Tensor:
@@ -131,8 +116,11 @@ def _parallel_layer(net: Net, path: str, x: Tensor) -> Tensor:
 def _llama_attention(net: Net, path: str, x: Tensor) -> Tensor:
     model = net.model
     q, k, v = _llama_qkv(net, path, x)
-    if model.model_type in ("qwen3", "olmo2") or f"{path}.self_attn.q_norm.weight" in net.weights:
+    if f"{path}.self_attn.q_norm.weight" in net.weights:
         q, k = net.norm(q, f"{path}.self_attn.q_norm"), net.norm(k, f"{path}.self_attn.k_norm")
+    if f"{path}.self_attn.q_layernorm.norms.0.weight" in net.weights:
+        q = _norm_by_head(net, q, f"{path}.self_attn.q_layernorm", model.heads)
+        k = _norm_by_head(net, k, f"{path}.self_attn.k_layernorm", model.kv_heads)
     share = model.rotary_dim / model.head_dim
     q, k = net.rotary(q, share), net.rotary(k, share)
     out = net.attend(q, k, v, _shape(net))
@@ -143,21 +131,29 @@ def _llama_attention(net: Net, path: str, x: Tensor) -> Tensor:
 def _llama_qkv(net: Net, path: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     model = net.model
     if model.model_type != "phi3":
-        return (
-            net.linear(x, f"{path}.self_attn.q_proj"),
-            net.linear(x, f"{path}.self_attn.k_proj"),
-            net.linear(x, f"{path}.self_attn.v_proj"),
-        )
+        q, k, v = (net.linear(x, f"{path}.self_attn.{name}_proj") for name in "qkv")
+        if model.hf.get("clip_qkv") is not None:
+            q, k, v = (ops.clamp(net.m, one) for one in (q, k, v))
+        return q, k, v
     packed = net.linear(x, f"{path}.self_attn.qkv_proj")
-    rows = _tokens(net) * model.head_dim
-    return split(net, packed, rows * model.heads, rows * model.kv_heads, rows * model.kv_heads)  # type: ignore[return-value]
+    rows = net.tokens * model.head_dim
+    return ops.split(net.m, packed, rows * model.heads, rows * model.kv_heads, rows * model.kv_heads)  # type: ignore[return-value]
+
+
+def _norm_by_head(net: Net, x: Tensor, path: str, heads: int) -> Tensor:
+    """``StableLmLayerNormPerHead``: every head has a norm of its own."""
+    normed = [
+        net.norm(one, f"{path}.norms.{head}")
+        for head, one in enumerate(ops.split(net.m, x, *[x.numel // heads] * heads))
+    ]
+    return net.m.op(x.numel, tuple(normed), (PASS,) * heads, item=x.item)
 
 
 def _llama_mlp(net: Net, path: str, x: Tensor) -> Tensor:
     model = net.model
     if model.model_type == "phi3":
         packed = net.linear(x, f"{path}.mlp.gate_up_proj")
-        gate, up = split(net, packed, packed.numel // 2, packed.numel // 2)
+        gate, up = ops.split(net.m, packed, packed.numel // 2, packed.numel // 2)
         inner = ops.mul(net.m, up, net.activation(gate))
         del packed, gate, up
     elif model.gated_mlp:
@@ -168,22 +164,12 @@ def _llama_mlp(net: Net, path: str, x: Tensor) -> Tensor:
     return net.linear(inner, f"{path}.mlp.down_proj")
 
 
-def split(net: Net, packed: Tensor, *sizes: int) -> tuple[Tensor, ...]:
-    """Views of ``packed``; the last one's gradient stands for all in one (``SplitBackward``)."""
-    m = net.m
-    gradients = [PASS] * (len(sizes) - 1) + [packed.bytes]
-    return tuple(
-        m.op(size, (packed,), (gradient,), item=packed.item, view_of=packed)
-        for size, gradient in zip(sizes, gradients, strict=True)
-    )
-
-
 # -- GPT-2 and GPT-Neo: models/gpt2, models/gpt_neo ----------------------------------------------------
 
 
 def _gpt2(net: Net) -> Tensor:
     m, model = net.m, net.model
-    words = net.words("transformer.wte", _tokens(net))
+    words = net.words("transformer.wte", net.tokens)
     places = net.embedding("transformer.wpe", net.job.sequence_length)
     x = net.dropout(ops.add(m, words, places), model.embedding_dropout)
     for path in net.layers("transformer.h"):
@@ -204,7 +190,7 @@ def _gpt2_layer(net: Net, path: str, x: Tensor) -> Tensor:
 
 def _gpt2_attention(net: Net, path: str, x: Tensor) -> Tensor:
     model = net.model
-    q, k, v = split(net, net.linear(x, f"{path}.attn.c_attn"), *[_tokens(net) * model.hidden_size] * 3)
+    q, k, v = ops.split(net.m, net.linear(x, f"{path}.attn.c_attn"), *[net.tokens * model.hidden_size] * 3)
     out = net.attend(q, k, v, _shape(net))
     return net.dropout(net.linear(out, f"{path}.attn.c_proj"), model.residual_dropout)
 
@@ -221,7 +207,7 @@ def _two_layers(net: Net, first: str, second: str, x: Tensor) -> Tensor:
 
 def _gpt_neo(net: Net) -> Tensor:
     m, model = net.m, net.model
-    words = net.words("transformer.wte", _tokens(net))
+    words = net.words("transformer.wte", net.tokens)
     places = net.embedding("transformer.wpe", net.job.sequence_length)
     x = net.dropout(ops.add(m, words, places), model.embedding_dropout)
     for path in net.layers("transformer.h"):
@@ -250,7 +236,7 @@ def _gpt_neo_layer(net: Net, path: str, x: Tensor) -> Tensor:
 
 def _gptj(net: Net) -> Tensor:
     model = net.model
-    x = net.dropout(net.words("transformer.wte", _tokens(net)), model.embedding_dropout)
+    x = net.dropout(net.words("transformer.wte", net.tokens), model.embedding_dropout)
     for path in net.layers("transformer.h"):
         x = net.layer(partial(_gptj_layer, net, path), x)
     return net.norm(x, "transformer.ln_f")
@@ -284,7 +270,7 @@ def _gptj_attention(net: Net, path: str, x: Tensor) -> Tensor:
 
 def _neox(net: Net) -> Tensor:
     model = net.model
-    x = net.dropout(net.words("gpt_neox.embed_in", _tokens(net)), model.embedding_dropout)
+    x = net.dropout(net.words("gpt_neox.embed_in", net.tokens), model.embedding_dropout)
     for path in net.layers("gpt_neox.layers"):
         x = net.layer(partial(_neox_layer, net, path), x)
     return net.norm(x, "gpt_neox.final_layer_norm")
@@ -311,7 +297,7 @@ def _neox_layer(net: Net, path: str, x: Tensor) -> Tensor:
 def _neox_attention(net: Net, path: str, x: Tensor) -> Tensor:
     model = net.model
     packed = net.linear(x, f"{path}.attention.query_key_value")
-    q, k, v = split(net, packed, *[packed.numel // 3] * 3)
+    q, k, v = ops.split(net.m, packed, *[packed.numel // 3] * 3)
     share = model.rotary_dim / model.head_dim
     q, k = net.rotary(q, share), net.rotary(k, share)
     out = net.attend(q, k, v, _shape(net))
@@ -323,7 +309,7 @@ def _neox_attention(net: Net, path: str, x: Tensor) -> Tensor:
 
 def _phi(net: Net) -> Tensor:
     model = net.model
-    x = net.dropout(net.words("model.embed_tokens", _tokens(net)), model.embedding_dropout)
+    x = net.dropout(net.words("model.embed_tokens", net.tokens), model.embedding_dropout)
     for path in net.layers("model.layers"):
         x = net.layer(partial(_phi_layer, net, path), x)
     return net.norm(x, "model.final_layernorm")
@@ -343,6 +329,8 @@ def _phi_layer(net: Net, path: str, x: Tensor) -> Tensor:
 def _phi_attention(net: Net, path: str, x: Tensor) -> Tensor:
     model = net.model
     q, k, v = (net.linear(x, f"{path}.self_attn.{name}_proj") for name in "qkv")
+    if model.hf["qk_layernorm"]:
+        q, k = net.norm(q, f"{path}.self_attn.q_layernorm"), net.norm(k, f"{path}.self_attn.k_layernorm")
     share = model.rotary_dim / model.head_dim
     turned_q, turned_k = net.rotary_parts(q, share), net.rotary_parts(k, share)
     return net.linear(net.attend(turned_q[0], turned_k[0], v, _shape(net)), f"{path}.self_attn.dense")
@@ -350,10 +338,10 @@ def _phi_attention(net: Net, path: str, x: Tensor) -> Tensor:
 
 def _opt(net: Net) -> Tensor:
     m = net.m
-    words = net.words("model.decoder.embed_tokens", _tokens(net))
+    words = net.words("model.decoder.embed_tokens", net.tokens)
     if "model.decoder.project_in.weight" in net.weights:
         words = net.linear(words, "model.decoder.project_in")
-    places = net.embedding("model.decoder.embed_positions", _tokens(net))
+    places = net.embedding("model.decoder.embed_positions", net.tokens)
     x = ops.add(m, words, places)
     for path in net.layers("model.decoder.layers"):
         x = net.layer(partial(_opt_layer, net, path), x)

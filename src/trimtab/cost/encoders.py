@@ -79,16 +79,25 @@ def _distilbert_layer(net: Net, path: str, x: Tensor) -> Tensor:
 
 def t5(net: Net) -> Tensor:
     """The decoder's last hidden states; elements batch x target_length x width."""
-    length, target = net.job.sequence_length, net.job.target_length or 0
-    encoded = _Stack(net, "encoder", length, length, None).run()
-    return _Stack(net, "decoder", target, length, encoded).run()
+    length = net.job.sequence_length
+    target = net.job.target_length or length  # the question answerer's decoder reads the input again
+    return _Stack(net, "", "decoder", target, length, t5_encoder(net)).run()
+
+
+def t5_encoder(net: Net, prefix: str = "") -> Tensor:
+    """The encoder's last hidden states, of a model whose stacks start at ``prefix``."""
+    length = net.job.sequence_length
+    return _Stack(net, prefix, "encoder", length, length, None).run()
 
 
 class _Stack:
     """One of T5's two stacks; the position biases are made by the first block and shared by all."""
 
-    def __init__(self, net: Net, name: str, queries: int, source: int, encoded: Tensor | None) -> None:
-        self.net, self.name, self.queries, self.source, self.encoded = net, name, queries, source, encoded
+    def __init__(
+        self, net: Net, prefix: str, name: str, queries: int, source: int, encoded: Tensor | None
+    ) -> None:
+        self.net, self.words, self.name = net, f"{prefix}shared", f"{prefix}{name}"
+        self.queries, self.source, self.encoded = queries, source, encoded
         self.bias: Tensor | None = None
         self.cross_bias: Tensor | None = None
         self.recomputed = net.to_recompute
@@ -97,7 +106,7 @@ class _Stack:
     def run(self) -> Tensor:
         net, model = self.net, self.net.model
         net.m.enter()
-        embedded = net.words("shared", net.batch * self.queries)  # a local of T5Stack.forward
+        embedded = net.words(self.words, net.batch * self.queries)  # a local of T5Stack.forward
         x = net.dropout(embedded, model.residual_dropout)
         layers = model.layers if self.encoded is None else model.decoder_layers
         for path in net.layers(f"{self.name}.block", layers):

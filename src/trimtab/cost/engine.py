@@ -21,6 +21,10 @@ MAIN, GATHER, REDUCE = 0, 1, 2
 """Streams of the device: the model's, the all-gathers' and the reductions'."""
 
 
+AIO_BYTES = 1 << 20  # runtime/swap_tensor/utils.py:14, constants.py: the least, and a block's default
+AIO_ALIGNMENT = 1024 // MASTER_ITEM  # utils.py:15, elements
+
+
 class Settings(NamedTuple):
     """What of a configuration decides memory; elements unless the name says bytes."""
 
@@ -47,7 +51,19 @@ class Settings(NamedTuple):
     pin_memory: bool
     """Whether what is offloaded of the optimizer is pinned; of the parameters, ``pin_parameters``."""
     pin_parameters: bool
-    fused_optimizer: bool = True
+    swap_buffers: int = 4
+    """How many buffers a disk's optimizer states pass through."""
+    parameter_buffers: int = 5
+    """The same of a disk's parameters, and the elements of each."""
+    parameter_buffer: int = 100_000_000
+    least_swapped_bytes: int = AIO_BYTES
+    """What is smaller is not worth a write to disk."""
+    swap_alignment: int = AIO_ALIGNMENT
+    """Elements by which such a write is cut; what is over stays in memory."""
+    step_copies: int = 1
+    """Copies in fp32 of all gradients that a step at stage 0 makes beside them."""
+    states_of_whole: bool = False
+    """Whether it makes its states as soon as it is built, of the model's own parameters (torch's Adagrad)."""
 
 
 class Host:
@@ -143,6 +159,11 @@ class Engine:
     def step(self) -> None:
         """The optimizer's step at an accumulation boundary."""
 
+    def _keep_states_of_whole(self) -> None:
+        """The states of the model's own parameters stay beside those of the engine's."""
+        if self.settings.states_of_whole:
+            self.held.append(self.new(self.numel * self.settings.item, "optimizer states"))
+
     def _make_states(self, numel: int) -> None:
         for _ in range(self.settings.moments):
             self.states.append(self.new(numel * MASTER_ITEM, "optimizer states"))
@@ -176,6 +197,7 @@ class HalfEngine(PlainEngine):
     def initialize(self) -> None:
         """Flat copies, fp32 master weights, and a first step on zeros that makes the moments (:94-135)."""
         item = self.settings.item
+        self._keep_states_of_whole()
         clones = [self.new(weight.bytes, "temporaries") for weight in self.trainable]
         flat = self.new(self.numel * item, "parameters")
         del clones
@@ -195,7 +217,10 @@ class HalfEngine(PlainEngine):
     def step(self) -> None:
         """Every gradient in fp32, then flat, before the narrow ones go (:277-314)."""
         wide = [self.new(weight.numel * MASTER_ITEM, "gradients") for weight in self.trainable]
-        flat = self.new(self.numel * MASTER_ITEM, "gradients")
+        if not self.settings.step_copies:
+            self.gradients.clear()
+            return
+        flat = self.new(self.settings.step_copies * self.numel * MASTER_ITEM, "gradients")
         del wide
         self.gradients.clear()
         self.momentary(self.numel * NORM_ITEM // NORM_ITEM, "temporaries")

@@ -12,12 +12,6 @@ from trimtab.cost.machine import HELD, Tensor, Weight
 from trimtab.cost.net import Net
 from trimtab.errors import UnknownArchitecture
 
-_WORDS = {
-    "gpt2": "transformer.wte",
-    "gptj": "transformer.wte",
-    "gpt_neo": "transformer.wte",
-    "opt": "model.decoder.embed_tokens",
-}
 _PREFIX = {
     "bert": "bert.",
     "roberta": "roberta.",
@@ -27,16 +21,11 @@ _PREFIX = {
 }
 
 
-def known(model_type: str) -> bool:
-    """Whether the forward pass of this model type is written here."""
-    return model_type in decoders.KNOWN or model_type in encoders.BERTS or model_type in ("t5", "mt5")
-
-
 def loss(net: Net) -> Tensor:
     """The whole forward pass of the job's task: one number, the loss.
 
     Raises:
-        UnknownArchitecture: the model type is not written here.
+        UnknownArchitecture: a combination that is not written here.
     """
     # the whole model reads the head's weight where a fused loss replaces the head: an external parameter then
     # (partition_parameters.py, ZeROOrderedDict)
@@ -48,19 +37,19 @@ def loss(net: Net) -> Tensor:
 
 def _loss(net: Net) -> Tensor:
     model = net.model
-    if not known(model.model_type):
-        raise UnknownArchitecture(
-            f"{model.name}: the arithmetic does not know {model.model_type}; "
-            "`trimtab rehearse --phantom` builds it with transformers instead"
-        )
     if model.kind == "encoder-decoder":
-        return _seq2seq(net)
+        return _encoder_decoder(net)
     if model.kind == "encoder":
         return _encoder(net, encoders.bert(net, _PREFIX[model.model_type]))
     hidden = decoders.body(net)
     if net.job.task == "causal-lm":
         return _causal(net, hidden)
-    return _classify_tokens(net, hidden, "qa_outputs" if net.job.task == "question-answering" else "score")
+    if net.job.task == "question-answering":
+        return _classify_tokens(net, hidden, "qa_outputs")
+    if net.job.task == "token-classification":
+        hidden = net.dropout(hidden, model.classifier_dropout)
+        return _classify_tokens(net, hidden, "score" if "score.weight" in net.weights else "classifier")
+    return _classify_tokens(net, hidden, "score")
 
 
 def _causal(net: Net, hidden: Tensor) -> Tensor:
@@ -78,14 +67,9 @@ def _causal(net: Net, hidden: Tensor) -> Tensor:
 
 def _words(net: Net, hidden: Tensor) -> Tensor:
     """Logits over the vocabulary, by the head of its own or by the tied embedding."""
-    own = "lm_head"
-    if f"{own}.weight" in net.weights or f"{own}.lora_A.default.weight" in net.weights:
-        return net.linear(hidden, own)
-    tied = _WORDS.get(net.model.model_type, "model.embed_tokens")
     if net.split is not None and net.split.vocabulary_head:
-        weight = net.weights[f"{tied}.weight"]
-        return tensor_parallel.linear(net.m, hidden, weight, None, "column", net.split.size)
-    return ops.linear(net.m, hidden, net.weights[f"{tied}.weight"], net.weights.get(f"{own}.bias"))
+        return tensor_parallel.linear(net.m, hidden, _head(net), None, "column", net.split.size)
+    return net.linear(hidden, "lm_head")
 
 
 def _fused_linear_cross_entropy(net: Net, hidden: Tensor) -> Tensor:
@@ -120,18 +104,13 @@ def _fused_linear_cross_entropy(net: Net, hidden: Tensor) -> Tensor:
 
 def _head(net: Net) -> Weight:
     """The weight of a causal model's output, its own or the tied embedding."""
-    name = "lm_head.weight" if "lm_head.weight" in net.weights else "model.embed_tokens.weight"
-    if name not in net.weights:
-        raise UnknownArchitecture(
-            f"{net.model.name}: Liger has no fused kernels for {net.model.model_type}; use --kernels plain"
-        )
-    return net.weights[name]
+    return net.weights["lm_head.weight"]
 
 
 def _encoder(net: Net, hidden: Tensor) -> Tensor:
     m, model, task = net.m, net.model, net.job.task
-    if task == "masked-lm":
-        return _masked(net, hidden)
+    if task in ("masked-lm", "causal-lm"):
+        return _predict_words(net, hidden)
     if task in ("token-classification", "question-answering"):
         head = "qa_outputs" if task == "question-answering" else "classifier"
         dropped = hidden if head == "qa_outputs" else net.dropout(hidden, model.classifier_dropout)
@@ -143,50 +122,48 @@ def _encoder(net: Net, hidden: Tensor) -> Tensor:
         for path in ("bert.pooler.dense", "classifier.dense", "pre_classifier")
         if f"{path}.weight" in net.weights
     )
-    pooled = ops.tanh(m, net.linear(first, path))
+    if path == "classifier.dense":
+        first = net.dropout(first, model.classifier_dropout)
+    pooled = ops.activation(m, net.linear(first, path), "gelu" if model.model_type == "electra" else "tanh")
     pooled = net.dropout(pooled, model.classifier_dropout)
     out = "classifier.out_proj" if "classifier.out_proj.weight" in net.weights else "classifier"
     return ops.cross_entropy(m, net.linear(pooled, out), fp32=False)
 
 
-def _masked(net: Net, hidden: Tensor) -> Tensor:
-    """The MLM heads: dense, activation, norm, and the tied word embedding with a bias of its own."""
-    m = net.m
-    names = {
+def _predict_words(net: Net, hidden: Tensor) -> Tensor:
+    """The language heads: dense, activation, norm, and the word embedding, tied or not, with a bias."""
+    m, model = net.m, net.model
+    dense, norm, words = {
         "bert": (
             "cls.predictions.transform.dense",
             "cls.predictions.transform.LayerNorm",
-            "cls.predictions.bias",
+            "cls.predictions.decoder",
         ),
-        "electra": (
-            "generator_predictions.dense",
-            "generator_predictions.LayerNorm",
-            "generator_lm_head.bias",
-        ),
-        "distilbert": ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
-    }
-    dense, norm, bias = names.get(
-        net.model.model_type, ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
-    )
+        "electra": ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head"),
+        "distilbert": ("vocab_transform", "vocab_layer_norm", "vocab_projector"),
+    }.get(model.model_type, ("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder"))
     x = net.norm(net.activation(net.linear(hidden, dense), "gelu"), norm)
-    words = f"{_PREFIX[net.model.model_type]}embeddings.word_embeddings.weight"
     with m.counted_as("logits and loss"):
-        logits = ops.linear(m, x, net.weights[words], net.weights.get(bias))
-        return ops.cross_entropy(m, logits, fp32=False)
+        return ops.cross_entropy(m, net.linear(x, words), fp32=net.job.task == "causal-lm")
 
 
 def _classify_tokens(net: Net, hidden: Tensor, head: str) -> Tensor:
     return ops.cross_entropy(net.m, net.linear(hidden, head), fp32=net.job.task == "token-classification")
 
 
-def _seq2seq(net: Net) -> Tensor:
-    m, model = net.m, net.model
+def _encoder_decoder(net: Net) -> Tensor:
+    m, model, task = net.m, net.model, net.job.task
+    if task == "sequence-classification":
+        raise UnknownArchitecture(
+            f"{model.name}: what T5's sequence classification takes is not known before a run: its head "
+            "picks the tokens that end a text. Choose another task"
+        )
+    if task == "token-classification":
+        hidden = encoders.t5_encoder(net, "transformer.")
+        return _classify_tokens(net, net.dropout(hidden, model.classifier_dropout), "classifier")
     x = encoders.t5(net)
+    if task == "question-answering":
+        return _classify_tokens(net, x, "qa_outputs")
     with m.counted_as("logits and loss"):
-        if "lm_head.weight" in net.weights:
-            logits = net.linear(x, "lm_head")
-        else:
-            logits = ops.linear(
-                m, ops.scale(m, x) if model.tied_embeddings else x, net.weights["shared.weight"]
-            )
+        logits = net.linear(ops.scale(m, x) if model.tied_embeddings else x, "lm_head")
         return ops.cross_entropy(m, logits, fp32=False)

@@ -21,12 +21,13 @@ class Weight:
     """A parameter as the machine sees it: a size, whether it trains, and the gradients still to come.
 
     ``index`` is its place among the model's parameters, ``columns`` the width of a row: the inputs of a
-    linear layer, the width of an embedding; ``transposed`` if the inputs are its rows (``Conv1D``).
+    linear layer, the width of an embedding; ``written_out`` if its class multiplies by it with operators of
+    its own (``Conv1D``, ``FalconLinear``), not by the function that stage 3 replaces.
     """
 
     __slots__ = (
         "bytes", "columns", "edge", "index", "item", "name", "numel", "pending", "shared", "trainable",
-        "transposed", "uses",
+        "uses", "written_out",
     )  # fmt: skip
 
     def __init__(
@@ -37,10 +38,10 @@ class Weight:
         index: int = 0,
         columns: int = 0,
         trainable: bool = True,
-        transposed: bool = False,
+        written_out: bool = False,
     ) -> None:
         self.name, self.numel, self.item, self.index = name, numel, item, index
-        self.columns, self.trainable, self.transposed = columns, trainable, transposed
+        self.columns, self.trainable, self.written_out = columns, trainable, written_out
         self.bytes = numel * item
         self.edge = self if trainable else None
         """Where its gradient goes."""
@@ -274,7 +275,7 @@ class Machine:
         moved = numel * item
         if kernel not in COLLECTIVES:
             moved += sum(one.bytes for one in inputs if one is not None)
-        replaced = self.sharded and kernel == "product" and any(not one.transposed for one in weights)
+        replaced = self.sharded and kernel == "product" and any(not one.written_out for one in weights)
         own = Tensor(numel, item, self.new(numel * item)) if replaced else None
         if own is not None:  # stage 3's own linear saves when it is done (zero/linear.py)
             self.works(kernel, moved, flops, shape)

@@ -16,7 +16,7 @@ from trimtab.config import Config
 from trimtab.cost import heads
 from trimtab.cost.allocator import NOTE, RESET, UNIT, WORKSPACE_BYTES, OutOfMemory, Reading, Replay, begun
 from trimtab.cost.coordinator import Coordinator, Gathering, first_kept
-from trimtab.cost.engine import Engine, Settings
+from trimtab.cost.engine import AIO_ALIGNMENT, AIO_BYTES, Engine, Settings
 from trimtab.cost.machine import Machine, Weight
 from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Storage, Work
 from trimtab.cost.net import Net, weights_of
@@ -24,7 +24,8 @@ from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, SHOWN, START, 
 from trimtab.cost.wrappers import engine_for
 from trimtab.job import Job, Lora
 from trimtab.model import Model
-from trimtab.parameters import buffers, parameters
+from trimtab.parameters import buffers, parameters, skeleton
+from trimtab.parameters.lists import first_names
 from trimtab.parameters.tensor_parallel import narrowed, portions, split_of
 
 PHASES = ("init", "forward", "backward", "step")
@@ -35,6 +36,9 @@ MORE_STEPS = 3
 
 By bench/near_limit.py: two jobs of 14 that ran out of memory at caps where three steps of a replay end.
 """
+# fp32 copies of the gradients that a step in 16 bits makes at stage 0: the wrapper of DeepSpeed's Adam its
+# flat one, LAMB and torch's Adam an update; FP16_UnfusedOptimizer around the others makes none itself
+STEP_COPIES = {"lion": 0, "SGD": 0, "adagrad": 2}
 # fp32 elements of state per parameter: torch.optim, deepspeed/ops
 MOMENTS = {
     "adam": 2, "adamw": 2, "lamb": 2, "lion": 1, "adagrad": 1, "muon": 2, "SGD": 0, "RAdam": 2, "NAdam": 2,
@@ -141,9 +145,8 @@ def settings_of(config: Config, world_size: int) -> Settings:
     batch = config.batch(world_size)
     zero = config.zero
     name = config.optimizer_type or "adamw"
-    moments = MOMENTS.get(name, 2)
-    if name == "SGD" and config.optimizer_params.get("momentum"):
-        moments = 1
+    momentum = config.optimizer_params.get("momentum")
+    moments = 1 if name == "SGD" and momentum else MOMENTS.get(name, 2)
     ranks = batch.data_parallel * config.sequence_parallel
     return Settings(
         stage=config.stage,
@@ -169,16 +172,26 @@ def settings_of(config: Config, world_size: int) -> Settings:
         sub_group=int(zero("sub_group_size")),
         hpz=int(zero("zero_hpz_partition_size")),
         precision=config.precision,
-        pin_memory=bool(config.get("zero_optimization.offload_optimizer.pin_memory", False)),
-        pin_parameters=bool(config.get("zero_optimization.offload_param.pin_memory", False)),
+        pin_memory=bool(config.get("zero_optimization.offload_optimizer.pin_memory", True)),
+        pin_parameters=bool(config.get("zero_optimization.offload_param.pin_memory", True)),
+        step_copies=STEP_COPIES.get(name, 1),
+        states_of_whole=name == "adagrad" and config.offload_optimizer == "none",
+        swap_buffers=config.whole("zero_optimization.offload_optimizer.buffer_count", 4),
+        parameter_buffers=config.whole("zero_optimization.offload_param.buffer_count", 5),
+        parameter_buffer=config.whole("zero_optimization.offload_param.buffer_size", 100_000_000),
+        # runtime/swap_tensor/optimizer_utils.py:152-154, with the defaults of constants.py
+        least_swapped_bytes=max(AIO_BYTES, config.whole("aio.block_size", AIO_BYTES)),
+        swap_alignment=AIO_ALIGNMENT * config.whole("aio.intra_op_parallelism", 1),
     )
 
 
 def _communication_item(config: Config) -> int:
-    """With Ulysses gradients are reduced in fp32 unless the file says else (runtime/engine.py:2182)."""
-    if config.sequence_parallel == 1:
-        return config.parameter_bytes
-    return 4 if config.get("seq_parallel_communication_data_type", "fp32") == "fp32" else 2
+    """Gradients are reduced in their own type, with Ulysses in fp32, unless the file says else
+    (runtime/engine.py:2182)."""
+    apart = config.sequence_parallel > 1
+    key = "seq_parallel_communication_data_type" if apart else "communication_data_type"
+    dtype = config.get(key, "fp32" if apart else None)
+    return config.parameter_bytes if dtype is None else 4 if dtype == "fp32" else 2
 
 
 def profile(
@@ -302,7 +315,7 @@ def weights_for(model: Model, task: str, lora: Lora | None, item: int, size: int
     Of a model that AutoTP splits over ``size`` ranks those that the first rank holds.
     """
     found = portions(model, task, size) if size > 1 else parameters(model, task, lora)
-    return weights_of(found, item, conv1d=model.model_type == "gpt2")
+    return weights_of(found, item, model.model_type)
 
 
 @lru_cache(maxsize=256)
@@ -335,10 +348,19 @@ def recorded(
         weight.name.removeprefix(prefix).replace(".modules_to_save.default", ""): weight
         for weight in weights_for(model, job.task, job.lora, item, size)
     }
+    ties = first_names(skeleton(model, job.task)).items()
+    shared = {name: weights[first] for name, first in ties if first in weights}
     split = split_of(model, job.task, size) if size > 1 else None
     run = narrowed(model, size) if size > 1 else model
     net = Net(
-        m=machine, model=run, job=job, batch=batch, weights=weights, fp16=fp16, split=split, spread=spread
+        m=machine,
+        model=run,
+        job=job,
+        batch=batch,
+        weights={**shared, **weights},
+        fp16=fp16,
+        split=split,
+        spread=spread,
     )
     tokens = batch * (job.sequence_length + 2 * (job.target_length or job.sequence_length))
     inputs = machine.tensor(tokens, 8)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
 
+from trimtab.architecture import EAGER_ONLY
 from trimtab.cost import attention as att
 from trimtab.cost import operators as ops
 from trimtab.cost import sequence_parallel, tensor_parallel
@@ -15,8 +17,12 @@ from trimtab.parameters.tensor_parallel import Split
 
 INDEX_BYTES = 8
 LORA = ".lora_A.default.weight"
-RETURN_WEIGHTS = ("gptj", "gpt_neo")
+RETURN_WEIGHTS = ("gptj", "gpt_neo", "bloom", "falcon")
 """Model types whose layers return attention's weights, which the model then holds (modeling_gptj.py:529)."""
+
+
+CONCATENATES = ("phi", "phi3", "gpt_neox", "stablelm")
+"""Model types that put what is rotated of a head beside the rest of it, though that be nothing."""
 
 
 class Net:
@@ -24,7 +30,7 @@ class Net:
 
     __slots__ = (
         "_recomputes", "attention_weights", "batch", "embedded", "fp16", "given", "job", "m", "model",
-        "returned", "split", "spread", "to_recompute", "weights",
+        "returned", "split", "spread", "to_recompute", "weights", "windowed",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +51,8 @@ class Net:
         """How many of the layers still to come are recomputed."""
         self._recomputes = False
         """Whether the layer that runs is one of them."""
+        self.windowed = False
+        """Whether it looks through a window that is no wider than the sequence."""
         self.embedded: Weight | None = None
         """The embedding that was read last."""
         self.given: tuple[Tensor, ...] = ()
@@ -53,6 +61,16 @@ class Net:
         """Of eager attention; a local of the layer, mostly ``_``, until it returns."""
         self.returned: Tensor | None = None
         """The same of the layer before, where the model holds on to it until the next layer returns."""
+
+    @property
+    def attention(self) -> str:
+        """The implementation that runs: some classes have none but eager."""
+        return "eager" if self.model.model_type in EAGER_ONLY else self.job.attention
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the micro batch."""
+        return self.batch * self.job.sequence_length
 
     @property
     def item(self) -> int:
@@ -69,7 +87,11 @@ class Net:
             return tensor_parallel.linear(m, x, weight, bias, self.split.styles[path], self.split.size)
         adapted = weights.get(path + LORA)
         base = path + ".base_layer" if adapted else path
-        out = ops.linear(m, x, weights[base + ".weight"], weights.get(base + ".bias"))
+        weight, bias = weights[base + ".weight"], weights.get(base + ".bias")
+        if bias is not None and self.model.model_type == "falcon":  # FalconLinear
+            out = ops.add_bias(m, ops.linear(m, x, weight), bias)
+        else:
+            out = ops.linear(m, x, weight, bias)
         if adapted is None:
             return out
         assert self.job.lora is not None
@@ -81,6 +103,8 @@ class Net:
         """The model's norm at ``path``."""
         m = self.m
         weight, bias = self.weights.get(path + ".weight"), self.weights.get(path + ".bias")
+        if self.model.model_type == "olmo":
+            return ops.wide_layer_norm(m, x)
         if self.model.norm == "layer":
             return ops.layer_norm(m, x, weight, bias)
         assert weight is not None
@@ -90,7 +114,7 @@ class Net:
             return ops.t5_norm(m, x, weight)
         if self.model.family == "gemma":
             return ops.gemma_norm(m, x, weight)
-        return ops.rms_norm(m, x, weight)
+        return ops.rms_norm(m, x, weight, wide_weight=self.model.model_type == "olmo2")
 
     def embedding(self, path: str, tokens: int) -> Tensor:
         """Rows of the embedding at ``path``."""
@@ -142,7 +166,7 @@ class Net:
             part.numel, (part,), (x.bytes,), item=x.item, kernel=ops.LOOKED_UP, shape=(part.numel,)
         )
         out = ops.add(m, straight, turned, kernel=ops.LOOKED_UP)
-        if rotated >= 1.0:
+        if rotated >= 1.0 and self.model.model_type not in CONCATENATES:
             return (out,)
         return m.op(x.numel, (out, x), (-1, x.bytes), item=x.item), out, x
 
@@ -171,10 +195,14 @@ class Net:
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, masked: bool) -> Tensor:
         m = self.m
-        if self.job.attention == "eager" or self.model.attention_softcap:
+        if self.attention == "eager":
             wide = None if self.model.model_type == "gpt2" or self.model.kind == "encoder" else ops.FLOAT
-            out, self.attention_weights = att.eager(m, q, k, v, shape, softmax_item=wide, mask=masked)
+            out, self.attention_weights = att.eager(
+                m, q, k, v, shape, softmax_item=wide, mask=masked, softcap=self.model.attention_softcap
+            )
             return out
+        if self.windowed:
+            return att.masked(m, q, k, v, shape)
         if self.item == ops.FLOAT and shape.kv_heads != shape.heads:
             return att.plain(m, q, k, v, shape)  # no fused kernel shares keys in fp32
         if self.item == ops.FLOAT or shape.head_dim > att.FLASH_HEAD_LIMIT:
@@ -187,15 +215,37 @@ class Net:
         count = self.model.layers if count is None else count
         recomputed = min(count, self.to_recompute)
         self.to_recompute -= recomputed
-        for self._recomputes, first, end in ((True, 0, recomputed), (False, recomputed, count)):
-            for index in self.m.meter.layers(path, first, end):
-                yield f"{path}.{index}"
+        for self._recomputes, start, stop in ((True, 0, recomputed), (False, recomputed, count)):
+            for windowed, first, end in self._alike(start, stop):
+                for index in self.m.meter.layers(path, first, end):
+                    self.windowed = windowed
+                    yield f"{path}.{index}"
+
+    def _alike(self, start: int, stop: int) -> Iterator[tuple[bool, int, int]]:
+        """Runs of layers whose attention is the same, and whether it looks through a window."""
+        sliding = frozenset(self.model.sliding_layers) if self.looks_through_window else frozenset()
+        for windowed, run in groupby(range(start, stop), key=sliding.__contains__):
+            first, *rest = run
+            yield windowed, first, (rest[-1] if rest else first) + 1
+
+    @property
+    def looks_through_window(self) -> bool:
+        """Whether a mask says what lies inside the window: of sdpa, and no wider than the sequence
+        (masking_utils.py, ``_ignore_causal_mask_sdpa``)."""
+        window = self.model.sliding_window
+        return self.attention == "sdpa" and window is not None and self.job.sequence_length >= window
 
     def layer(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """One transformer layer, recomputed in the backward pass if the job says so."""
         if not self._recomputes:
             return self._whole(run, x)
-        return self.m.checkpoint(lambda x, *_: self._whole(run, x), x, *self.given)
+        windowed = self.windowed
+
+        def again(x: Tensor, *_: Tensor) -> Tensor:
+            self.windowed = windowed
+            return self._whole(run, x)
+
+        return self.m.checkpoint(again, x, *self.given)
 
     def _whole(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         try:
@@ -216,11 +266,12 @@ class Net:
         return self.m.leave(ops.dropout(self.m, x, probability))
 
 
-def weights_of(parameters: Iterable[Parameter], item: int, *, conv1d: bool) -> tuple[Weight, ...]:
+def weights_of(parameters: Iterable[Parameter], item: int, model_type: str) -> tuple[Weight, ...]:
     """The machine's weights for ``parameters``, in their order; ``item`` bytes an element."""
+    own_products = model_type in ("gpt2", "falcon")
     weights = []
     for index, one in enumerate(parameters):
-        transposed = conv1d and len(one.shape) == 2 and ".h." in one.name and "lora_" not in one.name
-        columns = one.shape[0] if transposed else one.shape[-1]
-        weights.append(Weight(one.name, one.numel, item, index, columns, one.trainable, transposed))
+        written_out = own_products and len(one.shape) == 2 and ".h." in one.name and "lora_" not in one.name
+        columns = one.shape[0 if written_out and model_type == "gpt2" else -1]
+        weights.append(Weight(one.name, one.numel, item, index, columns, one.trainable, written_out))
     return tuple(weights)

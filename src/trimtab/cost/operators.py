@@ -24,7 +24,7 @@ def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) ->
     """
     rows = x.numel // weight.columns
     columns = weight.numel // weight.columns
-    own = m.sharded and not weight.transposed
+    own = m.sharded and not weight.written_out
     keep = (x.storage,) if weight.trainable or own else ()
     if bias is not None and own:
         m.adds(rows * columns * x.item)
@@ -36,11 +36,18 @@ def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) ->
         item=x.item,
         tail=reduction_bytes(rows, columns, x.item) if bias is not None and bias.trainable else 0,
         flops=2 * rows * weight.numel,
-        transposed=not (own or weight.transposed),
+        transposed=not (own or weight.written_out),
         sums=own,
         kernel="product",
         shape=(1, rows, weight.columns, columns, x.item),
     )
+
+
+def add_bias(m: Machine, x: Tensor, bias: Weight) -> Tensor:
+    """``x + bias`` by an operator of its own."""
+    rows = x.numel // bias.numel
+    tail = reduction_bytes(rows, bias.numel, x.item) if bias.trainable else 0
+    return m.op(x.numel, (x, bias), (PASS, bias.bytes), item=x.item, tail=tail)
 
 
 def add(m: Machine, a: Tensor, b: Tensor, *, kernel: str = "moving") -> Tensor:
@@ -74,6 +81,15 @@ def cast(m: Machine, x: Tensor, item: int) -> Tensor:
 def copy(m: Machine, x: Tensor) -> Tensor:
     """A contiguous copy of what is not."""
     return m.op(x.numel, (x,), (PASS,), item=x.item, kernel=LOOKED_UP, shape=(x.numel,))
+
+
+def split(m: Machine, packed: Tensor, *sizes: int) -> tuple[Tensor, ...]:
+    """Views of ``packed``; the last one's gradient stands for all in one (``SplitBackward``)."""
+    gradients = [PASS] * (len(sizes) - 1) + [packed.bytes]
+    return tuple(
+        m.op(size, (packed,), (gradient,), item=packed.item, view_of=packed)
+        for size, gradient in zip(sizes, gradients, strict=True)
+    )
 
 
 def embedding(m: Machine, tokens: int, weight: Weight) -> Tensor:
@@ -132,10 +148,28 @@ def new_gelu(m: Machine, x: Tensor) -> Tensor:
     return mul(m, half, shift(m, tanh(m, scale(m, add(m, x, scale(m, keeps_input(m, x)))))))
 
 
+def fast_gelu(m: Machine, x: Tensor) -> Tensor:
+    """``FastGELUActivation`` (activations.py:107), written out in elementary operators."""
+    half, scaled = scale(m, x), scale(m, x)
+    return mul(m, half, shift(m, tanh(m, mul(m, scaled, shift(m, mul(m, scale(m, x), x))))))
+
+
+def python_gelu(m: Machine, x: Tensor) -> Tensor:
+    """``GELUActivation`` in Python (activations.py:75): x / 2 times 1 + erf."""
+    half = scale(m, x)
+    return mul(m, half, shift(m, keeps_input(m, scale(m, x))))
+
+
 def activation(m: Machine, x: Tensor, name: str) -> Tensor:
     """The activation that ``ACT2FN[name]`` names."""
-    if name in ("relu", "tanh", "sigmoid"):
+    if name == "linear":
+        return x
+    if name in ("relu", "relu6", "tanh", "sigmoid"):
         return tanh(m, x)
+    if name == "gelu_fast":
+        return fast_gelu(m, x)
+    if name == "gelu_python":
+        return python_gelu(m, x)
     if name in ("gelu_new", "gelu_accurate"):
         return new_gelu(m, x)
     if name == "relu2":
@@ -162,13 +196,30 @@ def layer_norm(m: Machine, x: Tensor, weight: Weight | None, bias: Weight | None
     )
 
 
-def rms_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
-    """``LlamaRMSNorm``: squares in fp32, scales there, and goes back before the weight."""
+def wide_layer_norm(m: Machine, x: Tensor) -> Tensor:
+    """``OlmoLayerNorm``: in fp32, and without weights."""
+    return cast(m, layer_norm(m, cast(m, x, FLOAT), None), x.item)
+
+
+def rms_norm(m: Machine, x: Tensor, weight: Weight, *, wide_weight: bool = False) -> Tensor:
+    """``LlamaRMSNorm``: squares in fp32, scales there, and goes back before the weight.
+
+    ``wide_weight``: after the weight, as ``Olmo2RMSNorm``.
+    """
     wide = cast(m, x, FLOAT)
     factor = _rsqrt_of_mean_square(m, wide, x.numel // weight.numel)
     scaled = _mul_by_rows(m, wide, factor)
     del wide, factor
+    if wide_weight:
+        return cast(m, _weighted(m, scaled, weight), x.item)
     return _weighted(m, cast(m, scaled, x.item), weight)
+
+
+def clamp(m: Machine, x: Tensor) -> Tensor:
+    """``clamp_``: in place, so a copy of what was there is kept; its backward pass makes two masks."""
+    return m.op(
+        x.numel, (x,), (x.bytes,), item=x.item, view_of=x, extra=(x.bytes,), scratch=2 * x.numel * MASK
+    )
 
 
 def t5_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:

@@ -18,6 +18,7 @@ class ShardedOptimizer(Engine):
     def initialize(self) -> None:
         """One flat group, an fp32 partition, and zeros that stand in for its gradient (:439-575, :934)."""
         s = self.settings
+        self._keep_states_of_whole()
         self.partition = _ceil(self.numel, FLAT_ALIGNMENT * s.ranks) // s.ranks
         frozen = [x for weight, x in zip(self.weights, self.model, strict=True) if not weight.trainable]
         self.meter.mark(EMPTY)  # :449
@@ -232,6 +233,7 @@ class WideOptimizer(Engine):
     def initialize(self) -> None:
         """Flat weights, an fp32 partition, and fp32 gradients of the whole model (:160-200)."""
         s = self.settings
+        self._keep_states_of_whole()
         self.partition = _ceil(self.numel, FLAT_ALIGNMENT * s.ranks) // s.ranks
         frozen = [x for weight, x in zip(self.weights, self.model, strict=True) if not weight.trainable]
         self.model = [*frozen, self.new(self.partition * s.ranks * s.item, "parameters")]

@@ -59,6 +59,8 @@ class ShardedParameters(Coordinator, Engine):
             self.momentary(self.shards[weight.index] * s.ranks * s.item, "gathered parameters")
         self._initialize_host()
         self.bucket: list[tuple[Weight, Storage | None]] = []
+        self.unwritten: list[Storage] = []
+        """Gradients that wait for the optimizer's step because no disk takes them."""
         self.filled = 0
 
     def _initialize_host(self) -> None:
@@ -73,7 +75,10 @@ class ShardedParameters(Coordinator, Engine):
             else:
                 largest = max(self.sub_groups, default=0)
                 self.nvme_bytes += self.partition * MASTER_ITEM * (2 + s.moments)
-                host.add("swap buffers", 4 * largest * MASTER_ITEM, pinned=True)
+                # by posix_memalign, SwapBufferManager; the first step makes the states outside of them
+                aligned = largest + -largest % s.swap_alignment
+                host.add("swap buffers", s.swap_buffers * aligned * MASTER_ITEM, pinned=False)
+                host.add("new optimizer states", s.moments * largest * MASTER_ITEM, pinned=False)
             host.add("gradient partitions", self.partition * s.gradient_item, pinned=s.pin_memory)
         if s.offload_param != "none":
             shards = sum(self.shards) * s.item
@@ -84,6 +89,10 @@ class ShardedParameters(Coordinator, Engine):
                     host.add("parameters as built", shard * s.item, pinned=True)
             else:
                 self.nvme_bytes += shards
+                count = s.parameter_buffers * s.parameter_buffer * s.item
+                host.add("parameter buffers", count, pinned=False)  # partitioned_param_swapper.py:104-112
+                # stage3.py:1018, reserve_partitioned_swap_space
+                host.add("parameters in passing", max(self.sub_groups, default=0) * s.item, pinned=True)
 
     def _let_go(self, index: int) -> None:
         """hpZ's copy within the node, made when a parameter is partitioned (partition_parameters.py:1900)."""
@@ -164,21 +173,31 @@ class ShardedParameters(Coordinator, Engine):
                 wide.append(self.new(size, "temporaries", self.reduce_stream))
             flat = None
         if s.offload_optimizer != "none":
-            for weight, _ in self.bucket:
-                self._offload(self.shards[weight.index])
+            waiting = [self._offload(self.shards[weight.index]) for weight, _ in self.bucket]
+            del waiting
         del flat, wide, sent
         self.bucket.clear()
         self.filled = 0
 
-    def _offload(self, shard: int) -> None:
-        """``partition_grads``: back on the device; at a boundary its norm in fp64, and it in fp32 (:2006)."""
+    def _offload(self, shard: int) -> Storage | None:
+        """``partition_grads``: back on the device; at a boundary its norm in fp64, and it in fp32 (:2006).
+
+        What goes to a disk waits on the device until all of its bucket is there (:1443-1465); what is too
+        small to write, or has a rest that is, waits until the optimizer steps (optimizer_utils.py:253-285).
+        """
         s = self.settings
         back = self.new(shard * s.gradient_item, "temporaries", self.reduce_stream)
-        if self.boundary:
-            self.momentary(min(shard, NORM_CHUNK) * NORM_ITEM, "temporaries", self.reduce_stream)
-            if s.gradient_item != MASTER_ITEM:
-                self.momentary(shard * MASTER_ITEM, "temporaries", self.reduce_stream)
-        del back
+        if not self.boundary:
+            return None
+        self.momentary(min(shard, NORM_CHUNK) * NORM_ITEM, "temporaries", self.reduce_stream)
+        wide = back
+        if s.gradient_item != MASTER_ITEM:
+            wide = self.new(shard * MASTER_ITEM, "temporaries", self.reduce_stream)
+        if s.offload_optimizer != "nvme":
+            return None
+        if shard * MASTER_ITEM < s.least_swapped_bytes or shard % s.swap_alignment:
+            self.unwritten.append(wide)
+        return wide
 
     def end_backward(self) -> None:
         """Reduce what is left in the bucket, then let go of embeddings, which no hook did (gpt2-m-z3)."""
@@ -195,6 +214,7 @@ class ShardedParameters(Coordinator, Engine):
         self.gathered.clear()
         self.in_flight.clear()
         self.secondary.clear()
+        self.unwritten.clear()
         if s.offload_optimizer == "none":
             if s.precision == "fp16":  # has_overflow: isinf's absolute values, then what they tell (:3013)
                 absolute = self.new(self.partition * s.gradient_item, "temporaries", self.reduce_stream)

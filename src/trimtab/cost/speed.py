@@ -272,7 +272,7 @@ class _Step:
         """
         if not size or self.ranks == 1:
             return 0.0
-        calls = max(1, math.ceil(size / bucket))
+        calls = max(1, min(self.profile.tensors, math.ceil(size / bucket)))  # a bucket takes one at least
         each, nodes = size / calls, self.cluster.nodes
         groups = self.config.tensor_parallel  # each has ranks on every node
         total = calls * self.rates.collective(name, each, self.ranks, nodes, groups)

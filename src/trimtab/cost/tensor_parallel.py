@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from trimtab.cost import operators as ops
 from trimtab.cost.machine import PASS, Machine, Tensor, Weight
-from trimtab.cost.reduction import reduction_bytes
 from trimtab.parameters.tensor_parallel import Style
 
 INDEX_ITEM = 8
@@ -22,9 +21,7 @@ def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None, style: St
     if style == "row":
         out = _summed(m, out)
     if bias is not None:
-        rows = out.numel // bias.numel
-        tail = reduction_bytes(rows, bias.numel, out.item) if bias.trainable else 0
-        out = m.op(out.numel, (out, bias), (PASS, bias.bytes), item=out.item, tail=tail)
+        out = ops.add_bias(m, out, bias)
     return _gathered(m, out, size) if style == "gathered" else out
 
 

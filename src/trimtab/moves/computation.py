@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trimtab.architecture import BF16_FAMILIES
+from trimtab.architecture import BF16_FAMILIES, EAGER_ONLY
 from trimtab.cluster import Cluster
 from trimtab.config import BLOCK, Config
 from trimtab.hf_config import lora_targets
@@ -13,9 +13,8 @@ from trimtab.job import ATTENTIONS, LIGER
 from trimtab.model import Model
 from trimtab.moves.move import ALREADY, Kind, Move, Value, choice, moved, single, spelled, switch
 
-# no scaled_dot_product_attention in their files of transformers 5.17 (models/gptj, gpt_neo, bloom)
-EAGER_ONLY = frozenset(("gptj", "gpt_neo", "bloom"))
-NO_FLASH = frozenset(("t5", "mt5", "bloom"))  # _supports_flash_attn of the same files
+# _supports_flash_attn in transformers 5.17; Falcon has a class of its own for it, which is not counted
+NO_FLASH = frozenset(("t5", "mt5", "bloom", "falcon"))
 FLASH_CAPABILITY = 8.0  # FlashAttention-2's README: Ampere or newer
 PRECISIONS = ("bf16", "fp16", "fp32")
 # dynamic, with the engine's defaults written out (runtime/precision_config.py:100-163)
@@ -100,7 +99,7 @@ def attention(name: str) -> Move:
             return f"transformers has only eager attention for {model.model_type}"
         if name == "flash":
             if model.model_type in NO_FLASH:
-                return f"transformers has no flash attention for {model.model_type}"
+                return f"no flash attention is known for {model.model_type}"
             if cluster.gpu.vendor != "nvidia" or float(cluster.gpu.compute_capability) < FLASH_CAPABILITY:
                 return f"FlashAttention-2 needs Ampere or newer, not {cluster.gpu.name}"
             if config.precision == "fp32":

@@ -61,7 +61,7 @@ def _layer_kinds(model: Model) -> list[str]:
     if model.model_type != "gemma3_text":
         return [""]
     kinds = [
-        ("sliding_attention_", model.sliding_layers),
-        ("full_attention_", model.layers - model.sliding_layers),
+        ("sliding_attention_", len(model.sliding_layers)),
+        ("full_attention_", model.layers - len(model.sliding_layers)),
     ]
     return [name for name, layers in kinds if layers]

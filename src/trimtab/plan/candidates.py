@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab import moves
+from trimtab.architecture import EAGER_ONLY
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.errors import UsageError
 from trimtab.moves import Move, recomputation
 from trimtab.moves.communication import SMALL_BUCKET
-from trimtab.moves.computation import EAGER_ONLY
 from trimtab.plan.wishes import Wishes
 
 NEEDS_BF16 = frozenset(("t5", "mt5", "gemma", "gemma2", "gemma3_text"))

@@ -102,6 +102,8 @@ class Efficient(torch.autograd.Function):
 
 def _kernel(query: Any, key: Any, value: Any, mask: Any, grouped: bool) -> str:
     width = query.shape[-1]
+    if not grouped and not query.shape[1] == key.shape[1] == value.shape[1]:
+        return "math"  # sdp_utils_cpp.h check_batch_size_and_num_heads_dense
     same_width = width == key.shape[-1] == value.shape[-1]
     if query.dtype in LOW_PRECISION and mask is None and same_width and width <= FLASH_HEAD_LIMIT:
         return "flash"

@@ -12,17 +12,8 @@ import torch
 from trimtab.errors import Unsupported, UsageError
 from trimtab.rehearse import attention, corners, fused
 from trimtab.rehearse.request import PhantomRequest
-from trimtab.train.model import recompute, transformer_layers
+from trimtab.train.model import AUTO_CLASSES, add_lora, recompute, transformer_layers
 
-AUTO_CLASSES = {
-    "causal-lm": "AutoModelForCausalLM",
-    "masked-lm": "AutoModelForMaskedLM",
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "seq2seq-lm": "AutoModelForSeq2SeqLM",
-    "span-corruption": "AutoModelForSeq2SeqLM",
-}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -95,20 +86,7 @@ def model(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: in
     if request.kernels == "fused":
         fused.apply(built, request.compute_capability)
     if request.lora is not None:
-        from peft import LoraConfig, get_peft_model
-
-        lora = request.lora
-        built = get_peft_model(
-            built,
-            LoraConfig(
-                r=lora.r,
-                lora_alpha=lora.lora_alpha,
-                lora_dropout=lora.lora_dropout,
-                target_modules=None if lora.target_modules is None else list(lora.target_modules),
-                modules_to_save=list(lora.modules_to_save) or None,
-            ),
-            autocast_adapter_dtype=False,  # as trimtab.train: the engine casts the adapters with the rest
-        )
+        built = add_lora(built, request.lora, request.task)
     if request.checkpoint_activations:
         recompute(built, request.recomputed_layers, frozen=request.lora is not None)
     built.train()

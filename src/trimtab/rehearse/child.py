@@ -70,6 +70,8 @@ def environment(device: str) -> dict[str, str]:
         filter(None, (str(Path(__file__).parents[2]), found.get("PYTHONPATH")))
     )
     found.pop("DS_PIN_MEMORY_BACKEND", None)
+    if device == "cpu":  # a phantom's functions are Python, which TorchScript cannot compile (DeBERTa's do)
+        found["PYTORCH_JIT"] = "0"
     return found
 
 
@@ -126,5 +128,11 @@ def _error(kind: str, message: str) -> TrimtabError:
         return Unsupported(
             f"a phantom rehearsal cannot follow this model: it calls {operator} where no fake tensor "
             f"reaches; {CURE}"
+        )
+    if first.startswith(("DynamicOutputShape", "DataDependentOutput")):  # torch/_subclasses/fake_tensor.py
+        operator = first.rpartition(": ")[2]
+        return Unsupported(
+            "a phantom rehearsal cannot follow this model: what it does next depends on the values that "
+            f"{operator} finds; {CURE}"
         )
     return RefusedConfig(f"the DeepSpeed engine stopped: {first[:600]}")

@@ -1,4 +1,5 @@
 """The history: every rehearsal and training of this machine, in one SQLite file.
 
-`trimtab.store.database` keeps it, `rehearsed` and `trained` make its entries.  Nothing here imports torch.
+`trimtab.store.database` keeps it; `trimtab.rehearse.entry` and `trimtab.train.entry` make its entries.
+Nothing here imports torch.
 """

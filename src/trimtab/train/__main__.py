@@ -150,7 +150,7 @@ def _leave_word(folder: RunFolder, word: dict[str, Any]) -> None:
 
 def _remember(settings: Settings, outcome: str, error: str | None = None) -> None:
     """Put a run that a launcher of others started into the history; `trimtab train` does so itself."""
-    from trimtab.store.trained import keep_run
+    from trimtab.train.entry import keep_run
     from trimtab.train.predict import prediction
 
     world = int(os.environ.get("WORLD_SIZE", "1"))

@@ -16,7 +16,7 @@ from typing import Any
 
 from trimtab.config import Config
 from trimtab.errors import MissingExtra, TrimtabError, UnreadableFile, Unsupported, UsageError
-from trimtab.job import Job, refuse_too_many
+from trimtab.job import Job, Lora, refuse_too_many
 
 AUTO_CLASSES = {
     "causal-lm": "AutoModelForCausalLM",
@@ -26,6 +26,14 @@ AUTO_CLASSES = {
     "question-answering": "AutoModelForQuestionAnswering",
     "seq2seq-lm": "AutoModelForSeq2SeqLM",
     "span-corruption": "AutoModelForSeq2SeqLM",
+}
+PEFT_TASKS = {
+    "causal-lm": "CAUSAL_LM",
+    "seq2seq-lm": "SEQ_2_SEQ_LM",
+    "span-corruption": "SEQ_2_SEQ_LM",
+    "sequence-classification": "SEQ_CLS",
+    "token-classification": "TOKEN_CLS",
+    "question-answering": "QUESTION_ANS",
 }
 ATTENTION_NAMES = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}
 TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -205,7 +213,7 @@ def build_model(config: Config, hf: Any, build: Build, *, device: str) -> Built:
     if config.job.kernels == "fused":
         _use_liger_kernels(module)
     if config.job.lora is not None:
-        module = _add_lora(module, config.job)
+        module = add_lora(module, config.job.lora, config.job.task)
     if config.job.checkpoint_activations:
         adapted = config.job.lora is not None
         recompute(module, config.job.recomputed_layers, frozen=adapted or bool(build.freeze))
@@ -255,7 +263,7 @@ def count_parameters(config: Config, hf: Any, build: Build) -> tuple[int, int]:
         module = getattr(transformers, AUTO_CLASSES[config.job.task]).from_config(hf)
     parameters = _count(module.parameters())
     if config.job.lora is not None:
-        module = _add_lora(module, config.job)
+        module = add_lora(module, config.job.lora, config.job.task)
     trained = (
         p
         for name, p in module.named_parameters()
@@ -331,28 +339,24 @@ def _model_class(hf: Any, task: str) -> Any:
     return found[0] if isinstance(found, (list, tuple)) else found
 
 
-def _add_lora(module: Any, job: Job) -> Any:
+def add_lora(module: Any, lora: Lora, task: str) -> Any:
+    """``module`` under peft's adapters: all else is frozen but the head that a task's own class keeps.
+
+    Raises:
+        MissingExtra: peft is not installed.
+        UsageError: the target modules match nothing.
+    """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise MissingExtra("peft", "train", "LoRA") from error
-    lora = job.lora
-    assert lora is not None
-    task_types = {
-        "causal-lm": "CAUSAL_LM",
-        "seq2seq-lm": "SEQ_2_SEQ_LM",
-        "span-corruption": "SEQ_2_SEQ_LM",
-        "sequence-classification": "SEQ_CLS",
-        "token-classification": "TOKEN_CLS",
-        "question-answering": "QUESTION_ANS",
-    }
     settings = LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=list(lora.target_modules) if lora.target_modules else None,
         modules_to_save=list(lora.modules_to_save) or None,
-        task_type=task_types.get(job.task),
+        task_type=PEFT_TASKS.get(task),
     )
     try:
         # the engine casts the adapters with the rest, so peft must not make them float32 first

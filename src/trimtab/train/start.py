@@ -113,7 +113,7 @@ def _remember(
     error: str | None = None,
 ) -> None:
     """Put the run into the history."""
-    from trimtab.store.trained import keep_run
+    from trimtab.train.entry import keep_run
 
     keep_run(
         settings, ranks=launch.ranks, nodes=launch.nodes, outcome=outcome, error=error, prediction=prediction

@@ -1,0 +1,100 @@
+"""Falcon's forward pass, as transformers 5.17 writes it (models/falcon/modeling_falcon.py)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from trimtab.cost import attention as att
+from trimtab.cost import operators as ops
+from trimtab.cost.machine import PASS, Tensor
+from trimtab.cost.net import Net
+from trimtab.errors import UnknownArchitecture
+
+
+def body(net: Net) -> Tensor:
+    """The hidden states after the last norm: batch x sequence x width."""
+    m, model, length = net.m, net.model, net.job.sequence_length
+    if net.attention == "flash":
+        raise UnknownArchitecture(
+            f"{model.name}: the arithmetic does not know Falcon's own class for flash attention; use sdpa"
+        )
+    x = words = net.words("transformer.word_embeddings", net.tokens)
+    pairs = net.tokens * length
+    if model.hf["alibi"]:  # the mask has a part for every head, and is made of the alibi in between
+        alibi = m.tensor(model.heads * net.tokens)
+        net.given = (alibi, m.tensor(model.heads * pairs))
+    elif net.attention == "eager":
+        net.given = (m.tensor(pairs),)
+    else:  # ``allow_is_causal_skip=False``: a boolean one, that samples share
+        net.given = (m.tensor(length * length, ops.MASK),)
+    for path in net.layers("transformer.h"):
+        x = net.layer(partial(_layer, net, path, net.given), x)
+    x = net.norm(x, "transformer.ln_f")
+    del words
+    return x
+
+
+def _layer(net: Net, path: str, given: tuple[Tensor, ...], x: Tensor) -> Tensor:
+    m, model = net.m, net.model
+    residual = x
+    two = f"{path}.ln_attn.weight" in net.weights
+    normed = net.norm(x, f"{path}.ln_attn" if two else f"{path}.input_layernorm")
+    forward = net.norm(x, f"{path}.ln_mlp") if two else normed
+    attended = net.module(partial(_attention, net, path, given), normed)
+    if not model.parallel_residual:
+        residual = ops.add(m, residual, ops.dropout(m, attended, model.attention_dropout))
+        forward = net.norm(residual, f"{path}.post_attention_layernorm")
+    out = net.module(partial(_feed_forward, net, path), forward)
+    if model.parallel_residual:  # in place
+        out = m.op(out.numel, (out, attended), (PASS, PASS), item=out.item, view_of=out)
+    return ops.add(m, residual, ops.dropout(m, out, model.residual_dropout))
+
+
+def _feed_forward(net: Net, path: str, x: Tensor) -> Tensor:
+    inner = net.activation(net.linear(x, f"{path}.mlp.dense_h_to_4h"))
+    return net.linear(inner, f"{path}.mlp.dense_4h_to_h")
+
+
+def _attention(net: Net, path: str, given: tuple[Tensor, ...], x: Tensor) -> Tensor:
+    m, model = net.m, net.model
+    packed = net.linear(x, f"{path}.self_attention.query_key_value")
+    q, k, v = _heads(net, packed)
+    alibi = bool(model.hf["alibi"])
+    if not alibi:
+        q, k = net.rotary(q), net.rotary(k)
+    shape = att.Shape(
+        batch=net.batch,
+        heads=model.heads,
+        kv_heads=k.numel // (net.tokens * model.head_dim),
+        queries=net.job.sequence_length,
+        keys=net.job.sequence_length,
+        head_dim=model.head_dim,
+    )
+    if net.attention == "eager":
+        out, net.attention_weights = att.eager(m, q, k, v, shape)
+    elif shape.kv_heads != shape.heads:
+        out = att.plain(m, q, k, v, shape, broadcast=True)
+    elif alibi:
+        out = att.efficient(m, q, k, v, shape, given[1])
+    else:
+        out = att.masked(m, q, k, v, shape)
+    return net.linear(out, f"{path}.self_attention.dense")
+
+
+def _heads(net: Net, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``_split_heads``: slices of what is packed, whose gradients are as large as all of it."""
+    m, model = net.m, net.model
+    queries, keys = net.tokens * model.heads * model.head_dim, net.tokens * model.kv_heads * model.head_dim
+
+    def part(numel: int, *, copied: bool) -> Tensor:
+        return m.op(numel, (packed,), (packed.bytes,), item=packed.item, view_of=None if copied else packed)
+
+    if not model.hf["new_decoder_architecture"]:
+        shared = model.kv_heads == 1  # a list of places, which copies
+        return part(queries, copied=False), part(keys, copied=shared), part(keys, copied=shared)
+    q = ops.copy(m, part(queries, copied=False))
+    k, v = (part(keys, copied=True) for _ in range(2))
+    shape = att.Shape(
+        batch=net.batch, heads=model.heads, kv_heads=model.kv_heads, queries=0, keys=0, head_dim=0
+    )
+    return q, att.repeat_keys(m, k, shape), att.repeat_keys(m, v, shape)

@@ -1,0 +1,207 @@
+"""Every architecture and task is counted, and what odd jobs take is what the real engine allocates."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from sources import ROOT
+from trimtab.config import Config
+from trimtab.cost.memory import Profile, profile
+from trimtab.errors import UnknownArchitecture
+from trimtab.hf_config import known_model_types
+from trimtab.model import Model
+from trimtab.parameters import tasks_of
+
+WORLD = 3
+TOLERANCE = 0.006
+"""Positions, rotary tables and the like, which nobody counts, show in models as small as these."""
+SMALL: dict[str, Any] = {
+    "hidden_size": 256,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 512,
+    "vocab_size": 1000,
+    "max_position_embeddings": 600,
+}
+WINDOW = {**SMALL, "sliding_window": 100}
+DISK = {"device": "nvme", "nvme_path": "nvme"}
+OLDER: dict[str, Any] = {"hidden_size": 256, "num_attention_heads": 4, "vocab_size": 1000}
+ENCODER = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
+T5: dict[str, Any] = {"d_model": 256, "d_ff": 512, "num_layers": 2, "num_heads": 4, "vocab_size": 1000}
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 256, "n_layer": 2, "n_head": 4, "vocab_size": 1000},
+    "gptj": {"n_embd": 256, "n_layer": 2, "n_head": 4, "vocab_size": 1000, "rotary_dim": 32},
+    "gpt_neo": {"hidden_size": 256, "num_layers": 2, "num_heads": 4, "vocab_size": 1000,
+                "attention_types": [[["global", "local"], 1]]},
+    "bloom": {**OLDER, "num_hidden_layers": 3},
+    "falcon": {**OLDER, "num_hidden_layers": 3},
+    "distilbert": {"dim": 256, "hidden_dim": 512, "n_layers": 2, "n_heads": 4, "vocab_size": 1000},
+    "phi3": {**SMALL, "pad_token_id": 0},
+    "t5": T5,
+    "mt5": T5,
+    **dict.fromkeys(("opt", "gpt_neox", "bert", "roberta", "xlm-roberta", "electra"), ENCODER),
+}  # fmt: skip
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "bloom": ({"model_type": "bloom", **SHAPES["bloom"], "hidden_dropout": 0.1}, {}),
+    "bloom recomputed": (
+        {"model_type": "bloom", **SHAPES["bloom"], "apply_residual_connection_post_layernorm": True},
+        {"stage": 3, "checkpoint_activations": True},
+    ),
+    "falcon, one key head": ({"model_type": "falcon", **SHAPES["falcon"]}, {}),
+    "falcon, grouped key heads": (
+        {"model_type": "falcon", **SHAPES["falcon"], "new_decoder_architecture": True, "num_kv_heads": 2},
+        {"stage": 3, "checkpoint_activations": True},
+    ),
+    "falcon with alibi": (
+        {"model_type": "falcon", **SHAPES["falcon"], "alibi": True, "multi_query": False,
+         "parallel_attn": False, "bias": True},
+        {"stage": 3, "checkpoint_activations": True},
+    ),
+    "falcon, eager": ({"model_type": "falcon", **SHAPES["falcon"]}, {"attention": "eager"}),
+    "gemma 3": ({"model_type": "gemma3_text", **WINDOW, "head_dim": 64, "sliding_window_pattern": 3}, {}),
+    "gemma 2, softcapped": ({"model_type": "gemma2", **WINDOW, "head_dim": 64}, {"attention": "eager"}),
+    "gemma 2": ({"model_type": "gemma2", **WINDOW, "head_dim": 64}, {"checkpoint_activations": True}),
+    "a window on shared keys": ({"model_type": "mistral", **WINDOW}, {}),
+    "a window in fp32": ({"model_type": "starcoder2", **WINDOW}, {"precision": "fp32"}),
+    "a window on some layers": (
+        {"model_type": "qwen2", **WINDOW, "use_sliding_window": True, "max_window_layers": 2},
+        {"stage": 3, "checkpoint_activations": 3},
+    ),
+    "no window that narrows": ({"model_type": "mistral", **SMALL, "sliding_window": 513}, {}),
+    "phi 3, eager and recomputed": (
+        {"model_type": "phi3", **SHAPES["phi3"], "sliding_window": None},
+        {"stage": 3, "attention": "eager", "checkpoint_activations": True},
+    ),
+    "phi with norms": ({"model_type": "phi", **SMALL, "qk_layernorm": True}, {}),
+    "stablelm with norms": (
+        {"model_type": "stablelm", **SMALL, "qk_layernorm": True, "use_parallel_residual": True},
+        {"stage": 3},
+    ),
+    "olmo, clipped": ({"model_type": "olmo", **SMALL, "clip_qkv": 8.0}, {}),
+    "olmo 2": ({"model_type": "olmo2", **SMALL}, {}),
+    "gelu written out": ({"model_type": "gpt_neox", **ENCODER, "hidden_act": "gelu_fast"}, {}),
+    "a head tied before its embedding": ({"model_type": "xlm-roberta", **ENCODER}, {"task": "masked-lm"}),
+    "an encoder that predicts the next word": ({"model_type": "bert", **ENCODER}, {"task": "causal-lm"}),
+    "lora keeps the head": (
+        {"model_type": "roberta", **ENCODER},
+        {"task": "sequence-classification", "lora": {"r": 8, "target_modules": ["query"]}},
+    ),
+    "an encoder alone": ({"model_type": "t5", **T5}, {"task": "token-classification"}),
+    "an answer's place": ({"model_type": "t5", **T5}, {"task": "question-answering"}),
+    "a classifier of tokens": ({"model_type": "llama", **SMALL}, {"task": "token-classification"}),
+    "states on a disk": (
+        {"model_type": "llama", **SMALL, "hidden_size": 1024, "intermediate_size": 2048},
+        {"stage": 3, "zero": {"offload_optimizer": DISK}},
+    ),
+    "pinned unless said otherwise": (
+        {"model_type": "llama", **SMALL},
+        {"zero": {"offload_optimizer": {"device": "cpu"}}},
+    ),
+    "gradients sent in fp32": ({"model_type": "llama", **SMALL}, {"wire": "fp32"}),
+    "gradients sent in fp32, sharded": ({"model_type": "llama", **SMALL}, {"stage": 3, "wire": "fp32"}),
+    "Lion in one wrapper": ({"model_type": "llama", **SMALL}, {"stage": 0, "optimizer": "Lion"}),
+    "Adagrad keeps two sums": ({"model_type": "llama", **SMALL}, {"optimizer": "Adagrad"}),
+    "a causal model that answers": ({"model_type": "llama", **SMALL}, {"task": "question-answering"}),
+}  # fmt: skip
+
+SCRIPT = """
+import json, sys
+from trimtab.config import Config
+from trimtab.rehearse.request import PhantomRequest
+from trimtab.rehearse.series import rehearse_forked
+
+world, cases = json.load(sys.stdin)
+for name, hf, raw in cases:
+    request = PhantomRequest.of_config(Config.from_mapping(raw), hf, world_size=world, record="none")
+    answer = rehearse_forked(request, timeout_seconds=300)
+    kept = answer.moment("after_forward").allocated_bytes
+    host = answer.host_peak_bytes
+    print("ANSWER", json.dumps([name, answer.parameters, answer.step_peak_bytes, kept, host]), flush=True)
+"""
+
+
+def raw(
+    task: str = "causal-lm",
+    stage: int = 2,
+    precision: str = "bf16",
+    zero: Mapping[str, Any] = MappingProxyType({}),
+    optimizer: str = "AdamW",
+    wire: str | None = None,
+    **block: Any,
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 2,
+        "zero_optimization": {"stage": stage, "reduce_bucket_size": 100_000, **zero},
+        "optimizer": {"type": optimizer, "params": {"lr": 1e-4}},
+        "communication_data_type": wire,
+        "trimtab": {"task": task, "sequence_length": 512, **block},
+    }
+    return found if precision == "fp32" else {**found, precision: {"enabled": True}}
+
+
+def counted(hf: dict[str, Any], **job: Any) -> Profile:
+    return profile(Config.from_mapping(raw(**job)), Model.from_hf(hf), WORLD)
+
+
+@pytest.mark.parametrize("model_type", known_model_types())
+def test_every_task_is_counted(model_type: str) -> None:
+    hf = {"model_type": model_type, **SHAPES.get(model_type, SMALL)}
+    for task in tasks_of(Model.from_hf(hf)):
+        if (model_type in ("t5", "mt5")) and task == "sequence-classification":
+            with pytest.raises(UnknownArchitecture, match="before a run"):
+                counted(hf, task=task)
+            continue
+        kept = counted(hf, task=task)
+        again = counted(hf, task=task, stage=3, attention="eager", checkpoint_activations=True)
+        assert kept.parameters == again.parameters
+        assert 0 < again.built < kept.built
+        assert 0 < kept.live["backward"] < kept.live["forward"] < kept.peak
+
+
+def test_a_window_shows_where_it_is_no_wider_than_the_sequence() -> None:
+    masked, whole = (
+        counted({"model_type": "mistral", **SMALL, "sliding_window": window}) for window in (512, 513)
+    )
+    pairs, repeated = 2 * 512 * 512, 2 * (2 * 512 * 128)
+    layers = SMALL["num_hidden_layers"]
+    grown = masked.live["forward"] - whole.live["forward"]
+    assert grown >= layers * 2 * pairs  # a mask of numbers a layer, beside the keys that heads share
+    assert grown == pytest.approx(layers * 2 * (pairs + repeated), rel=0.02)
+
+
+@pytest.mark.engine
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("torch", "deepspeed", "transformers", "peft")),
+    reason="needs trimtab[train]",
+)
+def test_the_engine_allocates_what_is_counted() -> None:
+    asked = [(name, hf, raw(**job)) for name, (hf, job) in CASES.items()]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT],
+        input=json.dumps([WORLD, asked]),
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line.removeprefix("ANSWER ") for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
+    answers = {name: found for name, *found in map(json.loads, lines)}
+    assert set(answers) == set(CASES), done.stderr[-2000:]
+    for name, (hf, job) in CASES.items():
+        parameters, peak, kept, host = answers[name]
+        found = counted(hf, **job)
+        assert found.parameters == parameters, name
+        assert found.peak == pytest.approx(peak, rel=TOLERANCE), name
+        assert found.live["forward"] == pytest.approx(kept, rel=TOLERANCE), name
+        if "zero" in job:
+            assert found.host_bytes == pytest.approx(host, rel=TOLERANCE, abs=1000), name
