@@ -11,13 +11,15 @@ import pytest
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
-from trimtab.cost.rates import HOST, Rates, rates_of
+from trimtab.cost.rates import HOST as PROBED_HOST
+from trimtab.cost.rates import USUAL_PACE, Rates, rates_of
 from trimtab.errors import UnreadableFile
 from trimtab.rehearse.durations import device_seconds, flops_of, has_kernel, moved_bytes
 from trimtab.rehearse.request import PHASES, Collective, Copy, Operator, Rehearsal
 from trimtab.rehearse.simulator import Simulated, simulate, speed_of, trace, write_timeline
 from trimtab.rehearse.timeline import STREAMS, Timeline
 
+HOST = PROBED_HOST.times(USUAL_PACE)
 BIG = (("bfloat16", (8192, 8192)), ("bfloat16", (8192, 8192)))
 FORWARD, BACKWARD, STEP = (PHASES.index(name) for name in ("forward", "backward", "step"))
 
@@ -168,6 +170,34 @@ def test_fetches_of_zero_3_cost_the_host() -> None:
     order = [("phase", FORWARD), *[("join", 1)] * 10, ("operator", 0)]
     sharded, plain = (run(order, stage=stage, operators=(ADD,)) for stage in (3, 2))
     assert sharded.step_seconds - plain.step_seconds == pytest.approx(10 * HOST.fetch)
+
+
+def test_zero_3s_own_linear_function_runs_in_python() -> None:
+    order = [("phase", FORWARD), *[("operator", 0)] * 100]
+    small = (("bfloat16", (8, 8)), ("bfloat16", (8, 8)))
+    operators = (operator("aten.mm.default", small, small[:1]),)
+    own, plain = (run(order, stage=stage, operators=operators) for stage in (3, 2))
+    assert own.step_seconds - plain.step_seconds == pytest.approx(100 * HOST.function)
+
+
+def test_a_module_costs_the_host_in_the_forward_pass_alone() -> None:
+    def with_modules(phase: int, count: int) -> float:
+        order = [("phase", phase), *[("module", 0)] * count, ("operator", 0)]
+        return run(order, operators=(ADD,)).step_seconds
+
+    assert with_modules(FORWARD, 10) - with_modules(FORWARD, 0) == pytest.approx(10 * HOST.module)
+    assert with_modules(BACKWARD, 10) == with_modules(BACKWARD, 0)
+
+
+def test_a_host_is_as_slow_as_it_was_measured() -> None:
+    order = [("phase", FORWARD), *[("operator", 0)] * 100]
+    small = (("bfloat16", (8, 8)),)
+    step = record(order, operators=(operator("aten.add.Tensor", small, small),))
+
+    def at(pace: float) -> float:
+        return simulate(step, replace(rates(), pace=pace), accumulation=1, stage=2).step_seconds
+
+    assert at(2.0) - at(1.0) == pytest.approx(100 * PROBED_HOST.forward, rel=0.01)
 
 
 def test_speed_has_the_closed_forms_terms_and_leaves_recomputation_out() -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from trimtab.cost import operators as ops
-from trimtab.cost.machine import PASS, Machine, Node, Tensor, Weight
+from trimtab.cost.backward import PASS
+from trimtab.cost.machine import Machine, Node, Tensor, Weight
 from trimtab.cost.meter import BLOCK_BYTES, PART, PARTS, Meter, Storage
 from trimtab.cost.reduction import reduction_bytes
 

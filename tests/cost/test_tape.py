@@ -13,9 +13,10 @@ from measured_cases import bert, gpt2, llama, t5
 from trimtab.config import Config
 from trimtab.cost.engine import Engine
 from trimtab.cost.machine import Weight
-from trimtab.cost.memory import profile, recorded, settings_of, weights_for
+from trimtab.cost.memory import profile, settings_of
 from trimtab.cost.meter import Meter
 from trimtab.cost.tape import PHASES, START, Numbers, Recording
+from trimtab.cost.workload import recorded, weights_for
 from trimtab.job import Job, Lora
 from trimtab.model import Model
 

@@ -8,7 +8,8 @@ kernel with a mask or in fp32, plain mathematics where neither can.
 from __future__ import annotations
 
 from trimtab.cost import operators as ops
-from trimtab.cost.machine import PASS, Machine, Tensor
+from trimtab.cost.backward import PASS
+from trimtab.cost.machine import Machine, Tensor
 from trimtab.cost.meter import Storage
 
 FLASH_HEAD_LIMIT = 256  # sdp_utils.cpp, check_head_dim_size_flash

@@ -12,7 +12,8 @@ from functools import partial
 from trimtab.cost import attention as att
 from trimtab.cost import bloom, falcon
 from trimtab.cost import operators as ops
-from trimtab.cost.machine import PASS, Tensor
+from trimtab.cost.backward import PASS
+from trimtab.cost.machine import Tensor
 from trimtab.cost.net import CONCATENATES, INDEX_BYTES, Net
 from trimtab.parameters import llama_like
 

@@ -6,7 +6,8 @@ from functools import partial
 
 from trimtab.cost import attention as att
 from trimtab.cost import operators as ops
-from trimtab.cost.machine import PASS, Tensor
+from trimtab.cost.backward import PASS
+from trimtab.cost.machine import Tensor
 from trimtab.cost.net import Net
 from trimtab.errors import UnknownArchitecture
 

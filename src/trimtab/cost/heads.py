@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from trimtab.cost import decoders, encoders, tensor_parallel
 from trimtab.cost import operators as ops
-from trimtab.cost.machine import HELD, Tensor, Weight
+from trimtab.cost.backward import HELD
+from trimtab.cost.machine import Tensor, Weight
 from trimtab.cost.net import Net
 from trimtab.errors import UnknownArchitecture
 

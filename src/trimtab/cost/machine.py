@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
+from trimtab.cost.backward import HELD, PASS, backward_kernels
 from trimtab.cost.meter import COLLECTIVES, PART, Account, Kernel, Storage
 
 
@@ -83,10 +84,6 @@ class Node:
 
 Edge = Node | Weight
 _REPLAYED = Node()
-PASS = -1
-"""A gradient that is the incoming one, or a view of it."""
-HELD = -2
-"""A gradient made in the forward pass: the first storage that the operator kept; one less, the next."""
 
 
 class Tensor:
@@ -141,51 +138,6 @@ class Region:
     def finish(self) -> None:
         """Let go of everything: its backward pass is done."""
         self.run, self.arguments, self.recomputed = _nothing, (), None
-
-
-BACKWARD = {
-    "native_layer_norm": "native_layer_norm_backward",
-    "native_dropout": "native_dropout_backward",
-    "embedding": "embedding_dense_backward",
-    "_softmax": "_softmax_backward_data",
-    "_log_softmax": "_log_softmax_backward_data",
-    "to fp32": "to bf16",
-    "to bf16": "to fp32",
-    "mean rows fp32": "looked up",
-}
-"""Kernels that make all gradients of an operator at once, by the operator's own."""
-
-
-def backward_kernels(node: Node) -> Iterator[Kernel]:
-    """The kernels that make a node's gradients."""
-    if node.kernel in COLLECTIVES:
-        yield Kernel("backward", node.kernel, node.moved)
-        if node.scratch:
-            yield Kernel("backward", "moving", 2 * node.scratch)
-        return
-    sizes = [size for edge, size in zip(node.inputs, node.gradients, strict=True) if edge and size > PASS]
-    if not sizes:
-        return
-    if node.kernel == "attention":  # one kernel makes them all; five products for the forward pass's two
-        yield Kernel("backward", "attention", node.moved + sum(sizes), node.flops * 5 // 2, node.shape)
-    elif node.kernel == "product":
-        batch, rows, inner, columns, item = node.shape
-        outcome = batch * rows * columns * item
-        moved = outcome + batch * (rows + columns) * inner * item
-        for place, shape in enumerate(((rows, columns, inner), (inner, rows, columns))):
-            if node.inputs[place] is not None:
-                yield Kernel("backward", "product", moved, node.flops, (batch, *shape, item))
-        if any(node.inputs[2:]):  # the bias: a sum over the rows
-            yield Kernel("backward", "sum columns", outcome)
-    elif node.kernel in BACKWARD:
-        yield Kernel("backward", BACKWARD[node.kernel], node.moved + sum(sizes), node.flops, node.shape)
-    else:
-        moved = node.moved + sum(sizes) + 2 * node.scratch + node.tail
-        count = len(sizes) + (node.scratch > 0) + (node.tail > 0)  # one a gradient, and those between
-        for place in range(count):
-            first = place == 0  # the gradient of the tensor itself; its factors' are sums over even products
-            name, dimensions = (node.kernel, node.shape) if first else ("moving", ())
-            yield Kernel("backward", name, moved // count, node.flops // count, dimensions)
 
 
 class Machine:
@@ -452,15 +404,16 @@ class Machine:
         part, self.part = self.part, node.part
         scratch = self.new(node.scratch) if node.scratch else None
         made: list[tuple[Edge, Storage]] = []
-        wanted = [pair for pair in zip(node.inputs, node.gradients, strict=True) if pair[0] is not None]
+        wanted = list(zip(node.inputs, node.gradients, strict=True))
         product = node.kernel == "product"
         backwards = product and not node.sums and not any(node.inputs[2:])
         if backwards:  # ``mm``: generated code makes its inputs' gradients by the order of their names
             wanted.reverse()
         for edge, size in wanted:
-            made.append((edge, self._gradient(size, incoming, saved)))
-            if product:
-                self.meter.product()
+            if edge is not None:
+                made.append((edge, self._gradient(size, incoming, saved)))
+                if product:
+                    self.meter.product()
         if backwards:
             made.reverse()
         for kernel in backward_kernels(node):

@@ -6,31 +6,25 @@ and the next is measured, as `rehearse` and a GPU measure it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from trimtab.config import Config
-from trimtab.cost import heads
 from trimtab.cost.allocator import NOTE, RESET, UNIT, WORKSPACE_BYTES, OutOfMemory, Reading, Replay, begun
 from trimtab.cost.coordinator import Coordinator, Gathering, first_kept
 from trimtab.cost.engine import AIO_ALIGNMENT, AIO_BYTES, Engine, Settings
-from trimtab.cost.machine import Machine, Weight
-from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Storage, Work
-from trimtab.cost.net import Net, weights_of
-from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, SHOWN, START, Numbers, Recording, Tape
+from trimtab.cost.machine import Weight
+from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Storage
+from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, START, Numbers, Recording
+from trimtab.cost.workload import Workload, recording_of, weights_for, workload_of
 from trimtab.cost.wrappers import engine_for
-from trimtab.job import Job, Lora
 from trimtab.model import Model
-from trimtab.parameters import buffers, parameters, skeleton
-from trimtab.parameters.lists import first_names
-from trimtab.parameters.tensor_parallel import narrowed, portions, split_of
+from trimtab.parameters import buffers
 
 PHASES = ("init", "forward", "backward", "step")
 RECORDED_MICROS = 3
-"""Micro steps of a step that a whole replay has: those between the first and the last cut up the cache, too."""
+"""Micro steps of a step that a whole replay has: those in the middle cut up the cache too."""
 MORE_STEPS = 3
 """Steps of stage 3 that a replay adds: what it gathers and frees goes on cutting up a full card.
 
@@ -44,50 +38,6 @@ MOMENTS = {
     "adam": 2, "adamw": 2, "lamb": 2, "lion": 1, "adagrad": 1, "muon": 2, "SGD": 0, "RAdam": 2, "NAdam": 2,
     "Adamax": 2, "RMSprop": 1, "Adadelta": 2, "Adafactor": 1, "musgd": 0, "muadam": 2, "muadamw": 2,
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """What one rank computes, however the engine shards it; elements unless the name says else."""
-
-    parameters: int
-    trainable: int
-    """Of the whole model."""
-    own_parameters: int
-    own_trainable: int
-    """Of what this rank computes with: fewer where AutoTP splits the layers."""
-    recomputed: float
-    """Share of the layers whose activations are recomputed."""
-    tensors: int
-    """Parameter tensors."""
-    trained: tuple[int, ...]
-    """Elements of each tensor that trains, in the model's order."""
-    linears: int
-    """Calls of PyTorch's linear function in a forward pass."""
-    work: Work
-    """Operators of the last micro step by (phase, flops, bytes moved)."""
-    uses: int
-    """How often the engine's hooks see a module in a micro step; 0 where it has none."""
-    kept_bytes: int
-    """What the model keeps from its forward for its backward pass."""
-
-    @property
-    def trainable_tensors(self) -> int:
-        """How many tensors train."""
-        return len(self.trained)
-
-    def fullest(self, ranks: int) -> int:
-        """Tensors of the rank that has the most of them when all are cut into ``ranks`` equal stretches.
-
-        As stages 1 and 2 flatten them (stage_1_and_2.py:463); a tensor counts wherever a part of it lies.
-        """
-        stretch = max(1, -(-self.own_trainable // ranks))
-        counts: Counter[int] = Counter()
-        start = 0
-        for numel in self.trained:
-            counts.update(range(start // stretch, (start + max(1, numel) - 1) // stretch + 1))
-            start += numel
-        return max(counts.values(), default=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,13 +171,13 @@ def profile(
     job_buffers = [one.bytes for one in buffers(model, job.task)]
     quick = AllocatingMeter() if allocator and not whole else None
     engine = engine_for(quick or Meter([] if allocator else None), weights, settings)
-    recording = _recording(config, model, world_size)
+    recording = recording_of(config, model, world_size)
     run = _Run(recording, engine)
     run.all_steps(whole_weights, job_buffers, workspace_bytes)
     peak = max(run.peaks.values())
     replay = begun(run.record, max(peak, run.init_peak)) if run.record else None
     readings = replay.on(None).run() if replay else quick.readings if quick else ()
-    computed = _workload(config, model, recording)
+    computed = workload_of(config, model, recording)
     return Profile(
         **{one.name: getattr(computed, one.name) for one in fields(Workload)},
         built=run.built,
@@ -260,130 +210,6 @@ def offloaded(config: Config, model: Model, world_size: int) -> Offloaded:
     engine.build(weights)
     engine.initialize()
     return Offloaded(engine.host.total, engine.nvme_bytes)
-
-
-def workload(config: Config, model: Model, world_size: int) -> Workload:
-    """What rank 0 of ``world_size`` computes in a micro step of ``config``; raises as `profile` does."""
-    return _workload(config, model, _recording(config, model, world_size))
-
-
-def _workload(config: Config, model: Model, recording: Recording) -> Workload:
-    job, item, split = config.job, config.parameter_bytes, config.tensor_parallel
-    whole = weights_for(model, job.task, job.lora, item, 1)
-    own = weights_for(model, job.task, job.lora, item, split)
-    return Workload(
-        parameters=sum(one.numel for one in whole),
-        trainable=sum(one.numel for one in whole if one.trainable),
-        own_parameters=sum(one.numel for one in own),
-        own_trainable=sum(one.numel for one in own if one.trainable),
-        recomputed=job.recomputed_of(model.all_layers, model.name) / model.all_layers,
-        tensors=len(own),
-        trained=tuple(one.numel for one in own if one.trainable),
-        linears=_linears(model, recording.work),
-        work=recording.work,
-        uses=len(recording.order.reach) - 1 if config.stage == 3 else 0,
-        kept_bytes=sum(recording.parts_before(BACKWARD)),
-    )
-
-
-def _linears(model: Model, work: Work) -> int:
-    """Products of whole layers in the forward pass; GPT-2's layers are no linear ones, only its head is."""
-    if model.model_type == "gpt2":
-        return 1
-    whole = (one for one in work if one.name == "product" and one.phase == "forward" and one.shape[0] == 1)
-    return sum(work[one] for one in whole)
-
-
-def _recording(config: Config, model: Model, world_size: int) -> Recording:
-    job, spread = config.job, config.sequence_parallel
-    return recorded(
-        model,
-        replace(job, model=None, sequence_length=job.sequence_length // spread),
-        config.batch(world_size).micro,
-        config.parameter_bytes,
-        sharded=config.stage == 3,
-        fp16=config.precision == "fp16",
-        size=config.tensor_parallel,
-        spread=spread,
-    )
-
-
-@lru_cache(maxsize=16)
-def weights_for(model: Model, task: str, lora: Lora | None, item: int, size: int) -> tuple[Weight, ...]:
-    """The machine's weights in the order of ``named_parameters()``, ``item`` bytes an element.
-
-    Of a model that AutoTP splits over ``size`` ranks those that the first rank holds.
-    """
-    found = portions(model, task, size) if size > 1 else parameters(model, task, lora)
-    return weights_of(found, item, model.model_type)
-
-
-@lru_cache(maxsize=256)
-def recorded(
-    model: Model,
-    job: Job,
-    batch: int,
-    item: int,
-    *,
-    sharded: bool,
-    fp16: bool,
-    size: int = 1,
-    spread: int = 1,
-    shown: int = SHOWN,
-) -> Recording:
-    """A micro step of ``batch`` samples: whatever the engine, as long as ``sharded`` says if it is stage 3.
-
-    ``size`` ranks share its layers by AutoTP, ``spread`` its tokens by Ulysses; ``job`` has those of one.
-
-    Jobs that differ only in buckets, ranks, offload or stages 0 to 2 share it.
-
-    Raises:
-        UnknownArchitecture: the arithmetic does not know the model type.
-    """
-    tape = Tape(shown=shown)
-    machine = Machine(meter=tape, listener=tape, item=item, sharded=sharded, fp16=fp16)
-    # peft trains a copy of what "modules_to_save" names, and the forward pass goes through it
-    prefix = "base_model.model." if job.lora else ""
-    weights = {
-        weight.name.removeprefix(prefix).replace(".modules_to_save.default", ""): weight
-        for weight in weights_for(model, job.task, job.lora, item, size)
-    }
-    ties = first_names(skeleton(model, job.task)).items()
-    shared = {name: weights[first] for name, first in ties if first in weights}
-    split = split_of(model, job.task, size) if size > 1 else None
-    run = narrowed(model, size) if size > 1 else model
-    net = Net(
-        m=machine,
-        model=run,
-        job=job,
-        batch=batch,
-        weights={**shared, **weights},
-        fp16=fp16,
-        split=split,
-        spread=spread,
-    )
-    tokens = batch * (job.sequence_length + 2 * (job.target_length or job.sequence_length))
-    inputs = machine.tensor(tokens, 8)
-    tape.turn_to_phase(FORWARD)
-    loss = heads.loss(net)
-    tape.turn_to_phase(BACKWARD)
-    machine.backward(loss)
-    del loss
-    tape.turn_to_phase(FINISH)
-    del inputs
-    tape.turn_to_phase(RELEASE)
-    machine.kept.clear()
-    strides = {stack: _stride(stack[0], weights) for stack in tape.stacks}
-    return Recording(tape, strides, tuple(weight.numel for weight in weights.values()))
-
-
-def _stride(path: str, weights: Mapping[str, Weight]) -> int:
-    """How many parameters lie between a layer's and the next one's, in the stack at ``path``."""
-    places = [
-        next((one.index for name, one in weights.items() if name.startswith(f"{path}.{layer}.")), 0)
-        for layer in (1, 2)
-    ]
-    return places[1] - places[0]
 
 
 def _repeated(step: Sequence[int], times: int) -> Iterator[int]:

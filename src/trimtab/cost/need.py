@@ -29,8 +29,8 @@ QUICK_RATIOS: Ratios = (
     (0.0, 0.81), (0.005, 0.84), (0.025, 0.922), (0.1, 0.959), (0.25, 0.998), (0.5, 1.003), (0.75, 1.017),
     (0.9, 1.073), (0.975, 1.146), (0.995, 1.221), (1.0, 1.342),
 )  # fmt: skip
-# the smallest capacity of a GPU over that of a whole replay: the likeliest normal distribution of 14 jobs that
-# ran or ran out of memory at 34 caps within 6 % of it (bench/near_limit.py); the ends are by judgement
+# the smallest capacity of a GPU over that of a whole replay: the likeliest normal distribution of 14 jobs
+# that ran or ran out of memory at 34 caps within 7 % of it (bench/near_limit.py); the ends are by judgement
 REPLAY_RATIOS: Ratios = (
     (0.0, 0.94), (0.025, 0.968), (0.16, 0.98), (0.5, 0.993), (0.84, 1.006), (0.975, 1.018), (1.0, 1.05),
 )  # fmt: skip

@@ -7,7 +7,8 @@ transformers 5.17 (file beside each where it is not obvious).
 
 from __future__ import annotations
 
-from trimtab.cost.machine import PASS, Machine, Tensor, Weight
+from trimtab.cost.backward import PASS
+from trimtab.cost.machine import Machine, Tensor, Weight
 from trimtab.cost.reduction import reduction_bytes
 
 FLOAT = 4

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
-from trimtab.cost.memory import Workload
 from trimtab.cost.meter import COLLECTIVES, Kernel
 from trimtab.cost.operators import LOOKED_UP
 from trimtab.cost.rates import Rates, rates_of
+from trimtab.cost.workload import Workload
 
 ENGINE_BYTES = {0: 4.1, 1: 5.0, 2: 5.0, 3: 4.2}
 """What the engine moves in the backward pass for a byte of gradients: into buckets, divided, out again.

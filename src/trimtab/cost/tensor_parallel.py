@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from trimtab.cost import operators as ops
-from trimtab.cost.machine import PASS, Machine, Tensor, Weight
+from trimtab.cost.backward import PASS
+from trimtab.cost.machine import Machine, Tensor, Weight
 from trimtab.parameters.tensor_parallel import Style
 
 INDEX_ITEM = 8

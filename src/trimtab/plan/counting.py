@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
-from trimtab.cost.memory import Offloaded, Profile, Workload, offloaded, profile, settings_of, workload
+from trimtab.cost.memory import Offloaded, Profile, offloaded, profile, settings_of
 from trimtab.cost.need import REPLAY_RATIOS, Need, needed, outside_allocator, quickly_needed
 from trimtab.cost.speed import Speed, step_speed
+from trimtab.cost.workload import Workload, workload
 from trimtab.estimate import PROCESS_BYTES, Estimate, estimate
 from trimtab.model import Model
 from trimtab.parameters import parameters
