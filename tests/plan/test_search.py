@@ -80,7 +80,7 @@ def in_between(gib: float) -> tuple[Wishes, Cluster, Contender]:
 
 
 def test_no_more_layers_are_recomputed_than_memory_demands() -> None:
-    wishes, cluster, best = in_between(7)
+    wishes, cluster, best = in_between(6.75)
     layers = best.config.job.recomputed_layers
     assert layers is not None
     assert best.family.name == (f"recomputation-{layers}",)

@@ -55,13 +55,18 @@ class Workload:
 
         As stages 1 and 2 flatten them (stage_1_and_2.py:463); a tensor counts wherever a part of it lies.
         """
-        stretch = max(1, -(-self.own_trainable // ranks))
-        counts: Counter[int] = Counter()
-        start = 0
-        for numel in self.trained:
-            counts.update(range(start // stretch, (start + max(1, numel) - 1) // stretch + 1))
-            start += numel
-        return max(counts.values(), default=0)
+        return _fullest(self.trained, ranks)
+
+
+@lru_cache(maxsize=64)
+def _fullest(sizes: tuple[int, ...], ranks: int) -> int:
+    stretch = max(1, -(-sum(sizes) // ranks))
+    counts: Counter[int] = Counter()
+    start = 0
+    for numel in sizes:
+        counts.update(range(start // stretch, (start + max(1, numel) - 1) // stretch + 1))
+        start += numel
+    return max(counts.values(), default=0)
 
 
 def workload(config: Config, model: Model, world_size: int) -> Workload:

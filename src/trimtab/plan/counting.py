@@ -220,7 +220,7 @@ def _lacking(where: str, needed: int, there: int) -> Shortfall:
 def margin(sure: float) -> float:
     """The share by which a capacity must pass what a replay finds enough, for a probability of ``sure``.
 
-    >>> margin(0.5)
-    0.0
+    >>> round(margin(0.975), 3)
+    0.018
     """
     return Need(1.0, REPLAY_RATIOS).at(sure) - 1

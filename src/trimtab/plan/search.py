@@ -125,14 +125,14 @@ class Field:
         first = next((fit for one in self._ascending() if (fit := self.fitting(one)) is not None), None)
         if first is None:
             return None
+        first = self._recomputing_fewer(first)
         slowest = first.careful_seconds * (1 + (MEASURED_TIE if self.retimed else TIE))
         close = sorted((one for one in self.every() if one.careful_seconds <= slowest), key=self._preference)
         simpler = (one for one in close if self._preference(one) < self._preference(first))
         chosen = next((fit for one in simpler if (fit := self.fitting(one)) is not None), first)
         if not chosen.family.is_partial:
             return chosen
-        chosen = self._simpler_partial(chosen, slowest)
-        return self._recomputing_fewer(chosen) if self.exact else chosen
+        return self._recomputing_fewer(self._simpler_partial(chosen, slowest))
 
     def _best_measured(self) -> Contender | None:
         every = (*self.every(), *self._partial.values())
@@ -203,7 +203,9 @@ class Field:
         key = (one.family.name, one.micro)
         short = self.arithmetic.shortfall(one.config, cluster) or self._short.get(key)
         if short is not None:
-            layers = done + max(1, math.ceil(short.lack / self._saved_by_a_layer(one)))
+            # where the cache was cut up another layer may do, though bytes alone ask for many
+            most = max(1, (every - done) // 2) if short.close else every
+            layers = done + min(most, max(1, math.ceil(short.lack / self._saved_by_a_layer(one))))
         else:  # a proof refused it, and does not say by how much: half of them once, then all
             layers = every if done else every // 2
         return layers if layers < every else 0
@@ -224,10 +226,9 @@ class Field:
         return max(one.careful_seconds, line * (1 - TIE))
 
     def _recomputing_fewer(self, one: Contender) -> Contender:
-        """``one``, which fits, with fewer layers recomputed if the whole replay leaves room for that.
-
-        Not for less than `WORTH` of a step.
-        """
+        """``one``, which fits, with fewer layers recomputed, by what a whole replay leaves: for `WORTH`."""
+        if not (self.exact and one.family.is_partial):
+            return one
         every = self.wishes.model.all_layers
         done = one.config.job.recomputed_of(every, self.wishes.model.name)
         spare = self.arithmetic.spare(one.config, self.cluster)
@@ -448,9 +449,8 @@ class Field:
 
     def _weigh_partial(self, config: Config) -> Shortfall | None:
         """As `_weigh`, a quick replay first: it says best how many layers are still to be added."""
-        return (self.arithmetic.quick_shortfall(config, self.cluster) if self.exact else None) or self._weigh(
-            config
-        )
+        quick = self.arithmetic.quick_shortfall(config, self.cluster) if self.exact else None
+        return quick or self._weigh(config)
 
     def _known_short(self, one: Contender) -> Shortfall | None:
         return next((short for micro, short in self._shorts.get(one.line, ()) if micro < one.micro), None)
