@@ -42,6 +42,7 @@ MEASURED = (
     "grid_x1.jsonl",
     "grid_x2.jsonl",
     "quiet_steps.jsonl",
+    "shared_x2.jsonl",
 )
 TASKS = {
     "causal": "causal-lm",
