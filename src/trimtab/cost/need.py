@@ -16,8 +16,8 @@ CONTEXT_BYTES = int(0.82 * GIB)
 NCCL_ALONE_BYTES = int(0.48 * GIB)
 NCCL_BYTES = int(1.23 * GIB)
 NCCL_STAGE_3_BYTES = int(0.95 * GIB)
-DECIDED = 0.98
-"""How sure a quick replay must be, either way."""
+HARDLY, SURELY = 0.02, 0.995
+"""The probabilities of fitting by a quick replay that need no whole one: what is taken to fit must."""
 REPLAY_STEPS = 5
 """Bisections of the smallest capacity: a thirty-second of the span between peak and reserved memory."""
 
@@ -170,7 +170,7 @@ def needed(config: Config, model: Model, cluster: Cluster) -> tuple[Profile, Nee
     counted, quick = quickly_needed(config, model, cluster)
     world = cluster.world_size
     room = cluster.gpu.usable_bytes - outside_allocator(world, config.stage)
-    if not 1 - DECIDED < quick.probability_within(room) < DECIDED:
+    if not HARDLY < quick.probability_within(room) < SURELY:
         return counted, quick
     counted = profile(config, model, world, allocator=True, workspace_bytes=_workspace_bytes(cluster))
     return counted, SearchedNeed(CapacitySearch(counted, room))

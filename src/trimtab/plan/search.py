@@ -35,8 +35,8 @@ TIE = 0.04
 
 The closed form's median error over steps that nothing was fitted to (docs/speed.md).
 """
-MEASURED_TIE = 0.01
-"""The same once times are measured: as far as single steps of one run differ where the GPU bounds them."""
+MEASURED_TIE = 0.02
+"""The same once times are measured: as far as two runs of one job differed (docs/plan-quality.md)."""
 WORTH = 0.01
 """The share of a step from which on another whole replay of the allocator is made to save layers."""
 
