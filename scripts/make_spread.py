@@ -24,7 +24,7 @@ import sweep  # noqa: E402
 from trimtab import catalogue  # noqa: E402
 from trimtab.config import Config  # noqa: E402
 from trimtab.cost.memory import profile  # noqa: E402
-from trimtab.cost.need import CONTEXT_BYTES, NCCL_ALONE_BYTES, CapacitySearch  # noqa: E402
+from trimtab.cost.need import CONTEXT_BYTES, LARGE_BYTES, NCCL_ALONE_BYTES, CapacitySearch  # noqa: E402
 from trimtab.errors import TrimtabError  # noqa: E402
 from trimtab.model import Model, find_model  # noqa: E402
 
@@ -47,12 +47,13 @@ def jobs() -> Iterator[tuple[Config, Model, int]]:
         yield Config.from_mapping(one["config"]), Model.from_hf(one["hf"], f"case {number}"), one["world"]
 
 
-def ratio(config: Config, model: Model, world: int) -> float:
-    """The smallest capacity over what a quick replay expects."""
+def ratio(config: Config, model: Model, world: int) -> tuple[bool, float]:
+    """Whether a quick replay calls it large, and the smallest capacity over what that expects."""
     quick = profile(config, model, world, allocator=True, whole=False)
     whole = profile(config, model, world, allocator=True)
     used = max(reading.peak_used for reading in quick.readings.values())
-    return CapacitySearch(whole).smallest() / max(used, quick.allocated_peak)
+    expected = max(used, quick.allocated_peak)
+    return expected > LARGE_BYTES, CapacitySearch(whole).smallest() / expected
 
 
 def verdicts() -> Counter[tuple[bool, bool]]:
@@ -68,15 +69,17 @@ def verdicts() -> Counter[tuple[bool, bool]]:
 
 
 def main() -> None:
-    ratios = []
+    ratios: dict[bool, list[float]] = {False: [], True: []}
     for config, model, world in jobs():
         try:
-            ratios.append(ratio(config, model, world))
+            large, found = ratio(config, model, world)
         except TrimtabError:
             continue
-    ratios.sort()
-    print(f"{len(ratios)} jobs, from {ratios[0]:.3f} to {ratios[-1]:.3f}")
-    print(", ".join(f"({share}, {ratios[int(share * len(ratios))]:.3f})" for share in PROBABILITIES))
+        ratios[large].append(found)
+    for large, these in ratios.items():
+        these.sort()
+        print(f"{len(these)} {'large ' * large}jobs, from {these[0]:.3f} to {these[-1]:.3f}")
+        print(", ".join(f"({share}, {these[int(share * len(these))]:.3f})" for share in PROBABILITIES))
     for (ran, fits), count in sorted(verdicts().items()):
         print(f"{count} {'ran' if ran else 'ran out of memory'}; replayed: {'fits' if fits else 'too large'}")
 

@@ -23,11 +23,17 @@ REPLAY_STEPS = 5
 
 Ratios = tuple[tuple[float, float], ...]
 """Probabilities, and the ratios of truth to expectation that are not passed with that probability."""
-# the smallest capacity of a whole replay over what one quick replay sees in use at once: 305 measured jobs,
-# 13 ready ones and 400 of bench/sweep.py (scripts/make_spread.py)
+# the smallest capacity of a whole replay over what one quick replay sees in use at once, of jobs that need up
+# to `LARGE_BYTES` and of those that need more: 311 measured jobs, 13 ready ones and 400 of bench/sweep.py
+# (scripts/make_spread.py)
+LARGE_BYTES = 32 * GIB
 QUICK_RATIOS: Ratios = (
-    (0.0, 0.81), (0.005, 0.84), (0.025, 0.922), (0.1, 0.959), (0.25, 0.998), (0.5, 1.003), (0.75, 1.017),
-    (0.9, 1.073), (0.975, 1.146), (0.995, 1.221), (1.0, 1.342),
+    (0.0, 0.81), (0.005, 0.84), (0.025, 0.919), (0.1, 0.957), (0.25, 0.999), (0.5, 1.003), (0.75, 1.019),
+    (0.9, 1.076), (0.975, 1.151), (0.995, 1.221), (1.0, 1.342),
+)  # fmt: skip
+LARGE_QUICK_RATIOS: Ratios = (
+    (0.0, 0.938), (0.025, 0.949), (0.1, 0.975), (0.25, 0.992), (0.5, 1.004), (0.75, 1.006), (0.9, 1.017),
+    (0.975, 1.081), (0.995, 1.099), (1.0, 1.12),
 )  # fmt: skip
 # the smallest capacity of a GPU over that of a whole replay: the likeliest normal distribution of 14 jobs
 # that ran or ran out of memory at 34 caps within 7 % of it (bench/near_limit.py); the ends are by judgement
@@ -183,7 +189,8 @@ def quickly_needed(config: Config, model: Model, cluster: Cluster) -> tuple[Prof
         config, model, cluster.world_size, allocator=True, whole=False, workspace_bytes=workspace
     )
     used = max(reading.peak_used for reading in counted.readings.values())
-    return counted, Need(max(used, counted.allocated_peak), QUICK_RATIOS)
+    expected = max(used, counted.allocated_peak)
+    return counted, Need(expected, QUICK_RATIOS if expected <= LARGE_BYTES else LARGE_QUICK_RATIOS)
 
 
 def _workspace_bytes(cluster: Cluster) -> int:
