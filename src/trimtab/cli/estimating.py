@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.cli.plain import plain
-from trimtab.cli.settling import corrected_by_history, settle
+from trimtab.cli.settling import corrected_by_history, hold_to_the_engine, settle
 from trimtab.estimate import estimate, to_json, with_run
 
 
@@ -73,6 +73,7 @@ def run(
 
         check_name(picture)
     settled, cluster, notes = settle(config, **flags)
+    hold_to_the_engine(config, settled, cluster)
     answer = estimate(settled, cluster)
     if not no_corrections:
         answer = corrected_by_history(answer)

@@ -8,6 +8,7 @@ import typer
 
 from trimtab import fit as edges
 from trimtab.cli import job_flags as job
+from trimtab.cli.settling import hold_to_the_engine
 from trimtab.errors import NotFound
 from trimtab.estimate import to_json as estimate_document
 from trimtab.model import catalogue, find_model
@@ -40,6 +41,7 @@ def fit(
     if find not in edges.QUESTIONS:
         raise NotFound("question", find, edges.QUESTIONS)
     settled, cluster, notes = job.settle(config, **flags)
+    hold_to_the_engine(config, settled, cluster)
     if find == "micro-batch":
         edge = edges.largest_micro_batch(settled, cluster)
     elif find == "sequence-length":

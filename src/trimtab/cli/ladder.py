@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from trimtab.cli import job_flags as job
+from trimtab.cli.settling import hold_to_the_engine
 
 
 @job.takes("model", *job.MACHINES, "sequence_length", "micro_batch", "task")
@@ -26,6 +27,7 @@ def ladder(config: job.ConfigArgument, flags: job.Given, as_json: job.JsonOption
     from trimtab.report.ladder import ladder_document, ladder_text
 
     settled, cluster, notes = job.settle(config, **flags)
+    hold_to_the_engine(config, settled, cluster)
     answer = answer_for(settled, cluster)
     if as_json:
         typer.echo(to_json({**ladder_document(answer), "notes": list(notes)}))

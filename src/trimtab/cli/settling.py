@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab import catalogue
 from trimtab.cluster import Cluster, find_gpu, find_link
 from trimtab.config import Config, fit_world
-from trimtab.errors import UnknownArchitecture, UsageError
+from trimtab.errors import RefusedConfig, UnknownArchitecture, UsageError
 from trimtab.folders import history_file
 from trimtab.model import find_hf, find_model
 from trimtab.units import parse_bytes
@@ -50,6 +52,26 @@ def settle(
     cluster = machines(name, config, gpu, gpus_per_node, nodes, link, host_memory)
     config, moved = fit_world(config, cluster.world_size)
     return config, cluster, notes + moved
+
+
+def hold_to_the_engine(name: str, config: Config, cluster: Cluster) -> None:
+    """Let no figure stand where there will be no run: a file of the user's own is checked first.
+
+    Raises:
+        RefusedConfig: DeepSpeed stops as it reads the configuration or builds the engine.
+    """
+    if name in catalogue.names() and not Path(name).exists():
+        return
+    from trimtab.check import check
+
+    # "auto" is for transformers to fill in
+    loader = "transformers" if '"auto"' in json.dumps(config.raw) else None
+    report = check(config.raw, loader=loader, gpus_per_node=cluster.gpus_per_node, nodes=cluster.nodes)
+    for finding in report.findings:
+        if finding.refused in ("reading", "building"):
+            raise RefusedConfig(
+                f"{name}: {finding.message} [{finding.code}, `trimtab explain {finding.code}`]"
+            )
 
 
 def stated(

@@ -1,0 +1,56 @@
+"""What a command line says of a job, and what no figure is given for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trimtab.cli.main import main
+
+PLAIN: dict[str, Any] = {
+    "train_micro_batch_size_per_gpu": 1,
+    "zero_optimization": {"stage": 2},
+    "bf16": {"enabled": True},
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
+    "trimtab": {"model": "gpt2", "task": "causal-lm", "sequence_length": 128},
+}
+FLAGS = ["--gpu", "a100-40gb", "--gpus-per-node", "2"]
+
+
+def run(tmp_path: Path, command: str, **changes: Any) -> int:
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({**PLAIN, **changes}), encoding="utf-8")
+    return main([command, str(file), *FLAGS])
+
+
+@pytest.mark.parametrize("command", ["estimate", "fit", "ladder"])
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"optimizer": {"type": "OneBitAdam", "params": {"lr": 1e-4}}}, "OP002"),
+        ({"optimizer": {"type": "SGD", "params": {"lr": 1e-4}}}, "OP004"),
+        ({"zero_optimization": {"stage": 3, "mics_shard_size": 4}}, "KY003"),
+    ],
+)
+def test_what_the_engine_refuses_gets_the_finding_and_no_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, changes: dict[str, Any], code: str
+) -> None:
+    assert run(tmp_path, command, **changes) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"[{code}, `trimtab explain {code}`]" in err
+    assert "Traceback" not in err
+
+
+def test_what_only_runs_badly_gets_its_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "estimate") == 0
+    assert "fits" in capsys.readouterr().out
+
+
+def test_auto_is_left_to_whoever_fills_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zero = {"stage": 2, "reduce_bucket_size": "auto"}
+    assert run(tmp_path, "estimate", zero_optimization=zero, gradient_clipping="auto") == 0
+    assert "fits" in capsys.readouterr().out
