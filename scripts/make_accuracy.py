@@ -413,13 +413,13 @@ LIMITS = """\
   it and is right to 1 % in {near} of {count} jobs, but off by {largest:+.0%} in one; the arithmetic replays
   its own requests.
 - How probable it is that a job fits follows from two distributions (`trimtab/cost/need.py`). A quick replay
-  of the allocator says what is in use at once; how far the smallest capacity of a whole replay lies from that
-  is known from 724 jobs (`scripts/make_spread.py`: 95 % between 0.92 and 1.15 of it; above 32 GiB between 0.95
-  and 1.08). Only where that leaves doubt, between 2 % and 99.5 %, the whole replay is made, and the job tried
-  at the card's own room. How far a GPU's smallest capacity lies from a whole replay's was measured with 14
-  jobs at 34 caps (`bench/near_limit.py`: 95 % between 0.968 and 1.018), in which the replay was mended: no
-  others were held so near. Of 90 jobs on a whole H200, 89 ran or ran out of memory as a whole replay at its
-  room says; the other needed 138.1 of 138.5 GiB and was said to fit.
+  of the allocator says what is in use at once; how far the smallest capacity of a whole replay lies from
+  that is known from 724 jobs (`scripts/make_spread.py`: 95 % between 0.92 and 1.15 of it; above 32 GiB
+  between 0.95 and 1.08). Only where that leaves doubt, between 2 % and 99.5 %, the whole replay is made,
+  and the job tried at the card's own room. How far a GPU's smallest capacity lies from a whole replay's was
+  measured with 14 jobs at 34 caps (`bench/near_limit.py`: 95 % between 0.968 and 1.018), in which the
+  replay was mended: no others were held so near. Of 90 jobs on a whole H200, 89 ran or ran out of memory as
+  a whole replay at its room says; the other needed 138.1 of 138.5 GiB and was said to fit.
 - Tokens are random and unpadded.
 """.splitlines()
 
