@@ -46,7 +46,7 @@ HOST_STEP_BYTES = 42  # of an offloaded step for a parameter: norms, copies, Ada
 NVME_STATE_BYTES = 24  # master and two moments in and out
 LOW = {"kernels": 0.88, "host": 0.55, "links": 0.7}
 HIGH = {"kernels": 1.12, "host": 1.2, "links": 1.5}
-"""Bounds of what kernels, the host (above: one of half the speed) and links take, about what is expected."""
+"""Bounds of what kernels, the host (above: by `SLOW_HOST`) and links take, about what is expected."""
 SLOW_HOST = 1.5
 """How much slower another host may be: more than the slowest of 45 processes, 1.76 over 1.48."""
 SETTLING_BYTES = 16
