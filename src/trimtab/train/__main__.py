@@ -98,8 +98,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"stopped at step {outcome.step}; saved {outcome.checkpoint}. Continue with --resume auto",
                 file=sys.stderr,
             )
+    if launched:  # all is written; taking the group down, gloo aborts where a peer was quicker
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     _leave_group()
-    return 0 if launched else outcome.exit_code
+    return outcome.exit_code
 
 
 def _settings(arguments: Sequence[str] | None) -> Settings:
