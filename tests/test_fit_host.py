@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from trimtab.cost.rates import HOST, USUAL_PACE
+from trimtab.cost.speed import STEP_DISPATCHES
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
 import fit_host
+
+GPT2_TENSORS = 148
 
 
 def test_costs_are_the_fit_of_the_measured_phases() -> None:
@@ -30,3 +33,22 @@ def test_costs_explain_half_of_the_phases_within_a_seventh() -> None:
     off = [abs(fit_host.expected(one, HOST) / one.seconds - 1) for one in told]
     assert len(told) >= 60
     assert statistics.median(off) < 0.15
+
+
+def test_a_step_dispatches_for_a_tensor_what_gpt2s_records_have() -> None:
+    steps = {one.row: one.counts["step"] for one in fit_host.phases() if one.name == "step"}
+    rows = {0: "gpt2-z0-m16-x1-settled", 1: "gpt2-z1-m4-x1-settled", 3: "gpt2-z3-m16-x1-settled"}
+    for stage, row in rows.items():
+        assert round(steps[row] / GPT2_TENSORS) == STEP_DISPATCHES[stage]
+    assert STEP_DISPATCHES[2] == STEP_DISPATCHES[1]
+
+
+def test_a_modules_fetches_of_the_backward_pass_take_about_what_one_of_the_forward_pass_does() -> None:
+    told = {(one.row, one.name): one.counts for one in fit_host.phases()}
+    shares = [
+        counts["fetch_back"] * HOST.fetch_back / (told[row, "forward"]["fetch"] * HOST.fetch)
+        for (row, name), counts in told.items()
+        if name == "backward" and "fetch_back" in counts and "recompute" not in row
+    ]
+    assert len(shares) >= 4
+    assert statistics.median(shares) == pytest.approx(1, abs=0.1)

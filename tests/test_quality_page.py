@@ -31,13 +31,14 @@ def test_the_page_is_what_the_data_says(
 
 def test_choices_are_near_the_best_and_none_ran_out_of_memory(found: list[Any]) -> None:
     chosen = [each for one in found for each in (one.predicted, one.replayed) if each]
-    probed = [one.probed for one in found if one.probed]  # by rehearsals of another hour than the grid's
-    assert not any(one.choice_out_of_memory for one in (*chosen, *probed))
+    probed = {one.name: one.probed for one in found if one.probed}
+    assert not any(one.choice_out_of_memory for one in (*chosen, *probed.values()))
     shares = [one.share for one in chosen if one.share is not None]
     assert len(shares) >= 10
     assert min(shares) >= TARGET
     assert len(probed) == 3
-    assert min(one.share for one in probed) >= 0.95
+    missed = {name: one.share for name, one in probed.items() if one.share < TARGET}
+    assert missed == {"gpt2, 1": pytest.approx(0.953, abs=0.001)}  # the page says why
     assert not any(one.wrongly_fitting for one in found)
 
 

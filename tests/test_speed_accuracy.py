@@ -49,7 +49,29 @@ def test_steps_whose_gpu_works(found: list[Any]) -> None:
     assert at(closed, 0.9) <= 0.1
     assert at(replayed, 0.9) <= 0.05
     assert max(closed) <= 0.15
-    assert max(replayed) <= 0.18
+    missed = sorted(replayed)
+    assert missed[-2] <= 0.15
+    assert missed[-1] <= 0.175  # llama-7b-tp2-z1-recompute-x2: collectives inside layers
+
+
+def test_steps_of_the_grids(found: list[Any]) -> None:
+    """Their files tell no pace; the one whose GPU works for a third of its step waits for its host."""
+    grids = [
+        row
+        for row in found
+        if row.case.apart
+        and row.case.pace is None
+        and any(how in row.case.name for how in ("-none-", "-param-", "-optimizer-"))
+    ]
+    assert len(grids) >= 40
+    assert [row.case.name for row in grids if row.busy < 0.5 and "-none-" in row.case.name] == [
+        "tinyllama-1.1b-x1-z3-none-keep-m4"
+    ]
+    closed, replayed = errors(grids, lambda row: row.case.name != "tinyllama-1.1b-x1-z3-none-keep-m4")
+    assert statistics.median(closed) <= 0.05
+    assert statistics.median(replayed) <= 0.025
+    assert max(closed) <= 0.25
+    assert max(replayed) <= 0.17
 
 
 def test_steps_on_a_host_of_known_pace(found: list[Any]) -> None:

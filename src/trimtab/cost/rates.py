@@ -246,7 +246,7 @@ def rates_of(cluster: Cluster) -> Rates:
 def pace_of(issued: Mapping[str, float]) -> float | None:
     """How much longer single calls, by `ISSUED`'s names in seconds, take than with the shipped tables.
 
-    The median of all; None where none was measured.
+    The middle one of all, of an even number the upper; None where none was measured.
     """
     there = _shipped().issue
     shares = sorted(issued[name] / there[name] for name in ISSUED if name in issued and name in there)

@@ -33,15 +33,9 @@ STEP_BYTES = {0: 58, 1: 73, 2: 73, 3: 61}
 """Of a step for a parameter that this rank owns: norms, copies, FusedAdam's 28; found in the same way."""
 ADAM_BYTES = 28
 STEP_DISPATCHES = {0: 21, 1: 23, 2: 23, 3: 10}
-"""Operators and views of a step for a tensor that this rank owns, as phantoms of GPT-2 record them."""
+"""Operators and views of a step for a tensor that this rank owns: GPT-2's in bench/data/host_counts.jsonl."""
 HOOKED = 2
 """Kernels of the engine's for a finished gradient: 303 for GPT-2's 148 tensors, 614 for TinyLLaMA's 201."""
-FETCH_BACK = 0.87
-"""What a module's use takes ZeRO-3's hooks in the backward pass, by what it takes them in the forward pass.
-
-From the four jobs of stage 3 in bench/data/settled_steps.jsonl on one GPU: what is left of their backward
-passes beside kernels.
-"""
 HOST_STEP_BYTES = 42  # of an offloaded step for a parameter: norms, copies, Adam's 28; llama-z2-offload
 NVME_STATE_BYTES = 24  # master and two moments in and out
 LOW = {"kernels": 0.88, "host": 0.55, "links": 0.7}
@@ -259,7 +253,7 @@ class _Step:
         if self.sharded:
             first = profile.uses / (2 + profile.recomputed)
             forward += first * host.fetch + profile.linears * host.function
-            backward += (profile.uses - first) * host.fetch * FETCH_BACK
+            backward += (profile.uses - first) * host.fetch  # about what its fetches take one by one
         return forward, backward
 
     # -- links ---------------------------------------------------------------------------------------------
