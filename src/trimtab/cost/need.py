@@ -36,7 +36,7 @@ LARGE_QUICK_RATIOS: Ratios = (
     (0.975, 1.081), (0.995, 1.099), (1.0, 1.12),
 )  # fmt: skip
 # the smallest capacity of a GPU over that of a whole replay: the likeliest normal distribution of 14 jobs
-# that ran or ran out of memory at 34 caps within 7 % of it (bench/near_limit.py); the ends are by judgement
+# that ran or ran out of memory at 34 caps within 14 % of it (bench/near_limit.py); the ends are by judgement
 REPLAY_RATIOS: Ratios = (
     (0.0, 0.94), (0.025, 0.968), (0.16, 0.98), (0.5, 0.993), (0.84, 1.006), (0.975, 1.018), (1.0, 1.05),
 )  # fmt: skip

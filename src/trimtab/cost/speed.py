@@ -63,7 +63,7 @@ class Speed:
     host_seconds: float = 0.0
     """The GPU waiting for its next kernel to be issued."""
     slow_host_seconds: float = 0.0
-    """The step where the host needs twice as long for all that it does; 0 where nobody asked."""
+    """The step where the host needs longer by `SLOW_HOST` for all that it does; 0 where nobody asked."""
     tokens_per_step: int
     samples_per_step: int
     model_flops: float

@@ -34,7 +34,7 @@ class Contender:
 
     @property
     def careful_seconds(self) -> float:
-        """What it is ranked by: hosts differ twofold, and a choice has to be good on a slow one too."""
+        """What it is ranked by: a choice has to be good on a slow host too (`cost.speed.SLOW_HOST`)."""
         return (self.speed.step_seconds + (self.speed.slow_host_seconds or self.speed.step_seconds)) / 2
 
     @property
