@@ -87,6 +87,16 @@ def test_the_smallest_block_that_fits_is_taken() -> None:
     assert allocator.take(18 * MIB).address == 40 * MIB
 
 
+def test_of_equal_blocks_the_one_at_the_lowest_address_is_taken() -> None:
+    """BlockComparatorSize in CUDACachingAllocator.cpp; which was cut last does not matter."""
+    allocator = CachingAllocator()
+    first, _, second, _ = (allocator.take(4 * MIB) for _ in range(4))
+    allocator.give(second)
+    allocator.give(first)
+    third, fourth = (allocator.take(4 * MIB) for _ in range(2))
+    assert (third.address, fourth.address) == (0, 8 * MIB)
+
+
 def test_streams_have_pools_of_their_own() -> None:
     allocator = CachingAllocator()
     allocator.give(allocator.take(40 * MIB, 0))

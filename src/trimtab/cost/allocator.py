@@ -28,8 +28,8 @@ RESET, NOTE, EMPTY, FLATTEN = 1, 2, 3, 4
 """Marks in a record: peaks start anew, statistics are read, ``torch.cuda.empty_cache``, and a request that
 may wait until what ends right after it has gone (DeepSpeed flattens on the host where the device has no room,
 stage_1_and_2.py:450)."""
-STREAMS = 8
-"""A request's low bits tell its stream."""
+STREAMS = 64
+"""A request's low bits tell its stream: torch has pools of 32 at two priorities (c10/cuda/CUDAStream.cpp)."""
 WORKSPACE_BYTES = {True: 32 << 20, False: (4096 * 2 + 16 * 8) << 10}
 """What one cuBLAS handle takes at its first product, on Hopper and later, and before.
 
