@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from trimtab.config import Config
-from trimtab.cost.allocator import NOTE, RESET, UNIT, WORKSPACE_BYTES, OutOfMemory, Reading, Replay, begun
+from trimtab.cost.allocator import AGAIN, NOTE, RESET, UNIT, WORKSPACE_BYTES, Course, Reading
 from trimtab.cost.coordinator import Coordinator, Gathering, first_kept
 from trimtab.cost.engine import AIO_ALIGNMENT, AIO_BYTES, Engine, Settings
 from trimtab.cost.machine import Weight
@@ -60,8 +60,8 @@ class Profile(Workload):
     nvme_bytes: int
     readings: Mapping[str, Reading]
     """The caching allocator's statistics after each of `PHASES`, if asked for."""
-    replay: Replay | None
-    """Of every request, up to where it depends on the card; none of a quick replay."""
+    course: Course | None
+    """Of every request; none of a quick replay."""
     unseen: int
     """How far the peak of what a quick replay's allocator served stays below ``peak``."""
 
@@ -80,14 +80,8 @@ class Profile(Workload):
 
         Needs a profile made with ``allocator=True``; the CUDA context and NCCL's buffers come on top.
         """
-        assert self.replay is not None, "profile(..., allocator=True) records what this replays"
-        if capacity_bytes < max(self.phase_peaks.values()):
-            return False
-        try:
-            self.replay.on(capacity_bytes).run()
-        except OutOfMemory:
-            return False
-        return True
+        assert self.course is not None, "profile(..., allocator=True) records what this replays"
+        return capacity_bytes >= max(self.phase_peaks.values()) and self.course.fits(capacity_bytes)
 
 
 def settings_of(config: Config, world_size: int) -> Settings:
@@ -175,8 +169,8 @@ def profile(
     run = _Run(recording, engine)
     run.all_steps(whole_weights, job_buffers, workspace_bytes)
     peak = max(run.peaks.values())
-    replay = begun(run.record, max(peak, run.init_peak)) if run.record else None
-    readings = replay.on(None).run() if replay else quick.readings if quick else ()
+    course = Course(run.record, max(peak, run.init_peak)) if run.record else None
+    readings = course.readings if course else quick.readings if quick else ()
     computed = workload_of(config, model, recording)
     return Profile(
         **{one.name: getattr(computed, one.name) for one in fields(Workload)},
@@ -190,7 +184,7 @@ def profile(
         host_parts=dict(engine.host.parts),
         nvme_bytes=engine.nvme_bytes,
         readings=dict(zip(PHASES, (readings[0], *readings[-3:]), strict=True)) if readings else {},
-        replay=replay,
+        course=course,
         unseen=max(0, peak - run.served_peak) if quick else 0,
     )
 
@@ -250,6 +244,8 @@ class _Run:
             self._step(workspace_bytes)
             # a third finds the cache as the second has cut it up, and may no longer fit where that did
             begins = len(meter.record)
+            if engine.settings.stage == 3:
+                meter.mark(AGAIN)
             self._step(workspace_bytes)
             if engine.settings.stage == 3:
                 meter.record += _repeated(meter.record[begins:], MORE_STEPS)

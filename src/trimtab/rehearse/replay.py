@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trimtab.cost.allocator import EMPTY, NOTE, RESET, OutOfMemory, begun
+from trimtab.cost.allocator import EMPTY, NOTE, RESET, Course
 
 CAPACITY_STEP_BYTES = 64 << 20
 
@@ -61,13 +61,11 @@ def smallest_capacity(record: Sequence[int], low: int, high: int, *, step: int =
 
     ``high`` must be enough; ``low`` is where the search starts (what is allocated at the peak).
     """
-    shared = begun(record, low)
+    course = Course(record, low)
     while high - low > step:
         middle = (low + high) // 2
-        try:
-            shared.on(middle).run()
-        except OutOfMemory:
-            low = middle
-        else:
+        if course.fits(middle):
             high = middle
+        else:
+            low = middle
     return high
