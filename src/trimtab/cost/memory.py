@@ -7,16 +7,15 @@ and the next is measured, as `rehearse` and a GPU measure it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 from trimtab.config import Config
 from trimtab.cost.allocator import AGAIN, NOTE, RESET, UNIT, WORKSPACE_BYTES, Course, Reading
 from trimtab.cost.coordinator import Coordinator, Gathering, first_kept
-from trimtab.cost.engine import AIO_ALIGNMENT, AIO_BYTES, Engine, Settings
-from trimtab.cost.machine import Weight
-from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Storage
-from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, START, Numbers, Recording
+from trimtab.cost.engine import AIO_ALIGNMENT, AIO_BYTES, Settings
+from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Recorder, RequestingMeter, Storage
+from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, START, Numbers
 from trimtab.cost.workload import Workload, recording_of, weights_for, workload_of
 from trimtab.cost.wrappers import engine_for
 from trimtab.model import Model
@@ -158,21 +157,13 @@ def profile(
         RefusedConfig: the batch does not solve for this world.
         UnknownArchitecture: the arithmetic does not know the model type.
     """
-    settings = settings_of(config, world_size)
-    job, split = config.job, config.tensor_parallel
-    weights = weights_for(model, job.task, job.lora, settings.item, split)
-    whole_weights = weights_for(model, job.task, job.lora, settings.item, 1)
-    job_buffers = [one.bytes for one in buffers(model, job.task)]
-    quick = AllocatingMeter() if allocator and not whole else None
-    engine = engine_for(quick or Meter([] if allocator else None), weights, settings)
-    recording = recording_of(config, model, world_size)
-    run = _Run(recording, engine)
-    run.all_steps(whole_weights, job_buffers, workspace_bytes)
+    meter = AllocatingMeter() if allocator else Meter()
+    run = _Run(config, model, world_size, meter)
+    run.all_steps(workspace_bytes)
     peak = max(run.peaks.values())
-    course = Course(run.record, max(peak, run.init_peak)) if run.record else None
-    readings = course.readings if course else quick.readings if quick else ()
-    computed = workload_of(config, model, recording)
-    return Profile(
+    engine = run.engine
+    computed = workload_of(config, model, run.recording)
+    found = Profile(
         **{one.name: getattr(computed, one.name) for one in fields(Workload)},
         built=run.built,
         initialized=run.initialized,
@@ -183,10 +174,26 @@ def profile(
         host_bytes=engine.host.total,
         host_parts=dict(engine.host.parts),
         nvme_bytes=engine.nvme_bytes,
-        readings=dict(zip(PHASES, (readings[0], *readings[-3:]), strict=True)) if readings else {},
-        course=course,
-        unseen=max(0, peak - run.served_peak) if quick else 0,
+        readings=_by_phase(meter.readings) if isinstance(meter, AllocatingMeter) else {},
+        course=None,
+        unseen=max(0, peak - run.served_peak) if allocator else 0,
     )
+    return replayed(found, config, model, world_size, workspace_bytes) if allocator and whole else found
+
+
+def replayed(
+    counted: Profile, config: Config, model: Model, world_size: int, workspace_bytes: int
+) -> Profile:
+    """The profile ``counted`` of the same job with every request replayed."""
+    run = _Run(config, model, world_size, Recorder())
+    run.all_steps(workspace_bytes)
+    course = Course(run.record, max(counted.phase_peaks.values()))
+    return replace(counted, readings=_by_phase(course.readings), course=course, unseen=0)
+
+
+def _by_phase(readings: Sequence[Reading]) -> dict[str, Reading]:
+    """Those after initialization and in the last micro step."""
+    return dict(zip(PHASES, (readings[0], *readings[-3:]), strict=True))
 
 
 class Offloaded(NamedTuple):
@@ -214,10 +221,18 @@ def _repeated(step: Sequence[int], times: int) -> Iterator[int]:
 
 
 class _Run:
-    """One engine from its start over a few steps of a recording."""
+    """A job's engine from its start over a few steps of a recording."""
 
-    def __init__(self, recording: Recording, engine: Engine) -> None:
-        self.recording, self.engine, self.meter = recording, engine, engine.meter
+    def __init__(self, config: Config, model: Model, world_size: int, meter: Meter) -> None:
+        job, settings = config.job, settings_of(config, world_size)
+        self._whole = weights_for(model, job.task, job.lora, settings.item, 1)
+        """The model as it is built."""
+        self._buffer_bytes = [one.bytes for one in buffers(model, job.task)]
+        own = weights_for(model, job.task, job.lora, settings.item, config.tensor_parallel)
+        self.recording, self.meter = recording_of(config, model, world_size), meter
+        self.engine = engine_for(meter, own, settings)
+        self.record: list[int] = []
+        """Every request, where a `Recorder` listens."""
         self.peaks: dict[str, int] = {}
         self.served_peak = 0
         """Of what a quick replay's allocator served."""
@@ -227,41 +242,32 @@ class _Run:
         self._numbers: Numbers = {}
         self._steps = 0
 
-    def all_steps(self, whole: Sequence[Weight], buffer_bytes: Sequence[int], workspace_bytes: int) -> None:
-        """The start, a first step and the one that is measured; ``whole`` is the model as it is built."""
+    def all_steps(self, workspace_bytes: int) -> None:
+        """The start, a first step and the one that is measured; where all is recorded, more of them."""
         engine, meter = self.engine, self.meter
-        engine.build(whole)
-        registered = [Storage(meter, one, PART["parameters"]) for one in buffer_bytes]
+        engine.build(self._whole)
+        registered = [Storage(meter, one, PART["parameters"]) for one in self._buffer_bytes]
         self.built = meter.live
-        if whole is not engine.weights:
+        if self._whole is not engine.weights:
             engine.split()
         engine.initialize()
         self.initialized, self.init_peak = meter.live, meter.peak
         meter.mark(NOTE)
-        if meter.record is not None:
+        if isinstance(meter, Recorder):
+            self._record_steps(meter, workspace_bytes)
+            self.record, meter.record = meter.record, []  # what ends from here on ends with the run
+            return
+        if isinstance(meter, AllocatingMeter):
             self._step(workspace_bytes)
             meter.mark(RESET)
-            self._step(workspace_bytes)
-            # a third finds the cache as the second has cut it up, and may no longer fit where that did
-            begins = len(meter.record)
-            if engine.settings.stage == 3:
-                meter.mark(AGAIN)
-            self._step(workspace_bytes)
-            if engine.settings.stage == 3:
-                meter.record += _repeated(meter.record[begins:], MORE_STEPS)
         else:
-            if isinstance(meter, AllocatingMeter):
-                self._step(workspace_bytes)
-                meter.mark(RESET)
-            else:
-                self._skip_first_step()
-            if isinstance(engine, Coordinator):
-                engine.learn(self.recording.order)
-                if engine.settings.accumulation > 1:
-                    weights, gathering = tuple(engine.weights), engine.gathering
-                    engine.kept = dict(first_kept(self.recording.heard, weights, gathering))
-            self._step(workspace_bytes)
-        self.record, meter.record = meter.record or (), None
+            self._skip_first_step()
+        if isinstance(engine, Coordinator):
+            engine.learn(self.recording.order)
+            if engine.settings.accumulation > 1:
+                weights, gathering = tuple(engine.weights), engine.gathering
+                engine.kept = dict(first_kept(self.recording.heard, weights, gathering))
+        self._step(workspace_bytes)
         del registered
 
     @property
@@ -273,6 +279,22 @@ class _Run:
         recorded_parts = self.recording.parts_at(phase, moment, uses=self.engine.hears_uses)
         return [one + more for one, more in zip(self._parts, recorded_parts, strict=True)]
 
+    def _record_steps(self, meter: Recorder, workspace_bytes: int) -> None:
+        """A first step, the one that is measured, and more.
+
+        A third finds the cache as the second has cut it up, and may no longer fit where that did.
+        """
+        self._step(workspace_bytes)
+        meter.mark(RESET)
+        self._step(workspace_bytes)
+        begins = len(meter.record)
+        if self.engine.settings.stage != 3:
+            self._step(workspace_bytes)
+            return
+        meter.mark(AGAIN)
+        self._step(workspace_bytes)
+        meter.record += _repeated(meter.record[begins:], MORE_STEPS)
+
     def _skip_first_step(self) -> None:
         """Leave all as a first step does: the optimizer's states are made."""
         self.engine.step()
@@ -282,7 +304,7 @@ class _Run:
     def _step(self, workspace_bytes: int) -> None:
         """An optimizer step; the first one's peaks are not noted."""
         engine, meter = self.engine, self.meter
-        recorded = meter.record is not None
+        recorded = isinstance(meter, Recorder)
         telling = RECORDED_MICROS if recorded else engine.telling_micros if self._steps else 1
         micros = min(engine.settings.accumulation, telling)
         left = engine.after_micro() if micros > 1 and not recorded else None
@@ -315,9 +337,7 @@ class _Run:
 
     def _play(self, phase: int, numbers: Numbers | None = None) -> None:
         meter, numbers = self.meter, self._numbers if numbers is None else numbers
-        if meter.record is not None:
-            self.recording.play_to_record(phase, self.engine, numbers)
-        elif isinstance(meter, AllocatingMeter):
+        if isinstance(meter, RequestingMeter):
             self.recording.play_to_allocate(phase, self.engine, meter, numbers, uses=self._steps > 0)
         else:
             self.recording.play(phase, self.engine)
@@ -330,8 +350,6 @@ class _Run:
                 self._parts = meter.peak_parts
                 at = meter.peak_at
                 self._peak_in = (phase, at - start if at >= 0 else at + start)
-                if meter.record is not None:
-                    self._peak_in = None
             self.peaks[name] = max(meter.peak, self.peaks.get(name, 0))
             if isinstance(meter, AllocatingMeter):
                 self.served_peak = max(self.served_peak, meter.served_peak)

@@ -8,7 +8,7 @@ from typing import TypeVar
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.allocator import WORKSPACE_BYTES
-from trimtab.cost.memory import Profile, profile
+from trimtab.cost.memory import Profile, profile, replayed
 from trimtab.model import Model
 from trimtab.units import GIB
 
@@ -191,7 +191,7 @@ def needed(config: Config, model: Model, cluster: Cluster) -> tuple[Profile, Nee
     room = cluster.gpu.usable_bytes - outside_allocator(world, config.stage)
     if not HARDLY < quick.probability_within(room) < SURELY:
         return counted, quick
-    counted = profile(config, model, world, allocator=True, workspace_bytes=_workspace_bytes(cluster))
+    counted = replayed(counted, config, model, world, _workspace_bytes(cluster))
     return counted, SearchedNeed(CapacitySearch(counted, room))
 
 
