@@ -40,6 +40,9 @@ MOMENTS = {
 }  # fmt: skip
 
 
+TORCH_TEMPORARIES = {"adagrad": 2}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile(Workload):
     """What one rank allocates, in bytes; peaks of forward, backward and step are taken once states exist."""
@@ -102,14 +105,16 @@ def settings_of(config: Config, world_size: int) -> Settings:
         stage=config.stage,
         ranks=ranks,
         accumulation=batch.accumulation,
-        item=config.parameter_bytes,
-        gradient_item=config.gradient_bytes,
-        communication_item=_communication_item(config),
+        precision=config.precision,
+        gradient_type=config.gradient_type,
+        communication_type=_communication_type(config),
         moments=moments,
         offload_optimizer=config.offload_optimizer,
         offload_param=config.offload_param,
         overlap_comm=bool(zero("overlap_comm")),
-        contiguous_gradients=bool(zero("contiguous_gradients")) or config.offload_optimizer != "none",
+        # stages 1 and 2 force it with offload, stage_1_and_2.py:300
+        contiguous_gradients=bool(zero("contiguous_gradients"))
+        or (config.offload_optimizer != "none" and config.stage < 3),
         reduce_scatter=bool(zero("reduce_scatter")),
         reduce_bucket=int(zero("reduce_bucket_size")),
         gathering=Gathering(
@@ -121,10 +126,18 @@ def settings_of(config: Config, world_size: int) -> Settings:
         ),
         sub_group=int(zero("sub_group_size")),
         hpz=int(zero("zero_hpz_partition_size")),
-        precision=config.precision,
         pin_memory=bool(config.get("zero_optimization.offload_optimizer.pin_memory", True)),
         pin_parameters=bool(config.get("zero_optimization.offload_param.pin_memory", True)),
         step_copies=STEP_COPIES.get(name, 1),
+        step_temporaries=_step_temporaries(config, name),
+        multi_rank_buckets=bool(zero("use_multi_rank_bucket_allreduce")),
+        round_robin=bool(zero("round_robin_gradients")),
+        quantized_weights=bool(zero("zero_quantized_weights")),
+        allgather_sequential=bool(zero("stage3_allgather_sequential")),
+        fetches_by_all_reduce=bool(zero("stage3_use_all_reduce_for_fetch_params")),
+        offload_ratio=float(config.get("zero_optimization.offload_optimizer.ratio", 1.0)),
+        master_type=_master_type(config),
+        state_type="bf16" if config.get("bf16.bf16_optimizer_states", False) else "fp32",
         states_of_whole=name == "adagrad" and config.offload_optimizer == "none",
         swap_buffers=config.whole("zero_optimization.offload_optimizer.buffer_count", 4),
         parameter_buffers=config.whole("zero_optimization.offload_param.buffer_count", 5),
@@ -135,13 +148,31 @@ def settings_of(config: Config, world_size: int) -> Settings:
     )
 
 
-def _communication_item(config: Config) -> int:
+def _master_type(config: Config) -> str:
+    """fp32, unless the file keeps them in the model's type (base_optimizer.py:520)."""
+    own = config.get(f"{config.precision}.{config.precision}_master_weights_and_grads", False)
+    return config.precision if own else "fp32"
+
+
+def _step_temporaries(config: Config, name: str) -> int:
+    """torch's optimizers by lists, which compute in copies (torch/optim, ``_multi_tensor_*``)."""
+    params = config.optimizer_params
+    if name in ("adam", "adamw"):
+        if not params.get("torch_adam"):
+            return 0
+        decays = name == "adam" and not params.get("adam_w_mode", True) and params.get("weight_decay")
+        return 2 if decays else 1
+    if name == "adagrad" and config.offload_optimizer != "none":
+        return 0
+    return TORCH_TEMPORARIES.get(name, 0) + (name == "SGD" and bool(params.get("weight_decay")))
+
+
+def _communication_type(config: Config) -> str:
     """Gradients are reduced in their own type, with Ulysses in fp32, unless the file says else
     (runtime/engine.py:2182)."""
     apart = config.sequence_parallel > 1
     key = "seq_parallel_communication_data_type" if apart else "communication_data_type"
-    dtype = config.get(key, "fp32" if apart else None)
-    return config.parameter_bytes if dtype is None else 4 if dtype == "fp32" else 2
+    return config.type_at(key, "fp32" if apart else config.precision)
 
 
 def profile(
