@@ -231,7 +231,7 @@ def _gpt_neo(net: Net) -> Tensor:
 
 
 def _gpt_neo_layer(net: Net, path: str, x: Tensor) -> Tensor:
-    m, model = net.m, net.model
+    m = net.m
     residual, inner = x, f"{path}.attn.attention"
     x = net.norm(x, f"{path}.ln_1")
     out = net.module(partial(net.module, partial(_gpt_neo_attention, net, inner)), x)

@@ -66,14 +66,14 @@ def _bert_shape(net: Net) -> att.Shape:
 
 
 def _bert_layer(net: Net, path: str, x: Tensor) -> Tensor:
-    x = net.module(partial(_bert_attention, net, f"{path}.attention"), x)
-    inner = net.module(partial(_bert_intermediate, net, f"{path}.intermediate"), x)
-    return net.module(partial(_bert_output, net, f"{path}.output"), inner, x)
+    x = net.module(partial(_bert_attention, net, f"{path}.attention"), x, positional=True)
+    inner = net.module(partial(_bert_intermediate, net, f"{path}.intermediate"), x, positional=True)
+    return net.module(partial(_bert_output, net, f"{path}.output"), inner, x, positional=True)
 
 
 def _bert_attention(net: Net, path: str, x: Tensor) -> Tensor:
-    attended = net.module(partial(_bert_self_attention, net, f"{path}.self"), x)
-    return net.module(partial(_bert_output, net, f"{path}.output"), attended, x)
+    attended = net.module(partial(_bert_self_attention, net, f"{path}.self"), x, positional=True)
+    return net.module(partial(_bert_output, net, f"{path}.output"), attended, x, positional=True)
 
 
 def _bert_self_attention(net: Net, path: str, x: Tensor) -> Tensor:
@@ -92,10 +92,10 @@ def _bert_output(net: Net, path: str, x: Tensor, residual: Tensor) -> Tensor:
 
 def _distilbert_layer(net: Net, path: str, x: Tensor) -> Tensor:
     m = net.m
-    out = net.module(partial(_distilbert_attention, net, f"{path}.attention"), x)
+    out = net.module(partial(_distilbert_attention, net, f"{path}.attention"), x, positional=True)
     x = net.norm(ops.add(m, out, x), f"{path}.sa_layer_norm")
     del out
-    out = net.module(partial(_distilbert_feed_forward, net, f"{path}.ffn"), x)
+    out = net.module(partial(_distilbert_feed_forward, net, f"{path}.ffn"), x, positional=True)
     return net.norm(ops.add(m, out, x), f"{path}.output_layer_norm")
 
 

@@ -10,6 +10,7 @@ from trimtab.architecture import EAGER_ONLY
 from trimtab.cost import attention as att
 from trimtab.cost import operators as ops
 from trimtab.cost import sequence_parallel, tensor_parallel
+from trimtab.cost.backward import PASS
 from trimtab.cost.machine import Machine, Tensor, Weight
 from trimtab.cost.meter import Storage
 from trimtab.job import Job
@@ -305,11 +306,22 @@ class Net:
                 self.returned = weights
 
     def module(
-        self, run: Callable[..., Tensor], *arguments: Tensor, weights: tuple[Weight, ...] = ()
+        self,
+        run: Callable[..., Tensor],
+        *arguments: Tensor,
+        weights: tuple[Weight, ...] = (),
+        positional: bool = False,
     ) -> Tensor:
-        """``run(*arguments)`` as a module, with those parameters of its own that it does not read itself."""
-        self.m.enter(weights)
-        return self.m.leave(run(*arguments), weights)
+        """``run(*arguments)`` as a module.
+
+        ``weights``: parameters of its own that it does not read itself.  ``positional`` if its arguments have
+        no names: stage 3 then has a hook on each, where their gradients are summed.
+        """
+        m = self.m
+        m.enter(weights)
+        if positional and m.sharded:
+            arguments = tuple(m.op(x.numel, (x,), (PASS,), item=x.item, view_of=x) for x in arguments)
+        return m.leave(run(*arguments), weights)
 
     def dropout(self, x: Tensor, probability: float) -> Tensor:
         """An ``nn.Dropout`` module."""

@@ -152,11 +152,8 @@ class ShardedOptimizer(Engine):
     def _average(self) -> None:
         """Reduce what waits: all of it (:1616, :2231), or slices by rank (:1628)."""
         s = self.settings
-        if (
-            self.compact
-            and self.accumulated is None
-            and not self._owned_names.isdisjoint(self._waiting_names)
-        ):
+        mine = any(weight.name in self._owned_names for weight in self.waiting)
+        if self.compact and self.accumulated is None and mine:
             self.accumulated = self.new(self.partition * s.gradient_item, "gradients", self.reduce_stream)
         if not s.contiguous_gradients:
             for name in self.clears_late:
@@ -168,9 +165,8 @@ class ShardedOptimizer(Engine):
             return
         groups = [slices]
         if not s.multi_rank_buckets:
-            groups = [
-                [one for one in slices if one[0] == rank] for rank in dict.fromkeys(r for r, _ in slices)
-            ]
+            ranks = dict.fromkeys(rank for rank, _ in slices)
+            groups = [[one for one in slices if one[0] == rank] for rank in ranks]
         for group in groups:
             bucket: list[tuple[int, int]] = []
             filled = 0
@@ -182,7 +178,7 @@ class ShardedOptimizer(Engine):
                     bucket, filled = [], 0
 
     def _reduce_slices(self, slices: Sequence[tuple[int, int]], *, flat: bool) -> None:
-        """One reduction, in the type that is sent, of what may be put into one tensor (``allreduce_bucket``)."""
+        """One reduction, in the type that is sent, of what may be made one tensor (``allreduce_bucket``)."""
         s = self.settings
         numel = sum(count for _, count in slices)
         sent = self._sent(numel * self._bucket_item) if flat else None
@@ -193,10 +189,6 @@ class ShardedOptimizer(Engine):
                 # added to the fp32 partition through a copy, :1325
                 self.momentary(count * s.gradient_item, "temporaries", self.reduce_stream)
         del sent
-
-    @property
-    def _waiting_names(self) -> list[str]:
-        return [weight.name for weight in self.waiting]
 
     def _sent(self, count: int) -> Storage:
         return self.new(count, "temporaries", self.reduce_stream)

@@ -168,7 +168,7 @@ class ShardedParameters(Coordinator, Engine):
         return self.new(count, "gathered parameters", self.gather_stream)
 
     def _take_quantized(self, gather: Gather) -> None:
-        """All shards as int8 (partition_parameters.py:1421, :1501): this rank's go through fp16 on the way."""
+        """All shards as int8 (partition_parameters.py:1421, :1501); this rank's were in fp16 on the way."""
         s, indices = self.settings, gather.indices
         own = sum(self.shards[index] for index in indices)
         scales = quantized_groups(own) * SCALE_ITEM
@@ -310,7 +310,7 @@ class ShardedParameters(Coordinator, Engine):
 
 
 def quantized_groups(numel: int) -> int:
-    """Groups that share a scale, of ``numel`` elements (``CUDAQuantizer.quantize``, partition_parameters.py:867)."""
+    """Groups that share a scale (``CUDAQuantizer.quantize``, partition_parameters.py:867)."""
     groups = -(-numel // GROUP_ELEMENTS)
     while groups < numel and numel % (8 * groups):
         groups += 1
