@@ -100,6 +100,8 @@ def settings_of(config: Config, world_size: int) -> Settings:
     name = config.optimizer_type or "adamw"
     momentum = config.optimizer_params.get("momentum")
     moments = 1 if name == "SGD" and momentum else MOMENTS.get(name, 2)
+    if name == "lion" and config.offload_optimizer != "none":
+        moments = 2  # DeepSpeedCPULion makes a second, and leaves it alone (ops/lion/cpu_lion.py:127)
     ranks = batch.data_parallel * config.sequence_parallel
     return Settings(
         stage=config.stage,

@@ -53,6 +53,8 @@ class ShardedOptimizer(Engine):
         self.buckets: list[Storage] = []
         self.filled = 0
         self.waiting: list[Weight] = []
+        self.reduced = False
+        """Whether the gradients of the last micro step are."""
         self.clears_late: list[str] = []
         """Gradients of others that wait for the next reduction to go (:2231)."""
         self.partition_gradients: Storage | None = None
@@ -67,7 +69,8 @@ class ShardedOptimizer(Engine):
         host.add("optimizer states", n * s.state_item * s.moments, pinned=False)
         host.add("the step's temporaries", n * s.master_item * s.step_temporaries, pinned=False)
         host.add("buffers", largest * s.item, pinned=pinned)  # :653
-        if s.accumulation > 1 and s.master_type == "fp32":  # else in the master weights' gradient, :1826
+        # stage 1 reduces at boundaries alone; others' wait in the master weights' gradient, :1826
+        if s.accumulation > 1 and s.stage == 2 and s.master_type == "fp32":
             for weight in self.own:  # accumulated_grads_in_cpu, :1822
                 host.add("accumulated gradients", weight.numel * s.item, pinned=pinned)
 
@@ -82,15 +85,27 @@ class ShardedOptimizer(Engine):
         """``process_gradients``: the first one makes the buckets; stage 2 fills them at once (:2284)."""
         s = self.settings
         self._setup_buckets()
-        wide = s.stage == 1 and s.gradient_type != s.precision
-        if wide:  # grad_accum instead of grad, :1234
-            if weight.name not in self.gradients:
-                self.gradients[weight.name] = self.new(weight.numel * s.gradient_item, "gradients")
+        if self.widens:  # grad_accum instead of grad, :1234
+            made = self.new(weight.numel * s.gradient_item, "gradients")
+            self.gradients.setdefault(weight.name, made)
+            del made
         else:
             self.gradients.setdefault(weight.name, gradient)
         del gradient
         if s.stage == 2 or (s.overlap_comm and self.boundary):
             self._reduce(weight)
+
+    @property
+    def widens(self) -> bool:
+        """Whether gradients wait in a type of their own, beside the parameters'."""
+        return self.settings.stage == 1 and self.settings.gradient_type != self.settings.precision
+
+    def begin_micro(self, *, boundary: bool) -> None:
+        """What waited in a type of its own goes as the next forward pass begins (:1150)."""
+        super().begin_micro(boundary=boundary)
+        if self.reduced:
+            self.gradients.clear()
+        self.reduced = False
 
     def _setup_buckets(self) -> None:
         s = self.settings
@@ -231,8 +246,10 @@ class ShardedOptimizer(Engine):
             self.accumulated = self.partition_gradients
         self.partition_gradients = None
         self.clears_late.clear()
+        self.reduced = True
         self.buckets.clear()
-        self.gradients.clear()
+        if not self.widens:
+            self.gradients.clear()
 
     # -- the step --------------------------------------------------------------------------------------
 

@@ -45,6 +45,8 @@ class ShardedParameters(Coordinator, Engine):
         own = [self.shards[weight.index] for weight in self.trainable]
         self.partition = sum(own)
         self.sub_groups = _sub_groups(own, s.sub_group)
+        self.swapped = self._swapped() if s.offload_optimizer == "nvme" else set()
+        """Parameters whose optimizer's states are on a disk."""
         if s.offload_param == "none":
             frozen = [self.shards[weight.index] * s.item for weight in self.frozen]
             self.model = [self.new(size, "parameters") for size in frozen]
@@ -76,23 +78,26 @@ class ShardedParameters(Coordinator, Engine):
     def _initialize_host(self) -> None:
         s, host = self.settings, self.host
         if s.offload_optimizer != "none":
-            in_memory = s.offload_optimizer == "cpu"
-            if in_memory:
+            if s.offload_optimizer == "cpu":
                 away = self.sub_groups[len(self.on_device) :]
-                for size in away:
-                    host.add("master weights", size * s.master_item, pinned=False)
-                    host.add("gradients", size * s.master_item, pinned=s.pin_memory)
-                host.add("optimizer states", sum(away) * s.state_item * s.moments, pinned=False)
-                most = max(away, default=0) * s.step_temporaries
-                host.add("the step's temporaries", most * s.master_item, pinned=False)
             else:
-                largest = max(self.sub_groups, default=0)
-                self.nvme_bytes += self.partition * s.master_item * (2 + s.moments)
+                swapped = [size for size in self.sub_groups if self._is_swapped(size)]
+                away = [size for size in self.sub_groups if not self._is_swapped(size)]
+                largest = max(swapped, default=0)
+                self.nvme_bytes += sum(swapped) * s.master_item * (2 + s.moments)
                 # by posix_memalign, SwapBufferManager; the first step makes the states outside of them
                 aligned = largest + -largest % s.swap_alignment
                 host.add("swap buffers", s.swap_buffers * aligned * s.master_item, pinned=False)
                 host.add("new optimizer states", s.moments * largest * s.state_item, pinned=False)
+            for size in away:
+                host.add("master weights", size * s.master_item, pinned=False)
+                host.add("gradients", size * s.master_item, pinned=s.pin_memory)
+            host.add("optimizer states", sum(away) * s.state_item * s.moments, pinned=False)
+            most = max(away, default=0) * s.step_temporaries
+            host.add("the step's temporaries", most * s.master_item, pinned=False)
             host.add("gradient partitions", self.partition * s.gradient_item, pinned=s.pin_memory)
+            if s.precision == "fp16":  # as on the device, see `step`
+                host.add("overflow check", self.partition * (s.gradient_item + 1), pinned=False)
         if s.offload_param != "none":
             shards = sum(self.shards) * s.item
             if s.offload_param == "cpu":
@@ -106,6 +111,21 @@ class ShardedParameters(Coordinator, Engine):
                 host.add("parameter buffers", count, pinned=False)  # partitioned_param_swapper.py:104-112
                 # stage3.py:1018, reserve_partitioned_swap_space
                 host.add("parameters in passing", max(self.sub_groups, default=0) * s.item, pinned=True)
+
+    def _swapped(self) -> set[int]:
+        found, waiting = set(), list(self.trainable)
+        for size in self.sub_groups:
+            left = size
+            while left:
+                weight = waiting.pop(0)
+                left -= self.shards[weight.index]
+                if self._is_swapped(size):
+                    found.add(weight.index)
+        return found
+
+    def _is_swapped(self, sub_group: int) -> bool:
+        """Whether a sub-group is large enough for a disk (``_swappable_optimizer_subgroup``, :1262)."""
+        return sub_group * self.settings.master_item >= self.settings.least_swapped_bytes
 
     def _let_go(self, index: int) -> None:
         """hpZ's copy within the node, made when a parameter is partitioned (partition_parameters.py:1900)."""
@@ -244,18 +264,18 @@ class ShardedParameters(Coordinator, Engine):
 
     def _partition_gradients(self) -> None:
         if self.settings.offload_optimizer != "none":
-            waiting = [self._offload(self.shards[weight.index]) for weight, _ in self.bucket]
+            waiting = [self._offload(weight.index) for weight, _ in self.bucket]
             del waiting
         self.bucket.clear()
         self.filled = 0
 
-    def _offload(self, shard: int) -> Storage | None:
+    def _offload(self, index: int) -> Storage | None:
         """``partition_grads``: back on the device; at a boundary its norm in fp64, and it in fp32 (:2006).
 
         What goes to a disk waits on the device until all of its bucket is there (:1443-1465); what is too
         small to write, or has a rest that is, waits until the optimizer steps (optimizer_utils.py:253-285).
         """
-        s = self.settings
+        s, shard = self.settings, self.shards[index]
         back = self.new(shard * s.gradient_item, "temporaries", self.reduce_stream)
         if not self.boundary:
             return None
@@ -263,7 +283,7 @@ class ShardedParameters(Coordinator, Engine):
         wide = back
         if s.gradient_type != s.master_type:
             wide = self.new(shard * s.master_item, "temporaries", self.reduce_stream)
-        if s.offload_optimizer != "nvme":
+        if index not in self.swapped:
             return None
         if shard * s.master_item < s.least_swapped_bytes or shard % s.swap_alignment:
             self.unwritten.append(wide)

@@ -19,5 +19,6 @@ def engine_for(meter: Meter, weights: Sequence[Weight], settings: Settings) -> E
         return (PlainEngine if settings.precision == "fp32" else HalfEngine)(meter, weights, settings)
     wide = settings.precision == "bf16" and settings.gradient_type == "fp32"
     if settings.stage == 1 and wide and settings.offload_optimizer != "cpu":
-        return WideOptimizer(meter, weights, settings)
+        # whatever type the master weights shall have, BF16_Optimizer's are fp32 (bf16_optimizer.py:170)
+        return WideOptimizer(meter, weights, settings._replace(master_type="fp32", state_type="fp32"))
     return ShardedOptimizer(meter, weights, settings)
