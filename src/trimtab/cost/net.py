@@ -10,7 +10,7 @@ from trimtab.architecture import EAGER_ONLY
 from trimtab.cost import attention as att
 from trimtab.cost import operators as ops
 from trimtab.cost import sequence_parallel, tensor_parallel
-from trimtab.cost.backward import PASS
+from trimtab.cost.backward import PASS, Summed
 from trimtab.cost.machine import Machine, Tensor, Weight
 from trimtab.cost.meter import Storage
 from trimtab.job import Job
@@ -189,14 +189,12 @@ class Net:
 
         def times(x: Tensor, table: tuple[Storage, ...], gradient: int) -> Tensor:
             # repeated for every head, and heads lie beside each other until they are turned
-            scratch = x.numel * wide if wide > x.item else 0
             return m.op(
                 x.numel,
                 (x,),
-                (gradient,),
+                (Summed(x.numel * wide, gradient) if wide > x.item else gradient,),
                 item=wide,
                 keep=table,
-                scratch=scratch,
                 kernel=ops.LOOKED_UP,
                 shape=(x.numel,),
             )
