@@ -253,6 +253,12 @@ def _repeated(step: Sequence[int], times: int) -> Iterator[int]:
         yield from (entry - turn * requests if entry < 0 else entry for entry in step)
 
 
+def _marked(step: Sequence[int]) -> list[int]:
+    """A recorded step of which only repetitions follow, marked after its first forward pass."""
+    at = step.index(NOTE)
+    return [*step[:at], AGAIN, *step[at:]]
+
+
 class _Run:
     """A job's engine from its start over a few steps of a recording."""
 
@@ -319,14 +325,18 @@ class _Run:
         """
         self._step(workspace_bytes)
         meter.mark(RESET)
+        second = len(meter.record)
         self._step(workspace_bytes)
-        begins = len(meter.record)
+        third = len(meter.record)
+        self._step(workspace_bytes)
         if self.engine.settings.stage != 3:
-            self._step(workspace_bytes)
             return
-        meter.mark(AGAIN)
-        self._step(workspace_bytes)
-        meter.record += _repeated(meter.record[begins:], MORE_STEPS)
+        first, step = meter.record[second:third], meter.record[third:]
+        # the blocks of two steps lie alike after a forward pass before they do so at an end
+        meter.record[third:] = marked = _marked(step)
+        meter.record += _repeated(marked, MORE_STEPS)
+        if list(_repeated(first, 1)) == step:
+            meter.record[second:third] = _marked(first)
 
     def _skip_first_step(self) -> None:
         """Leave all as a first step does: the optimizer's states are made."""
