@@ -39,6 +39,7 @@ ZERO_DEFAULTS: Mapping[str, Any] = {
     "zero_hpz_partition_size": 1,  # 324
     "zero_quantized_weights": False,  # 328
     "zero_quantized_gradients": False,  # 340
+    "memory_efficient_linear": True,  # 346
 }
 # both spellings are accepted: runtime/zero/config.py:222-257
 ZERO_ALIASES: Mapping[str, str] = {

@@ -78,7 +78,7 @@ def flash(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
     rows = shape.batch * shape.heads * shape.queries
     rounded = -(-shape.queries // 128) * 128 * shape.batch * shape.heads
     # flash_api.cpp, mha_bwd: an fp32 accumulator for dq and the row sums; expanded dk and dv for shared keys
-    scratch = rounded * shape.head_dim * ops.FLOAT + rounded * ops.FLOAT
+    scratch = rounded * shape.head_dim * ops.FLOAT + rounded * ops.FLOAT + _unwanted(q, k, v)
     if shape.kv_heads != shape.heads:
         scratch += 2 * shape.batch * shape.keys * shape.heads * shape.head_dim * q.item
     return m.op(
@@ -137,7 +137,7 @@ def efficient(
         keep=keep,
         keep_output=True,
         extra=(rows * ops.FLOAT,),
-        scratch=rows * ops.FLOAT + sums,
+        scratch=rows * ops.FLOAT + sums + _unwanted(q, k, v),
         flops=shape.flops,
         kernel="attention",
         shape=shape.kernel(masked=bias is not None),
@@ -185,7 +185,9 @@ def plain(
     scaled_k = ops.scale(m, wide_k)
     if broadcast:
         scaled_k = repeat_keys(m, scaled_k, shape, view=True)
-    scores = _product(m, scaled_q, scaled_k, shape.scores, shape.scoring, copies=(True, not shared))
+    several = shape.batch > 1  # as in `eager`
+    copies = (several, several and not shared)
+    scores = _product(m, scaled_q, scaled_k, shape.scores, shape.scoring, copies=copies)
     del scaled_k
     if bias is not None:  # added in place; its gradient is summed over the batch in fp32
         scores = m.op(
@@ -211,7 +213,7 @@ def plain(
         wide_v,
         rows * shape.head_dim,
         shape.weighting,
-        copies=(False, not shared),
+        copies=(False, copies[1]),
     )
     out = ops.cast(m, wide, item)
     del wide_k, wide_v, scaled_q, mask, returned
@@ -315,6 +317,11 @@ def _mask_of_numbers(m: Machine, shape: Shape) -> Tensor:
     mask = m.tensor(pairs)
     m.tensor(pairs, ops.MASK)  # logical_not
     return mask
+
+
+def _unwanted(*tensors: Tensor) -> int:
+    """Bytes of the gradients that a fused kernel makes though nobody needs them: of frozen projections."""
+    return sum(tensor.bytes for tensor in tensors if tensor.edge is None)
 
 
 def _up(value: int, multiple: int) -> int:

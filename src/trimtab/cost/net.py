@@ -104,8 +104,7 @@ class Net:
             return out
         assert self.job.lora is not None
         low = ops.linear(m, self.dropout(x, self.job.lora.lora_dropout), adapted)
-        high = ops.linear(m, low, weights[path + ".lora_B.default.weight"])
-        return ops.add(m, out, ops.scale(m, high))
+        return ops.add(m, out, ops.scale(m, ops.linear(m, low, weights[path + ".lora_B.default.weight"])))
 
     def norm(self, x: Tensor, path: str) -> Tensor:
         """The model's norm at ``path``."""
