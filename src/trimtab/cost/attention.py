@@ -89,6 +89,7 @@ def flash(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
         keep=_storages(q, k, v),
         keep_output=True,
         extra=(rows * ops.FLOAT,),
+        scratch=_unwanted(q, k, v),
         workspace=workspace,
         flops=shape.flops,
         kernel="attention",
@@ -137,6 +138,7 @@ def efficient(
         keep=keep,
         keep_output=True,
         extra=(rows * ops.FLOAT,),
+        scratch=_unwanted(q, k, v),
         workspace=rows * ops.FLOAT + sums,
         flops=shape.flops,
         kernel="attention",
@@ -185,7 +187,9 @@ def plain(
     scaled_k = ops.scale(m, wide_k)
     if broadcast:
         scaled_k = repeat_keys(m, scaled_k, shape, view=True)
-    scores = _product(m, scaled_q, scaled_k, shape.scores, shape.scoring, copies=(True, not shared))
+    several = shape.batch > 1  # as in `eager`
+    copies = (several, several and not shared)
+    scores = _product(m, scaled_q, scaled_k, shape.scores, shape.scoring, copies=copies)
     del scaled_k
     if bias is not None:  # added in place; its gradient is summed over the batch in fp32
         scores = m.op(
@@ -210,7 +214,7 @@ def plain(
         wide_v,
         rows * shape.head_dim,
         shape.weighting,
-        copies=(False, not shared),
+        copies=(False, copies[1]),
     )
     out = ops.cast(m, wide, item)
     del wide_k, wide_v, scaled_q, mask, returned
@@ -314,6 +318,11 @@ def _mask_of_numbers(m: Machine, shape: Shape) -> Tensor:
     mask = m.tensor(pairs)
     m.tensor(pairs, ops.MASK)  # logical_not
     return mask
+
+
+def _unwanted(*tensors: Tensor) -> tuple[int, ...]:
+    """Bytes of the gradients that a fused kernel makes though nobody needs them: of frozen projections."""
+    return tuple(tensor.bytes for tensor in tensors if tensor.edge is None)
 
 
 def _up(value: int, multiple: int) -> int:

@@ -146,14 +146,21 @@ class Machine:
     """Runs operators forward, then backward, counting what is live and what work is done.
 
     ``item`` is the bytes of an activation element.  ``sharded`` says that it is stage 3, where the engine
-    counts modules without parameters too and has a linear function of its own.
+    counts modules without parameters too and, if ``own_linear``, has a linear function of its own.
     """
 
     def __init__(
-        self, *, meter: Account, listener: Listener, item: int, sharded: bool = False, fp16: bool = False
+        self,
+        *,
+        meter: Account,
+        listener: Listener,
+        item: int,
+        sharded: bool = False,
+        own_linear: bool = True,
+        fp16: bool = False,
     ) -> None:
         self.meter, self.listener, self.item, self.sharded = meter, listener, item, sharded
-        self.fp16 = fp16
+        self.own_linear, self.fp16 = sharded and own_linear, fp16
         self.tape: list[Node] = []
         self.part = PART["activations"]
         self.phase = "forward"
@@ -231,7 +238,7 @@ class Machine:
         moved = numel * item
         if kernel not in COLLECTIVES:
             moved += sum(one.bytes for one in inputs if one is not None)
-        replaced = self.sharded and kernel == "product" and any(not one.written_out for one in weights)
+        replaced = self.own_linear and kernel == "product" and any(not one.written_out for one in weights)
         own = Tensor(numel, item, self.new(numel * item)) if replaced else None
         if own is not None:  # stage 3's own linear saves when it is done (zero/linear.py)
             self.works(kernel, moved, flops, shape)

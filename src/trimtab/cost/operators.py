@@ -25,7 +25,7 @@ def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) ->
     """
     rows = x.numel // weight.columns
     columns = weight.numel // weight.columns
-    own = m.sharded and not weight.written_out
+    own = m.own_linear and not weight.written_out
     keep = (x.storage,) if weight.trainable or own else ()
     if bias is not None and own:
         m.adds(rows * columns * x.item)

@@ -148,6 +148,8 @@ class ShardedOptimizer(Engine):
                     if s.master_type not in (s.precision, s.gradient_type):
                         self.momentary(portion * s.master_item, "temporaries", self.reduce_stream)  # :1903
                     self.gradients.pop(weight.name, None)  # :1916; of other micro steps the last clears it
+            elif owned and self.compact and not self.widens:
+                continue  # an oversized one's own stays as long as the others', :2169
             elif owned and s.contiguous_gradients:
                 self._copy_to_partition(weight)
                 self.gradients.pop(weight.name, None)
