@@ -185,7 +185,7 @@ def test_a_typo_gives_the_nearest_name() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"[1]", "a configuration is an object, not list"),
+        (b"[1]", "the top is a list: a configuration is an object"),
         (b"{", "not readable"),
         (b"\xff\xfe", "not readable"),
         (b"[" * 100_000, "not readable"),
@@ -201,7 +201,7 @@ def test_a_broken_file_says_what_is_wrong(tmp_path: Path, content: bytes, said: 
 def test_a_missing_file_and_a_folder_are_told_apart_from_names(tmp_path: Path) -> None:
     with pytest.raises(UnreadableFile, match="no such file"):
         load_config(str(tmp_path / "none.json"))
-    with pytest.raises(UnreadableFile, match="cannot be read"):
+    with pytest.raises(UnreadableFile, match="is a folder: name a configuration file in it"):
         load_config(str(tmp_path))
 
 

@@ -66,6 +66,11 @@ class Model:
     labels: int
 
     @property
+    def longest_sequence(self) -> int | None:
+        """The most tokens of a sample that can run: learned positions end, all others go on."""
+        return self.max_positions if self.positions == "learned" and self.max_positions > 0 else None
+
+    @property
     def all_layers(self) -> int:
         """Transformer layers, an encoder-decoder's in both stacks."""
         return self.layers + self.decoder_layers

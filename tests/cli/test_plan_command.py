@@ -134,3 +134,10 @@ def test_nothing_heavy_is_imported() -> None:
     heavy = {"torch", "deepspeed", "transformers", "numpy", "matplotlib"}
     done = python("-c", program + f"sys.exit(str(sorted({heavy!r} & set(sys.modules))))")
     assert done.stderr.strip() == "[]"
+
+
+def test_two_files_cannot_be_one(tmp_path: Path, capsys: Capture) -> None:
+    file = str(tmp_path / "plan")
+    assert main([*QUICK, "-o", file, "--html", file]) == 2
+    assert "give them two files" in capsys.readouterr().err
+    assert not (tmp_path / "plan").exists()

@@ -54,3 +54,24 @@ def test_auto_is_left_to_whoever_fills_it(tmp_path: Path, capsys: pytest.Capture
     zero = {"stage": 2, "reduce_bucket_size": "auto"}
     assert run(tmp_path, "estimate", zero_optimization=zero, gradient_clipping="auto") == 0
     assert "fits" in capsys.readouterr().out
+
+
+def test_a_length_that_nobody_stated_is_the_models_at_most_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "ds_config.json"
+    file.write_text(json.dumps({**PLAIN, "trimtab": {}}), encoding="utf-8")
+    assert main(["estimate", str(file), "--model", "gpt2", *FLAGS, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert "no sequence length is stated: 1024 tokens a sample" in answer["notes"]
+    assert answer["warnings"] == []
+
+
+@pytest.mark.parametrize("gpus", ["a100-40gb:2", "2xA100-40GB"])
+def test_a_count_may_stand_with_the_gpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], gpus: str
+) -> None:
+    file = tmp_path / "ds_config.json"
+    file.write_text(json.dumps(PLAIN), encoding="utf-8")
+    assert main(["estimate", str(file), "--model", "gpt2", "--gpu", gpus, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gpu"]["gpus_per_node"] == 2

@@ -105,6 +105,8 @@ def plan(
     """
     for file in (output, html):
         _refuse_overwriting(file, force)
+    if output is not None and html is not None and output.absolute() == html.absolute():
+        raise UsageError(f"-o and --html both name {output}: give them two files")
     lora = None
     if lora_r is not None or lora_targets is not None:
         targets = tuple(one.strip() for one in lora_targets.split(",")) if lora_targets else None

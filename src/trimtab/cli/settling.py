@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab import catalogue
-from trimtab.cluster import Cluster, find_gpu, find_link
+from trimtab.cluster import Cluster, find_link, name_and_count
 from trimtab.config import Config, fit_world
 from trimtab.errors import RefusedConfig, UnknownArchitecture, UsageError
 from trimtab.folders import history_file
@@ -54,8 +54,10 @@ def settle(
     return config, cluster, notes + moved
 
 
-def hold_to_the_engine(name: str, config: Config, cluster: Cluster) -> None:
+def hold_to_the_engine(name: str, config: Config, cluster: Cluster | None) -> None:
     """Let no figure stand where there will be no run: a file of the user's own is checked first.
+
+    Without ``cluster`` the batch is left open, for a command that will fit it.
 
     Raises:
         RefusedConfig: DeepSpeed stops as it reads the configuration or builds the engine.
@@ -66,7 +68,8 @@ def hold_to_the_engine(name: str, config: Config, cluster: Cluster) -> None:
 
     # "auto" is for transformers to fill in
     loader = "transformers" if '"auto"' in json.dumps(config.raw) else None
-    report = check(config.raw, loader=loader, gpus_per_node=cluster.gpus_per_node, nodes=cluster.nodes)
+    per_node, nodes = (None, None) if cluster is None else (cluster.gpus_per_node, cluster.nodes)
+    report = check(config.raw, loader=loader, gpus_per_node=per_node, nodes=nodes)
     for finding in report.findings:
         if finding.refused in ("reading", "building"):
             raise RefusedConfig(
@@ -117,7 +120,12 @@ def stated(
             changes[f"{section}.enabled"] = True
             notes = (*notes, f'{section}.enabled is "auto": taken as true')
             break
-    return _with_batch(config.with_values(changes), micro_batch, grad_accum), notes
+    config = config.with_values(changes)
+    if sequence_length is None and "sequence_length" not in stated:
+        tokens = _usual_length(config)
+        config = config.with_values({"trimtab.sequence_length": tokens})
+        notes = (*notes, f"no sequence length is stated: {tokens} tokens a sample")
+    return _with_batch(config, micro_batch, grad_accum), notes
 
 
 def _is_auto(section: Any) -> bool:
@@ -132,6 +140,16 @@ def _usual_task(model: str | None) -> str:
         both = find_hf(model or "").hf.get("is_encoder_decoder")
         kind = "encoder-decoder" if both else "causal"
     return {"causal": "causal-lm", "encoder": "masked-lm", "encoder-decoder": "seq2seq-lm"}[kind]
+
+
+def _usual_length(config: Config) -> int:
+    """The task's own length where nobody says, and no more than the model has positions."""
+    usual = config.job.sequence_length
+    try:
+        positions = find_model(config.job.model).max_positions if config.job.model else 0
+    except UnknownArchitecture:  # a rehearsal can still build it
+        positions = 0
+    return min(usual, positions) if positions > 0 else usual
 
 
 def _with_batch(config: Config, micro: int | None, accumulation: int | None) -> Config:
@@ -163,8 +181,10 @@ def machines(
     intra = joint if joint is not None and joint.kind == "intra" else None
     memory = parse_bytes(host_memory) if host_memory is not None else None
     hardware = catalogue.hardware(name) if name in catalogue.names() else None
+    if gpu is not None:
+        gpu, gpus_per_node = name_and_count(gpu, gpus_per_node)
     if hardware is not None:
-        own = gpu is None or find_gpu(gpu).name == hardware.gpu
+        own = gpu is None or gpu == hardware.gpu
         gpu, nodes = gpu or hardware.gpu, nodes or hardware.nodes
         if own and inter is None and hardware.inter_node_link is not None:
             inter = find_link(hardware.inter_node_link)

@@ -21,7 +21,10 @@ def estimate_text(
 ) -> str:
     """The estimate in words and bars, made for 80 columns and wider."""
     paint = Paint(colour)
-    lines = [*_verdict(answer, paint), "", *_memory(answer, paint), ""]
+    lines = _verdict(answer, paint)
+    for warning in answer.warnings:
+        lines += _styled(f"warning: {warning}", "warning", paint, columns)
+    lines += ["", *_memory(answer, paint), ""]
     lines += _paragraph("by phase", _phases(answer), paint, columns)
     host = _host(answer)
     if host:

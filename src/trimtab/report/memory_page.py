@@ -48,9 +48,10 @@ def memory_page(document: Mapping[str, Any]) -> str:
 
 
 def memory_sections(document: Mapping[str, Any]) -> Iterator[str]:
-    """Picture, shortage and way out, figures by part and phase, corrections, assumptions."""
+    """Warnings, picture, shortage and way out, figures by part and phase, corrections, assumptions."""
     yield f"<h1>{escape(title_of(document))}</h1>"
     yield f'<p class="{"good" if document["fits"] else "bad"}">{escape(verdict(document))}</p>'
+    yield from (f'<p class="bad">{escape(one)}</p>' for one in document.get("warnings") or ())
     yield to_svg(picture(document, heading=False))
     yield from _shortage(document)
     yield from _by_part(document)
