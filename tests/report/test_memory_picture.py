@@ -219,6 +219,14 @@ def test_the_page_is_whole_and_needs_nothing_else(document: Document) -> None:
     assert "<script" not in text
     assert document["config"] in read.text
     assert all(one in read.text for one in document["assumptions"])
+    assert all(f'<p class="bad">{one}</p>' in text for one in document.get("warnings", ()))
+
+
+@each
+def test_what_is_wider_than_a_phone_scrolls_in_a_frame(document: Document) -> None:
+    text = memory_page(document)
+    for part in ("<svg", "<table"):
+        assert text.count(part) == text.count(f'<div class="wide">{part}') > 0
 
 
 def test_the_page_tells_where_memory_ran_out() -> None:

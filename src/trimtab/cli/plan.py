@@ -174,9 +174,9 @@ def _write(answer: Plan, output: Path | None, html: Path | None) -> None:
     if output is not None and answer.chosen is not None:
         _save(output, json.dumps(file_of(answer.chosen), indent=2) + "\n")
     if html is not None:
-        from trimtab.report.plan_html import page
+        from trimtab.report.plan_page import plan_page
 
-        _save(html, page(answer))
+        _save(html, plan_page(answer))
 
 
 def _save(file: Path, text: str) -> Any:
