@@ -18,9 +18,9 @@ import pytest
 from trimtab import catalogue
 from trimtab.cli.main import main
 from trimtab.cluster import Cluster
+from trimtab.drawing.shapes import INKS, Drawing, Rectangle, Words, to_svg, width_of
 from trimtab.estimate import estimate, to_json
 from trimtab.rehearse.course import course
-from trimtab.report.drawing import INKS, Drawing, Rectangle, Words, to_svg, width_of
 from trimtab.report.memory_chart import course_text
 from trimtab.report.memory_page import memory_page
 from trimtab.report.memory_picture import COLOURS, OUTSIDE, UNDIVIDED, _on, bars, picture, verdict

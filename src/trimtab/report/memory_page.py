@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-from trimtab.report.drawing import to_svg
+from trimtab.drawing.shapes import to_svg
 from trimtab.report.memory_picture import bars, picture, title_of, verdict
 from trimtab.report.page import Row, items, page, table, wide
 from trimtab.units import format_bytes, format_count, format_seconds

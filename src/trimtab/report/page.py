@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from trimtab import __version__
-from trimtab.report.drawing import INKS
+from trimtab.drawing.shapes import INKS
 
 STYLE = (
     ":root{color-scheme:light dark}"

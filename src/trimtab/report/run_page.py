@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from trimtab.report.curve import SMOOTH, Curve, curves, loss_curves, smoothed
-from trimtab.report.drawing import to_svg
+from trimtab.drawing.curve import SMOOTH, Curve, curves, loss_curves, smoothed
+from trimtab.drawing.shapes import to_svg
 from trimtab.report.memory_page import memory_page
 from trimtab.report.page import Row, items, page, table, wide
 from trimtab.store.entry import Entry
