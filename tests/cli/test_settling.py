@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from trimtab.cli.main import main
+from trimtab.cli.settling import stated
 
 PLAIN: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 1,
@@ -75,3 +76,21 @@ def test_a_count_may_stand_with_the_gpu(
     file.write_text(json.dumps(PLAIN), encoding="utf-8")
     assert main(["estimate", str(file), "--model", "gpt2", "--gpu", gpus, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["gpu"]["gpus_per_node"] == 2
+
+
+@pytest.mark.parametrize(
+    ("hf", "task"),
+    [
+        ({"architectures": ["ModernBertForMaskedLM"]}, "masked-lm"),
+        ({"architectures": ["MixtralForCausalLM"]}, "causal-lm"),
+        ({"is_encoder_decoder": True}, "seq2seq-lm"),
+        ({"architectures": None}, "causal-lm"),
+    ],
+)
+def test_an_architecture_that_the_arithmetic_does_not_know_has_its_usual_task(
+    tmp_path: Path, hf: dict[str, Any], task: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "novel", **hf}), encoding="utf-8")
+    file = tmp_path / "ds_config.json"
+    file.write_text(json.dumps({**PLAIN, "trimtab": {}}), encoding="utf-8")
+    assert stated(str(file), model=str(tmp_path))[0].job.task == task

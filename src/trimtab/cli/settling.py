@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,9 +138,18 @@ def _usual_task(model: str | None) -> str:
     try:
         kind: str = find_model(model).kind if model else "causal"
     except UnknownArchitecture:  # a rehearsal can still build it
-        both = find_hf(model or "").hf.get("is_encoder_decoder")
-        kind = "encoder-decoder" if both else "causal"
+        kind = _kind_of(find_hf(model or "").hf)
     return {"causal": "causal-lm", "encoder": "masked-lm", "encoder-decoder": "seq2seq-lm"}[kind]
+
+
+def _kind_of(hf: Mapping[str, Any]) -> str:
+    """What kind of model a config says that it is, whose architecture the arithmetic does not know."""
+    if hf.get("is_encoder_decoder"):
+        return "encoder-decoder"
+    heads = hf.get("architectures")
+    return (
+        "encoder" if isinstance(heads, list) and any("ForMaskedLM" in str(one) for one in heads) else "causal"
+    )
 
 
 def _usual_length(config: Config) -> int:
