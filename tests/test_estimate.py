@@ -228,3 +228,10 @@ def test_what_keeps_a_run_from_going_stands_in_the_json_and_under_the_verdict() 
     shown = estimate_text(answer).splitlines()
     assert shown[2].startswith("warning: gpt2 has 1024 positions, fewer than 2048")
     assert "warning: v100-32gb has no bf16 arithmetic: the run needs fp16 instead" in shown
+
+
+def test_a_narrow_terminal_gets_whole_figures() -> None:
+    shown = estimate_text(estimate(seven_b(), Cluster.of("a100-40gb", 8)), columns=40).splitlines()
+    words = [line for line in shown if "GiB  " not in line and "MiB  " not in line]
+    assert max(map(len, words)) <= 40
+    assert not any(line.split() and line.split()[0] in ("GiB", "s", "ms") for line in shown)
