@@ -162,3 +162,12 @@ def test_a_misspelt_name_is_answered_with_the_nearest_ready_one() -> None:
 def test_a_folder_without_configurations_is_said(tmp_path: Path) -> None:
     done = trimtab("check", str(tmp_path))
     assert (done.returncode, done.stderr) == (0, f"note: no configuration was found in {tmp_path}\n")
+
+
+@pytest.mark.parametrize(
+    "words", [["schema"], ["explain", "gradient_clipping"], ["diff", "gpt2_baseline", "gptj_6b_zero2"]]
+)
+def test_a_release_that_nobody_knows_is_said(words: list[str]) -> None:
+    done = trimtab(*words, "--deepspeed", "99.0")
+    assert done.stderr.startswith("note: DeepSpeed 99.0 is newer than any release known here")
+    assert done.stdout

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trimtab.cli.main import main
-from trimtab.cli.settling import stated
+from trimtab.cli.settling import settle, stated
 
 PLAIN: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 1,
@@ -94,3 +94,14 @@ def test_an_architecture_that_the_arithmetic_does_not_know_has_its_usual_task(
     file = tmp_path / "ds_config.json"
     file.write_text(json.dumps({**PLAIN, "trimtab": {}}), encoding="utf-8")
     assert stated(str(file), model=str(tmp_path))[0].job.task == task
+
+
+def test_a_number_of_gpus_that_nobody_stated_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "ds_config.json"
+    for batch, said in (({}, "1"), ({"train_batch_size": 16}, "4, as the file's batch keys have it")):
+        keys = {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 1, **batch}
+        file.write_text(json.dumps({**PLAIN, **keys}), encoding="utf-8")
+        _, cluster, notes = settle(str(file), model="gpt2", gpu="t4")
+        assert notes[-1] == f"no number of GPUs is stated: {said}"
+        assert cluster.world_size == int(said[0])
+    assert not any("GPUs" in note for note in settle(str(file), model="gpt2", gpu="t4:4")[2])

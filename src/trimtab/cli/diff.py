@@ -31,5 +31,7 @@ def diff(
     from trimtab.report.document import to_json
 
     found = compare(catalogue.read(before), catalogue.read(after), deepspeed=deepspeed)
+    if found.version.problem:
+        typer.echo(f"note: {found.version.problem}", err=True)
     typer.echo(to_json(found.to_dict()) if as_json else text(found), nl=as_json)
     return int(not found.equal)

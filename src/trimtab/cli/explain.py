@@ -53,6 +53,8 @@ def explain(
         typer.echo(to_json(answer) if as_json else rule_pages.listing(name.upper()))
         return
     keys = schema.load(deepspeed)
+    if keys.version.problem:
+        typer.echo(f"note: {keys.version.problem}", err=True)
     try:
         page = keys.page(name)
     except NotFound as error:

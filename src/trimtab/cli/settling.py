@@ -51,6 +51,13 @@ def settle(
     """
     config, notes = stated(name, **job)
     cluster = machines(name, config, gpu, gpus_per_node, nodes, link, host_memory)
+    if (
+        name not in catalogue.names()
+        and nodes is None
+        and name_and_count(gpu or "", gpus_per_node)[1] is None
+    ):
+        whence = ", as the file's batch keys have it" if _stated_world(config) > 1 else ""
+        notes = (*notes, f"no number of GPUs is stated: {cluster.world_size}{whence}")
     config, moved = fit_world(config, cluster.world_size)
     return config, cluster, notes + moved
 
