@@ -145,6 +145,8 @@ def find_hf(name_or_path: str | os.PathLike[str]) -> HfConfig:
     'gpt2'
     """
     text = os.fspath(name_or_path)
+    if not text.strip():
+        raise NotFound("model", text, (), cure="Give a catalogue name, a Hugging Face id or a config.json.")
     canonical = _names().get(text.strip().lower().replace("_", "-")) or _names().get(text.strip().lower())
     if canonical:
         row = catalogue()[canonical]
@@ -163,7 +165,8 @@ def find_hf(name_or_path: str | os.PathLike[str]) -> HfConfig:
         "model",
         text,
         _names(),
-        cure="Give a catalogue name, a Hugging Face id in the local cache, or a path to a config.json.",
+        cure="Give a catalogue name, a Hugging Face id in the local cache (`hf download ID config.json` brings "
+        "it there), or a path to a config.json.",
     )
 
 
