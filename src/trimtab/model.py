@@ -165,7 +165,7 @@ def find_hf(name_or_path: str | os.PathLike[str]) -> HfConfig:
         "model",
         text,
         _names(),
-        cure="Give a catalogue name, a Hugging Face id in the local cache (`hf download ID config.json` brings "
+        cure="Give a catalogue name, a Hugging Face id in the local cache (`hf download ID config.json` puts "
         "it there), or a path to a config.json.",
     )
 
