@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from trimtab.source.read import Written
 
 _DATA = Path(__file__).parent / "data"
+_POINTING = frozenset(("deepspeed", "deepspeed_config", "distributed_type"))
+"""Keys of files of Accelerate and of training arguments, which point at a configuration."""
 FAMILIES = ("llama", "gpt", "bert", "t5")
 
 
@@ -131,6 +133,10 @@ def _read(file: Path) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         kind = "a list" if isinstance(value, list) else "a single value"
         raise UnreadableFile(f"{file}: the top is {kind}: a configuration is an object {{ }}")
+    if not _POINTING.isdisjoint(value):
+        from trimtab.source import read_dict, refuse_pointer
+
+        refuse_pointer(read_dict(value, file=str(file)))
     return value
 
 

@@ -11,7 +11,7 @@ from trimtab.config import AUTO, BLOCK
 from trimtab.errors import UnreadableFile
 from trimtab.rules.coercion import Misfit, coerced
 from trimtab.rules.subject import Subject, walk
-from trimtab.source import Source
+from trimtab.source import Source, refuse_pointer
 
 ABSENT: Final = "(absent)"
 
@@ -74,6 +74,7 @@ def compare(before: Source, after: Source, *, deepspeed: str | None = None) -> D
         if not source.complete or not isinstance(source.value, Mapping):
             said = source.problems[0].message if source.problems else "not a configuration"
             raise UnreadableFile(f"{source.file}: {said}. `trimtab check {source.file}` shows the place")
+        refuse_pointer(source)
     keys = schema.load(deepspeed)
     left, right = _Effect(before, keys), _Effect(after, keys)
     changes, same = [], []
