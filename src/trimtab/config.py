@@ -32,6 +32,10 @@ ZERO_DEFAULTS: Mapping[str, Any] = {
     "stage3_model_persistence_threshold": 2**63 - 1,  # 235, elements
     "stage3_max_live_parameters": 1_000_000_000,  # 245, elements
     "stage3_max_reuse_distance": 1_000_000_000,  # 251, elements
+    "use_multi_rank_bucket_allreduce": True,  # 119
+    "stage3_use_all_reduce_for_fetch_params": False,  # 273
+    "stage3_allgather_sequential": False,  # 279
+    "round_robin_gradients": False,  # 309
     "zero_hpz_partition_size": 1,  # 324
     "zero_quantized_weights": False,  # 328
     "zero_quantized_gradients": False,  # 340
@@ -45,8 +49,6 @@ STAGE_3_ONLY = (
     *(name for name in ZERO_DEFAULTS if name.startswith("stage3_")),
     "stage3_gather_16bit_weights_on_model_save",
     "stage3_module_granularity_threshold",
-    "stage3_use_all_reduce_for_fetch_params",
-    "stage3_allgather_sequential",
     "sub_group_size",
     "zero_hpz_partition_size",
     "zero_quantized_weights",
@@ -54,6 +56,13 @@ STAGE_3_ONLY = (
     "zero_quantized_gradients",
     "leaf_module",
 )
+TYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+# DtypeEnum, runtime/config.py:144
+TYPE_NAMES = {
+    "bf16": ("bf16", "bfloat16", "torch.bfloat16"),
+    "fp16": ("fp16", "float16", "half", "torch.float16"),
+    "fp32": ("fp32", "float32", "float", "torch.float32"),
+}
 OFFLOAD_DEVICES = ("none", "cpu", "nvme")  # runtime/zero/offload_config.py:14
 # what pydantic takes for a truth value
 TRUTHS: Mapping[Any, bool] = {
@@ -102,13 +111,14 @@ class Config:
         value: Any = self.raw
         keys = path.split(".")
         for place, key in enumerate(keys):
-            if value is None or value == AUTO:
-                return default
-            if not isinstance(value, Mapping):
-                section = ".".join(keys[:place])
-                if section == "zero_optimization" and isinstance(value, bool):  # deprecated, see `zero`
+            if type(value) is not dict:  # which takes no time to ask
+                if value is None or value == AUTO:
                     return default
-                raise RefusedConfig(f"{self.name}: {section} must be an object, not {value!r}")
+                if not isinstance(value, Mapping):
+                    section = ".".join(keys[:place])
+                    if section == "zero_optimization" and isinstance(value, bool):  # deprecated, see `zero`
+                        return default
+                    raise RefusedConfig(f"{self.name}: {section} must be an object, not {value!r}")
             if key not in value:
                 return default
             value = value[key]
@@ -120,13 +130,13 @@ class Config:
 
     def with_values(self, changes: Mapping[str, Any]) -> Config:
         """A new configuration with the dotted paths of ``changes`` set; None removes a key."""
-        raw = copy.deepcopy(dict(self.raw))
+        raw = dict(self.raw)  # sections that do not change are the same
         for path, value in changes.items():
             *parents, last = path.split(".")
             place = raw
             for key in parents:
-                if not isinstance(place.get(key), dict):
-                    place[key] = {}
+                section = place.get(key)
+                place[key] = dict(section) if isinstance(section, dict) else {}
                 place = place[key]
             if value is None:
                 place.pop(last, None)
@@ -146,13 +156,29 @@ class Config:
     @property
     def parameter_bytes(self) -> int:
         """Bytes of one parameter element as the engine computes with it."""
-        return 4 if self.precision == "fp32" else 2
+        return TYPE_BYTES[self.precision]
+
+    @property
+    def gradient_type(self) -> str:
+        """The dtype in which gradients are accumulated (``data_types.grad_accum_dtype``; engine.py:1799)."""
+        return self.type_at("data_types.grad_accum_dtype", self.precision)
 
     @property
     def gradient_bytes(self) -> int:
-        """Bytes of one accumulated gradient element (``data_types.grad_accum_dtype``; engine.py:1799)."""
-        dtype = self.get("data_types.grad_accum_dtype")
-        return self.parameter_bytes if dtype is None else (4 if dtype == "fp32" else 2)
+        """Bytes of one accumulated gradient element."""
+        return TYPE_BYTES[self.gradient_type]
+
+    def type_at(self, path: str, default: str) -> str:
+        """``bf16``, ``fp16`` or ``fp32`` at a dotted ``path``, in any of DeepSpeed's spellings.
+
+        Raises:
+            RefusedConfig: it is none of them.
+        """
+        name = str(self.get(path, default)).lower()
+        found = next((short for short, names in TYPE_NAMES.items() if name in names), None)
+        if found is None:
+            raise RefusedConfig(f"{self.name}: {path} must be {', '.join(TYPE_BYTES)}, not {name!r}")
+        return found
 
     # -- ZeRO ----------------------------------------------------------------------------------------
 

@@ -25,9 +25,9 @@ def settings(**given: Any) -> Settings:
         "stage": 0,
         "ranks": N,
         "accumulation": 1,
-        "item": 2,
-        "gradient_item": 2,
-        "communication_item": given.get("item", 2),
+        "precision": "bf16",
+        "gradient_type": "bf16",
+        "communication_type": given.get("precision", "bf16"),
         "moments": 2,
         "offload_optimizer": "none",
         "offload_param": "none",
@@ -37,7 +37,6 @@ def settings(**given: Any) -> Settings:
         "reduce_bucket": BUCKET,
         "sub_group": 10**9,
         "hpz": 1,
-        "precision": "bf16",
         "pin_memory": True,
         "pin_parameters": False,
     }
@@ -77,7 +76,7 @@ def train(engine: Engine) -> None:
     engine.step()
 
 
-FP32 = {"item": 4, "gradient_item": 4, "precision": "fp32"}
+FP32 = {"gradient_type": "fp32", "precision": "fp32"}
 CASES = [
     # settings, wrapper, after initialize, its peak, after a step
     ({**FP32}, PlainEngine, 4 * P, 4 * P, 12 * P),
@@ -85,7 +84,7 @@ CASES = [
     ({"stage": 1}, ShardedOptimizer, 2 * P + 4 * P // N, 4 * P, 2 * P + 12 * P // N),
     ({"stage": 2}, ShardedOptimizer, 2 * P + 4 * P // N, 4 * P, 2 * P + 12 * P // N),
     (
-        {"stage": 1, "gradient_item": 4},
+        {"stage": 1, "gradient_type": "fp32"},
         WideOptimizer,
         6 * P + 4 * P // N,
         6 * P + 4 * P // N,
@@ -238,7 +237,7 @@ def test_a_gathered_group_lives_until_all_of_it_was_asked_for() -> None:
 
 
 def test_an_oversized_gradient_is_cloned_in_the_type_that_accumulates() -> None:
-    given = settings(stage=1, gradient_item=4, offload_optimizer="cpu", reduce_scatter=False)
+    given = settings(stage=1, gradient_type="fp32", offload_optimizer="cpu", reduce_scatter=False)
     engine = started(given)
     engine.begin_micro(boundary=True)
     for weight in reversed(engine.trainable):

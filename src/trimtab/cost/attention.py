@@ -7,6 +7,8 @@ kernel with a mask or in fp32, plain mathematics where neither can.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from trimtab.cost import operators as ops
 from trimtab.cost.backward import PASS
 from trimtab.cost.machine import Machine, Tensor
@@ -229,10 +231,12 @@ def eager(
     mask: bool = True,
     softcap: bool = False,
     contiguous_output: bool = True,
+    dropout: Callable[[Tensor, float], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scores, softmax, dropout and product one by one, as ``eager_attention_forward`` of the model's file.
 
-    Returns the output and the attention weights.
+    ``dropout``: the model's module for it; a function if there is none.  Returns the output and the attention
+    weights.
     """
     if shape.kv_heads != shape.heads:  # repeat_kv: expanded, and copied by reshape unless one head is shared
         view = shape.kv_heads == 1
@@ -254,7 +258,11 @@ def eager(
     else:  # one expression, after which the scores' name is free
         probabilities = ops.cast(m, _softmax_in(m, scores, softmax_item), item)
     del scores
-    probabilities = ops.dropout(m, ops.cast(m, probabilities, item), shape.dropout)
+    probabilities = ops.cast(m, probabilities, item)
+    if dropout is None:
+        probabilities = ops.dropout(m, probabilities, shape.dropout)
+    else:
+        probabilities = dropout(probabilities, shape.dropout)
     out = _product(m, probabilities, v, q.numel, shape.weighting, item=item, copies=(False, several))
     return ops.copy(m, out) if contiguous_output else out, probabilities
 

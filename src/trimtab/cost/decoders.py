@@ -14,7 +14,7 @@ from trimtab.cost import bloom, falcon
 from trimtab.cost import operators as ops
 from trimtab.cost.backward import PASS
 from trimtab.cost.machine import Tensor
-from trimtab.cost.net import CONCATENATES, INDEX_BYTES, Net
+from trimtab.cost.net import CONCATENATES, INDEX_BYTES, NO_TABLES, Net
 from trimtab.parameters import llama_like
 
 
@@ -35,7 +35,7 @@ def body(net: Net) -> Tensor:
     if net.model.model_type not in ("bloom", "falcon"):  # these make their own
         net.given = tuple(_masks(net))
     out = forward(net)
-    net.given, net.returned = (), None
+    net.given, net.returned, net.tables = (), None, NO_TABLES
     return net.m.leave(out)
 
 
@@ -95,6 +95,8 @@ def _llama_layer(net: Net, path: str, x: Tensor) -> Tensor:
     x = net.module(partial(_llama_mlp, net, path), x)
     if post:
         x = net.norm(x, f"{path}.post_feedforward_layernorm")
+    if model.model_type == "stablelm":
+        return ops.add(m, net.dropout(x, model.residual_dropout), residual)
     return ops.add(m, residual, _residual(net, x))
 
 
@@ -102,7 +104,9 @@ def _residual(net: Net, x: Tensor) -> Tensor:
     """Dropout before the residual sum: a module in Phi-3, a function in StarCoder 2, absent elsewhere."""
     if net.model.model_type == "phi3":
         return net.dropout(x, net.model.residual_dropout)
-    return ops.dropout(net.m, x, net.model.residual_dropout)
+    if net.model.model_type == "starcoder2":
+        return ops.dropout(net.m, x, net.model.residual_dropout)
+    return x
 
 
 def _parallel_layer(net: Net, path: str, x: Tensor) -> Tensor:
@@ -111,13 +115,14 @@ def _parallel_layer(net: Net, path: str, x: Tensor) -> Tensor:
     normed = net.norm(x, f"{path}.input_layernorm")
     attention = net.module(partial(_llama_attention, net, path), normed)
     forward = net.module(partial(_llama_mlp, net, path), normed)
+    forward = net.dropout(forward, net.model.residual_dropout)
     return ops.add(m, ops.add(m, x, attention), forward)
 
 
 def _llama_attention(net: Net, path: str, x: Tensor) -> Tensor:
     model = net.model
     q, k, v = _llama_qkv(net, path, x)
-    if f"{path}.self_attn.q_norm.weight" in net.weights:
+    if model.model_type == "gemma3_text":
         q, k = net.norm(q, f"{path}.self_attn.q_norm"), net.norm(k, f"{path}.self_attn.k_norm")
     if f"{path}.self_attn.q_layernorm.norms.0.weight" in net.weights:
         q = _norm_by_head(net, q, f"{path}.self_attn.q_layernorm", model.heads)
@@ -132,13 +137,22 @@ def _llama_attention(net: Net, path: str, x: Tensor) -> Tensor:
 def _llama_qkv(net: Net, path: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     model = net.model
     if model.model_type != "phi3":
-        q, k, v = (net.linear(x, f"{path}.self_attn.{name}_proj") for name in "qkv")
+        q, k, v = (_projected(net, f"{path}.self_attn", name, x) for name in "qkv")
         if model.hf.get("clip_qkv") is not None:
             q, k, v = (ops.clamp(net.m, one) for one in (q, k, v))
         return q, k, v
     packed = net.linear(x, f"{path}.self_attn.qkv_proj")
     rows = net.tokens * model.head_dim
     return ops.split(net.m, packed, rows * model.heads, rows * model.kv_heads, rows * model.kv_heads)  # type: ignore[return-value]
+
+
+def _projected(net: Net, path: str, name: str, x: Tensor) -> Tensor:
+    """Queries, keys or values; Qwen 3 and OLMo 2 norm the first two at once."""
+    out = net.linear(x, f"{path}.{name}_proj")
+    norm = f"{path}.{name}_norm"
+    if f"{norm}.weight" in net.weights and net.model.model_type != "gemma3_text":
+        return net.norm(out, norm)
+    return out
 
 
 def _norm_by_head(net: Net, x: Tensor, path: str, heads: int) -> Tensor:
@@ -217,19 +231,25 @@ def _gpt_neo(net: Net) -> Tensor:
 
 
 def _gpt_neo_layer(net: Net, path: str, x: Tensor) -> Tensor:
-    m, model = net.m, net.model
+    m = net.m
     residual, inner = x, f"{path}.attn.attention"
     x = net.norm(x, f"{path}.ln_1")
-    q, k, v = (net.linear(x, f"{inner}.{name}_proj") for name in "qkv")
-    # models/gpt_neo: scores in fp32, a causal mask by torch.where
-    out, net.attention_weights = att.eager(m, q, k, v, _shape(net), score_item=ops.FLOAT)
-    del q, k, v
-    out = net.dropout(net.linear(out, f"{inner}.out_proj"), model.residual_dropout)
+    out = net.module(partial(net.module, partial(_gpt_neo_attention, net, inner)), x)
     x = ops.add(m, out, residual)
     del out
     residual = x
     x = net.norm(x, f"{path}.ln_2")
     return ops.add(m, residual, net.module(partial(_gpt2_mlp, net, path), x))
+
+
+def _gpt_neo_attention(net: Net, path: str, x: Tensor) -> Tensor:
+    q, k, v = (net.linear(x, f"{path}.{name}_proj") for name in "qkv")
+    # models/gpt_neo: scores in fp32, a causal mask by torch.where
+    out, net.attention_weights = att.eager(
+        net.m, q, k, v, _shape(net), score_item=ops.FLOAT, dropout=net.dropout
+    )
+    del q, k, v
+    return net.dropout(net.linear(out, f"{path}.out_proj"), net.model.residual_dropout)
 
 
 # -- GPT-J: models/gptj --------------------------------------------------------------------------------
@@ -261,7 +281,9 @@ def _gptj_attention(net: Net, path: str, x: Tensor) -> Tensor:
     turned_k = net.rotary_parts(k, share / model.head_dim)
     turned_q = net.rotary_parts(q, share / model.head_dim)
     del q, k
-    out, net.attention_weights = att.eager(m, turned_q[0], turned_k[0], v, _shape(net), score_item=ops.FLOAT)
+    out, net.attention_weights = att.eager(
+        m, turned_q[0], turned_k[0], v, _shape(net), score_item=ops.FLOAT, dropout=net.dropout
+    )
     del places
     return net.dropout(net.linear(out, f"{path}.attn.out_proj"), model.residual_dropout)
 

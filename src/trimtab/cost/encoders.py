@@ -13,22 +13,38 @@ from trimtab.cost.net import INDEX_BYTES, Net
 BERTS = frozenset(("bert", "roberta", "xlm-roberta", "electra", "distilbert"))
 
 
-def bert(net: Net, prefix: str) -> Tensor:
-    """The last hidden states of an encoder whose modules start at ``prefix`` (``"bert."``)."""
-    m, model = net.m, net.model
-    tokens = net.batch * net.job.sequence_length
-    words = net.words(f"{prefix}embeddings.word_embeddings", tokens)
-    x = words
-    if f"{prefix}embeddings.token_type_embeddings.weight" in net.weights:
-        x = ops.add(m, words, net.embedding(f"{prefix}embeddings.token_type_embeddings", tokens))
-    x = ops.add(m, x, net.embedding(f"{prefix}embeddings.position_embeddings", net.job.sequence_length))
-    del words
-    x = net.dropout(net.norm(x, f"{prefix}embeddings.LayerNorm"), model.embedding_dropout)
+def bert(net: Net, prefix: str, pooler: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """What an encoder whose modules start at ``prefix`` (``"bert."``) gives: its last hidden states.
+
+    With ``pooler``, a module of its own, what that makes of them.
+    """
+    return net.module(partial(_bert_model, net, prefix, pooler))
+
+
+def _bert_model(net: Net, prefix: str, pooler: Callable[[Tensor], Tensor] | None) -> Tensor:
+    x = net.module(partial(_bert_embeddings, net, f"{prefix}embeddings"))
     if f"{prefix}embeddings_project.weight" in net.weights:
         x = net.linear(x, f"{prefix}embeddings_project")
+    x = net.module(partial(_bert_layers, net, prefix), x)
+    return x if pooler is None else net.module(pooler, x)
+
+
+def _bert_embeddings(net: Net, path: str) -> Tensor:
+    m, model = net.m, net.model
+    tokens = net.batch * net.job.sequence_length
+    words = net.words(f"{path}.word_embeddings", tokens)
+    x = words
+    if f"{path}.token_type_embeddings.weight" in net.weights:
+        x = ops.add(m, words, net.embedding(f"{path}.token_type_embeddings", tokens))
+    x = ops.add(m, x, net.embedding(f"{path}.position_embeddings", net.job.sequence_length))
+    del words
+    return net.dropout(net.norm(x, f"{path}.LayerNorm"), model.embedding_dropout)
+
+
+def _bert_layers(net: Net, prefix: str, x: Tensor) -> Tensor:
     layer: Callable[[Net, str, Tensor], Tensor] = _bert_layer
     where = f"{prefix}encoder.layer"
-    if model.model_type == "distilbert":
+    if net.model.model_type == "distilbert":
         layer, where = _distilbert_layer, f"{prefix}transformer.layer"
     for path in net.layers(where):
         x = net.layer(partial(layer, net, path), x)
@@ -50,28 +66,47 @@ def _bert_shape(net: Net) -> att.Shape:
 
 
 def _bert_layer(net: Net, path: str, x: Tensor) -> Tensor:
-    m, model = net.m, net.model
-    q, k, v = (net.linear(x, f"{path}.attention.self.{name}") for name in ("query", "key", "value"))
-    out = net.attend(q, k, v, _bert_shape(net), masked=False)
-    del q, k, v
-    out = net.dropout(net.linear(out, f"{path}.attention.output.dense"), model.residual_dropout)
-    x = net.norm(ops.add(m, out, x), f"{path}.attention.output.LayerNorm")
-    del out
-    inner = net.activation(net.linear(x, f"{path}.intermediate.dense"))
-    out = net.dropout(net.linear(inner, f"{path}.output.dense"), model.residual_dropout)
-    return net.norm(ops.add(m, out, x), f"{path}.output.LayerNorm")
+    x = net.module(partial(_bert_attention, net, f"{path}.attention"), x, positional=True)
+    inner = net.module(partial(_bert_intermediate, net, f"{path}.intermediate"), x, positional=True)
+    return net.module(partial(_bert_output, net, f"{path}.output"), inner, x, positional=True)
+
+
+def _bert_attention(net: Net, path: str, x: Tensor) -> Tensor:
+    attended = net.module(partial(_bert_self_attention, net, f"{path}.self"), x, positional=True)
+    return net.module(partial(_bert_output, net, f"{path}.output"), attended, x, positional=True)
+
+
+def _bert_self_attention(net: Net, path: str, x: Tensor) -> Tensor:
+    q, k, v = (net.linear(x, f"{path}.{name}") for name in ("query", "key", "value"))
+    return net.attend(q, k, v, _bert_shape(net), masked=False)
+
+
+def _bert_intermediate(net: Net, path: str, x: Tensor) -> Tensor:
+    return net.activation(net.linear(x, f"{path}.dense"))
+
+
+def _bert_output(net: Net, path: str, x: Tensor, residual: Tensor) -> Tensor:
+    out = net.dropout(net.linear(x, f"{path}.dense"), net.model.residual_dropout)
+    return net.norm(ops.add(net.m, out, residual), f"{path}.LayerNorm")
 
 
 def _distilbert_layer(net: Net, path: str, x: Tensor) -> Tensor:
-    m, model = net.m, net.model
-    q, k, v = (net.linear(x, f"{path}.attention.{name}_lin") for name in "qkv")
-    out = net.linear(net.attend(q, k, v, _bert_shape(net), masked=False), f"{path}.attention.out_lin")
-    del q, k, v
+    m = net.m
+    out = net.module(partial(_distilbert_attention, net, f"{path}.attention"), x, positional=True)
     x = net.norm(ops.add(m, out, x), f"{path}.sa_layer_norm")
     del out
-    inner = net.activation(net.linear(x, f"{path}.ffn.lin1"))
-    out = net.dropout(net.linear(inner, f"{path}.ffn.lin2"), model.residual_dropout)
+    out = net.module(partial(_distilbert_feed_forward, net, f"{path}.ffn"), x, positional=True)
     return net.norm(ops.add(m, out, x), f"{path}.output_layer_norm")
+
+
+def _distilbert_attention(net: Net, path: str, x: Tensor) -> Tensor:
+    q, k, v = (net.linear(x, f"{path}.{name}_lin") for name in "qkv")
+    return net.linear(net.attend(q, k, v, _bert_shape(net), masked=False), f"{path}.out_lin")
+
+
+def _distilbert_feed_forward(net: Net, path: str, x: Tensor) -> Tensor:
+    inner = net.activation(net.linear(x, f"{path}.lin1"))
+    return net.dropout(net.linear(inner, f"{path}.lin2"), net.model.residual_dropout)
 
 
 # -- T5: models/t5 -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from trimtab.config import TYPE_BYTES
 from trimtab.cost.coordinator import Gathering
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import BLOCK_BYTES, PART, Meter, Storage
@@ -31,13 +32,14 @@ class Settings(NamedTuple):
     stage: int
     ranks: int
     accumulation: int
-    item: int
-    """Bytes of a parameter element."""
-    gradient_item: int
-    communication_item: int
-    """Bytes of an element that a reduction sends."""
+    precision: str
+    """The type of a parameter."""
+    gradient_type: str
+    """That gradients are accumulated in."""
+    communication_type: str
+    """That a reduction sends."""
     moments: int
-    """Elements of optimizer state per parameter, fp32."""
+    """Elements of optimizer state per parameter."""
     offload_optimizer: str
     offload_param: str
     overlap_comm: bool
@@ -47,7 +49,6 @@ class Settings(NamedTuple):
     gathering: Gathering
     sub_group: int
     hpz: int
-    precision: str
     pin_memory: bool
     """Whether what is offloaded of the optimizer is pinned; of the parameters, ``pin_parameters``."""
     pin_parameters: bool
@@ -64,6 +65,48 @@ class Settings(NamedTuple):
     """Copies in fp32 of all gradients that a step at stage 0 makes beside them."""
     states_of_whole: bool = False
     """Whether it makes its states as soon as it is built, of the model's own parameters (torch's Adagrad)."""
+    multi_rank_buckets: bool = True
+    """Whether stages 1 and 2 reduce the gradients of several ranks in one call."""
+    round_robin: bool = False
+    """Whether stages 1 and 2 deal the parameters out to the ranks in turn."""
+    master_type: str = "fp32"
+    """Of a master weight, and of the gradient that it is stepped with."""
+    state_type: str = "fp32"
+    quantized_weights: bool = False
+    """Whether stage 3 gathers parameters in int8 (ZeRO++)."""
+    allgather_sequential: bool = False
+    """Whether it gathers every parameter by itself."""
+    fetches_by_all_reduce: bool = False
+    """Whether it sums zeros and the rank's own part, and parameters are views of that."""
+    offload_ratio: float = 1.0
+    """The share of stage 3's sub-groups whose optimizer is offloaded; the others come first."""
+    step_temporaries: int = 0
+    """Copies in fp32 of what it updates that the optimizer's own arithmetic makes (torch's)."""
+
+    @property
+    def item(self) -> int:
+        """Bytes of a parameter element."""
+        return TYPE_BYTES[self.precision]
+
+    @property
+    def gradient_item(self) -> int:
+        """Bytes of an accumulated gradient's element."""
+        return TYPE_BYTES[self.gradient_type]
+
+    @property
+    def communication_item(self) -> int:
+        """Bytes of an element that is sent."""
+        return TYPE_BYTES[self.communication_type]
+
+    @property
+    def master_item(self) -> int:
+        """Bytes of a master weight."""
+        return TYPE_BYTES[self.master_type]
+
+    @property
+    def state_item(self) -> int:
+        """Bytes of an element of optimizer state."""
+        return TYPE_BYTES[self.state_type]
 
 
 class Host:
@@ -166,7 +209,12 @@ class Engine:
 
     def _make_states(self, numel: int) -> None:
         for _ in range(self.settings.moments):
-            self.states.append(self.new(numel * MASTER_ITEM, "optimizer states"))
+            self.states.append(self.new(numel * self.settings.state_item, "optimizer states"))
+
+    def _compute_step(self, numel: int) -> None:
+        """What torch's own optimizers make in between, of ``numel`` elements."""
+        s = self.settings
+        self.momentary(s.step_temporaries * numel * s.master_item, "temporaries")
 
 
 class PlainEngine(Engine):
@@ -177,7 +225,7 @@ class PlainEngine(Engine):
         if self.boundary:
             s = self.settings
             for size in chunks(self.trainable, ALLREDUCE_ELEMENTS):
-                if s.communication_item == s.gradient_item:
+                if s.communication_type == s.gradient_type:
                     self.momentary(size * s.gradient_item, "temporaries")
                     continue
                 flat = self.new(size * s.gradient_item, "temporaries")  # and sent in another type
@@ -188,6 +236,7 @@ class PlainEngine(Engine):
         """The moments appear at the first step."""
         if not self.states:
             self._make_states(self.numel)
+        self._compute_step(self.numel)
         self.gradients.clear()
 
 

@@ -6,6 +6,8 @@ Causal models take their loss in fp32 (``ForCausalLMLoss``); BERT's and T5's hea
 
 from __future__ import annotations
 
+from functools import partial
+
 from trimtab.cost import decoders, encoders, tensor_parallel
 from trimtab.cost import operators as ops
 from trimtab.cost.backward import HELD
@@ -41,7 +43,7 @@ def _loss(net: Net) -> Tensor:
     if model.kind == "encoder-decoder":
         return _encoder_decoder(net)
     if model.kind == "encoder":
-        return _encoder(net, encoders.bert(net, _PREFIX[model.model_type]))
+        return _encoder(net)
     hidden = decoders.body(net)
     if net.job.task == "causal-lm":
         return _causal(net, hidden)
@@ -108,44 +110,91 @@ def _head(net: Net) -> Weight:
     return net.weights["lm_head.weight"]
 
 
-def _encoder(net: Net, hidden: Tensor) -> Tensor:
+def _encoder(net: Net) -> Tensor:
     m, model, task = net.m, net.model, net.job.task
+    prefix = _PREFIX[model.model_type]
+    if task == "sequence-classification" and model.model_type == "bert":
+        pooled = encoders.bert(net, prefix, partial(_pool, net))
+        return _classify(net, net.dropout(pooled, model.classifier_dropout))
+    hidden = encoders.bert(net, prefix)
     if task in ("masked-lm", "causal-lm"):
         return _predict_words(net, hidden)
-    if task in ("token-classification", "question-answering"):
-        head = "qa_outputs" if task == "question-answering" else "classifier"
-        dropped = hidden if head == "qa_outputs" else net.dropout(hidden, model.classifier_dropout)
-        return _classify_tokens(net, dropped, head)
-    first = hidden.view(net.batch * model.hidden_size)
-    first = m.op(first.numel, (hidden,), (hidden.bytes,), view_of=hidden)
-    path = next(
-        path
-        for path in ("bert.pooler.dense", "classifier.dense", "pre_classifier")
-        if f"{path}.weight" in net.weights
-    )
-    if path == "classifier.dense":
-        first = net.dropout(first, model.classifier_dropout)
-    pooled = ops.activation(m, net.linear(first, path), "gelu" if model.model_type == "electra" else "tanh")
-    pooled = net.dropout(pooled, model.classifier_dropout)
-    out = "classifier.out_proj" if "classifier.out_proj.weight" in net.weights else "classifier"
-    return ops.cross_entropy(m, net.linear(pooled, out), fp32=False)
+    if task == "token-classification":
+        return _classify_tokens(net, net.dropout(hidden, model.classifier_dropout), "classifier")
+    if task == "question-answering":
+        if model.model_type == "distilbert":
+            hidden = net.dropout(hidden, float(model.hf["qa_dropout"]))
+        return _classify_tokens(net, hidden, "qa_outputs")
+    if model.model_type == "distilbert":
+        first = ops.tanh(m, net.linear(_first(net, hidden), "pre_classifier"))  # relu, which keeps the same
+        return _classify(net, net.dropout(first, model.classifier_dropout))
+    return ops.cross_entropy(m, net.module(partial(_classification_head, net), hidden), fp32=False)
+
+
+def _first(net: Net, hidden: Tensor) -> Tensor:
+    """Every sample's first token."""
+    numel = net.batch * net.model.hidden_size
+    return net.m.op(numel, (hidden,), (hidden.bytes,), item=hidden.item, view_of=hidden)
+
+
+def _pool(net: Net, hidden: Tensor) -> Tensor:
+    return net.activation(net.linear(_first(net, hidden), "bert.pooler.dense"), "tanh")
+
+
+def _classification_head(net: Net, hidden: Tensor) -> Tensor:
+    """RoBERTa's and ELECTRA's."""
+    model = net.model
+    first = net.dropout(_first(net, hidden), model.classifier_dropout)
+    dense = net.linear(first, "classifier.dense")
+    inner = net.activation(dense, "gelu") if model.model_type == "electra" else ops.tanh(net.m, dense)
+    return net.linear(net.dropout(inner, model.classifier_dropout), "classifier.out_proj")
+
+
+def _classify(net: Net, pooled: Tensor) -> Tensor:
+    return ops.cross_entropy(net.m, net.linear(pooled, "classifier"), fp32=False)
 
 
 def _predict_words(net: Net, hidden: Tensor) -> Tensor:
     """The language heads: dense, activation, norm, and the word embedding, tied or not, with a bias."""
     m, model = net.m, net.model
-    dense, norm, words = {
-        "bert": (
-            "cls.predictions.transform.dense",
-            "cls.predictions.transform.LayerNorm",
-            "cls.predictions.decoder",
-        ),
-        "electra": ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head"),
-        "distilbert": ("vocab_transform", "vocab_layer_norm", "vocab_projector"),
-    }.get(model.model_type, ("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder"))
-    x = net.norm(net.activation(net.linear(hidden, dense), "gelu"), norm)
     with m.counted_as("logits and loss"):
-        return ops.cross_entropy(m, net.linear(x, words), fp32=net.job.task == "causal-lm")
+        if model.model_type == "bert":
+            logits = net.module(partial(net.module, partial(_bert_words, net), weights=_bias(net)), hidden)
+        elif model.model_type == "electra":
+            x = net.module(partial(_electra_predictions, net), hidden)
+            logits = net.linear(x, "generator_lm_head")
+        elif model.model_type == "distilbert":
+            x = net.activation(net.linear(hidden, "vocab_transform"))
+            logits = net.linear(net.norm(x, "vocab_layer_norm"), "vocab_projector")
+        else:
+            logits = net.module(partial(_roberta_words, net), hidden, weights=_bias(net))
+        loss = partial(ops.cross_entropy, m, fp32=net.job.task == "causal-lm")
+        return net.module(loss, logits) if model.model_type == "distilbert" else loss(logits)
+
+
+def _bias(net: Net) -> tuple[Weight, ...]:
+    """The bias of the words, a parameter of the module around the layer that adds it."""
+    name = "cls.predictions.bias" if net.model.model_type == "bert" else "lm_head.bias"
+    return (net.weights[name],)
+
+
+def _bert_words(net: Net, hidden: Tensor) -> Tensor:
+    return net.linear(net.module(partial(_bert_transform, net), hidden), "cls.predictions.decoder")
+
+
+def _bert_transform(net: Net, hidden: Tensor) -> Tensor:
+    path = "cls.predictions.transform"
+    return net.norm(net.activation(net.linear(hidden, f"{path}.dense")), f"{path}.LayerNorm")
+
+
+def _electra_predictions(net: Net, hidden: Tensor) -> Tensor:
+    path = "generator_predictions"
+    return net.norm(net.activation(net.linear(hidden, f"{path}.dense"), "gelu"), f"{path}.LayerNorm")
+
+
+def _roberta_words(net: Net, hidden: Tensor) -> Tensor:
+    inner = ops.activation(net.m, net.linear(hidden, "lm_head.dense"), "gelu")
+    return net.linear(net.norm(inner, "lm_head.layer_norm"), "lm_head.decoder")
 
 
 def _classify_tokens(net: Net, hidden: Tensor, head: str) -> Tensor:

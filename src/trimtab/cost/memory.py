@@ -7,16 +7,15 @@ and the next is measured, as `rehearse` and a GPU measure it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 from trimtab.config import Config
-from trimtab.cost.allocator import NOTE, RESET, UNIT, WORKSPACE_BYTES, OutOfMemory, Reading, Replay, begun
+from trimtab.cost.allocator import AGAIN, NOTE, RESET, UNIT, WORKSPACE_BYTES, Course, Reading
 from trimtab.cost.coordinator import Coordinator, Gathering, first_kept
-from trimtab.cost.engine import AIO_ALIGNMENT, AIO_BYTES, Engine, Settings
-from trimtab.cost.machine import Weight
-from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Storage
-from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, START, Numbers, Recording
+from trimtab.cost.engine import AIO_ALIGNMENT, AIO_BYTES, Settings
+from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Recorder, RequestingMeter, Storage
+from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, START, Numbers
 from trimtab.cost.workload import Workload, recording_of, weights_for, workload_of
 from trimtab.cost.wrappers import engine_for
 from trimtab.model import Model
@@ -40,6 +39,9 @@ MOMENTS = {
 }  # fmt: skip
 
 
+TORCH_TEMPORARIES = {"adagrad": 2}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile(Workload):
     """What one rank allocates, in bytes; peaks of forward, backward and step are taken once states exist."""
@@ -60,8 +62,8 @@ class Profile(Workload):
     nvme_bytes: int
     readings: Mapping[str, Reading]
     """The caching allocator's statistics after each of `PHASES`, if asked for."""
-    replay: Replay | None
-    """Of every request, up to where it depends on the card; none of a quick replay."""
+    course: Course | None
+    """Of every request; none of a quick replay."""
     unseen: int
     """How far the peak of what a quick replay's allocator served stays below ``peak``."""
 
@@ -80,14 +82,8 @@ class Profile(Workload):
 
         Needs a profile made with ``allocator=True``; the CUDA context and NCCL's buffers come on top.
         """
-        assert self.replay is not None, "profile(..., allocator=True) records what this replays"
-        if capacity_bytes < max(self.phase_peaks.values()):
-            return False
-        try:
-            self.replay.on(capacity_bytes).run()
-        except OutOfMemory:
-            return False
-        return True
+        assert self.course is not None, "profile(..., allocator=True) records what this replays"
+        return capacity_bytes >= max(self.phase_peaks.values()) and self.course.fits(capacity_bytes)
 
 
 def settings_of(config: Config, world_size: int) -> Settings:
@@ -97,19 +93,23 @@ def settings_of(config: Config, world_size: int) -> Settings:
     name = config.optimizer_type or "adamw"
     momentum = config.optimizer_params.get("momentum")
     moments = 1 if name == "SGD" and momentum else MOMENTS.get(name, 2)
+    if name == "lion" and config.offload_optimizer != "none":
+        moments = 2  # DeepSpeedCPULion makes a second, and leaves it alone (ops/lion/cpu_lion.py:127)
     ranks = batch.data_parallel * config.sequence_parallel
     return Settings(
         stage=config.stage,
         ranks=ranks,
         accumulation=batch.accumulation,
-        item=config.parameter_bytes,
-        gradient_item=config.gradient_bytes,
-        communication_item=_communication_item(config),
+        precision=config.precision,
+        gradient_type=config.gradient_type,
+        communication_type=_communication_type(config),
         moments=moments,
         offload_optimizer=config.offload_optimizer,
         offload_param=config.offload_param,
         overlap_comm=bool(zero("overlap_comm")),
-        contiguous_gradients=bool(zero("contiguous_gradients")) or config.offload_optimizer != "none",
+        # stages 1 and 2 force it with offload, stage_1_and_2.py:300
+        contiguous_gradients=bool(zero("contiguous_gradients"))
+        or (config.offload_optimizer != "none" and config.stage < 3),
         reduce_scatter=bool(zero("reduce_scatter")),
         reduce_bucket=int(zero("reduce_bucket_size")),
         gathering=Gathering(
@@ -121,10 +121,18 @@ def settings_of(config: Config, world_size: int) -> Settings:
         ),
         sub_group=int(zero("sub_group_size")),
         hpz=int(zero("zero_hpz_partition_size")),
-        precision=config.precision,
         pin_memory=bool(config.get("zero_optimization.offload_optimizer.pin_memory", True)),
         pin_parameters=bool(config.get("zero_optimization.offload_param.pin_memory", True)),
         step_copies=STEP_COPIES.get(name, 1),
+        step_temporaries=_step_temporaries(config, name),
+        multi_rank_buckets=bool(zero("use_multi_rank_bucket_allreduce")),
+        round_robin=bool(zero("round_robin_gradients")),
+        quantized_weights=bool(zero("zero_quantized_weights")),
+        allgather_sequential=bool(zero("stage3_allgather_sequential")),
+        fetches_by_all_reduce=bool(zero("stage3_use_all_reduce_for_fetch_params")),
+        offload_ratio=float(config.get("zero_optimization.offload_optimizer.ratio", 1.0)),
+        master_type=_master_type(config),
+        state_type="bf16" if config.get("bf16.bf16_optimizer_states", False) else "fp32",
         states_of_whole=name == "adagrad" and config.offload_optimizer == "none",
         swap_buffers=config.whole("zero_optimization.offload_optimizer.buffer_count", 4),
         parameter_buffers=config.whole("zero_optimization.offload_param.buffer_count", 5),
@@ -135,13 +143,31 @@ def settings_of(config: Config, world_size: int) -> Settings:
     )
 
 
-def _communication_item(config: Config) -> int:
+def _master_type(config: Config) -> str:
+    """fp32, unless the file keeps them in the model's type (base_optimizer.py:520)."""
+    own = config.get(f"{config.precision}.{config.precision}_master_weights_and_grads", False)
+    return config.precision if own else "fp32"
+
+
+def _step_temporaries(config: Config, name: str) -> int:
+    """torch's optimizers by lists, which compute in copies (torch/optim, ``_multi_tensor_*``)."""
+    params = config.optimizer_params
+    if name in ("adam", "adamw"):
+        if not params.get("torch_adam"):
+            return 0
+        decays = name == "adam" and not params.get("adam_w_mode", True) and params.get("weight_decay")
+        return 2 if decays else 1
+    if name == "adagrad" and config.offload_optimizer != "none":
+        return 0
+    return TORCH_TEMPORARIES.get(name, 0) + (name == "SGD" and bool(params.get("weight_decay")))
+
+
+def _communication_type(config: Config) -> str:
     """Gradients are reduced in their own type, with Ulysses in fp32, unless the file says else
     (runtime/engine.py:2182)."""
     apart = config.sequence_parallel > 1
     key = "seq_parallel_communication_data_type" if apart else "communication_data_type"
-    dtype = config.get(key, "fp32" if apart else None)
-    return config.parameter_bytes if dtype is None else 4 if dtype == "fp32" else 2
+    return config.type_at(key, "fp32" if apart else config.precision)
 
 
 def profile(
@@ -164,21 +190,13 @@ def profile(
         RefusedConfig: the batch does not solve for this world.
         UnknownArchitecture: the arithmetic does not know the model type.
     """
-    settings = settings_of(config, world_size)
-    job, split = config.job, config.tensor_parallel
-    weights = weights_for(model, job.task, job.lora, settings.item, split)
-    whole_weights = weights_for(model, job.task, job.lora, settings.item, 1)
-    job_buffers = [one.bytes for one in buffers(model, job.task)]
-    quick = AllocatingMeter() if allocator and not whole else None
-    engine = engine_for(quick or Meter([] if allocator else None), weights, settings)
-    recording = recording_of(config, model, world_size)
-    run = _Run(recording, engine)
-    run.all_steps(whole_weights, job_buffers, workspace_bytes)
+    meter = AllocatingMeter() if allocator else Meter()
+    run = _Run(config, model, world_size, meter)
+    run.all_steps(workspace_bytes)
     peak = max(run.peaks.values())
-    replay = begun(run.record, max(peak, run.init_peak)) if run.record else None
-    readings = replay.on(None).run() if replay else quick.readings if quick else ()
-    computed = workload_of(config, model, recording)
-    return Profile(
+    engine = run.engine
+    computed = workload_of(config, model, run.recording)
+    found = Profile(
         **{one.name: getattr(computed, one.name) for one in fields(Workload)},
         built=run.built,
         initialized=run.initialized,
@@ -189,10 +207,26 @@ def profile(
         host_bytes=engine.host.total,
         host_parts=dict(engine.host.parts),
         nvme_bytes=engine.nvme_bytes,
-        readings=dict(zip(PHASES, (readings[0], *readings[-3:]), strict=True)) if readings else {},
-        replay=replay,
-        unseen=max(0, peak - run.served_peak) if quick else 0,
+        readings=_by_phase(meter.readings) if isinstance(meter, AllocatingMeter) else {},
+        course=None,
+        unseen=max(0, peak - run.served_peak) if allocator else 0,
     )
+    return replayed(found, config, model, world_size, workspace_bytes) if allocator and whole else found
+
+
+def replayed(
+    counted: Profile, config: Config, model: Model, world_size: int, workspace_bytes: int
+) -> Profile:
+    """The profile ``counted`` of the same job with every request replayed."""
+    run = _Run(config, model, world_size, Recorder())
+    run.all_steps(workspace_bytes)
+    course = Course(run.record, max(counted.phase_peaks.values()))
+    return replace(counted, readings=_by_phase(course.readings), course=course, unseen=0)
+
+
+def _by_phase(readings: Sequence[Reading]) -> dict[str, Reading]:
+    """Those after initialization and in the last micro step."""
+    return dict(zip(PHASES, (readings[0], *readings[-3:]), strict=True))
 
 
 class Offloaded(NamedTuple):
@@ -220,10 +254,18 @@ def _repeated(step: Sequence[int], times: int) -> Iterator[int]:
 
 
 class _Run:
-    """One engine from its start over a few steps of a recording."""
+    """A job's engine from its start over a few steps of a recording."""
 
-    def __init__(self, recording: Recording, engine: Engine) -> None:
-        self.recording, self.engine, self.meter = recording, engine, engine.meter
+    def __init__(self, config: Config, model: Model, world_size: int, meter: Meter) -> None:
+        job, settings = config.job, settings_of(config, world_size)
+        self._whole = weights_for(model, job.task, job.lora, settings.item, 1)
+        """The model as it is built."""
+        self._buffer_bytes = [one.bytes for one in buffers(model, job.task)]
+        own = weights_for(model, job.task, job.lora, settings.item, config.tensor_parallel)
+        self.recording, self.meter = recording_of(config, model, world_size), meter
+        self.engine = engine_for(meter, own, settings)
+        self.record: list[int] = []
+        """Every request, where a `Recorder` listens."""
         self.peaks: dict[str, int] = {}
         self.served_peak = 0
         """Of what a quick replay's allocator served."""
@@ -233,39 +275,32 @@ class _Run:
         self._numbers: Numbers = {}
         self._steps = 0
 
-    def all_steps(self, whole: Sequence[Weight], buffer_bytes: Sequence[int], workspace_bytes: int) -> None:
-        """The start, a first step and the one that is measured; ``whole`` is the model as it is built."""
+    def all_steps(self, workspace_bytes: int) -> None:
+        """The start, a first step and the one that is measured; where all is recorded, more of them."""
         engine, meter = self.engine, self.meter
-        engine.build(whole)
-        registered = [Storage(meter, one, PART["parameters"]) for one in buffer_bytes]
+        engine.build(self._whole)
+        registered = [Storage(meter, one, PART["parameters"]) for one in self._buffer_bytes]
         self.built = meter.live
-        if whole is not engine.weights:
+        if self._whole is not engine.weights:
             engine.split()
         engine.initialize()
         self.initialized, self.init_peak = meter.live, meter.peak
         meter.mark(NOTE)
-        if meter.record is not None:
+        if isinstance(meter, Recorder):
+            self._record_steps(meter, workspace_bytes)
+            self.record, meter.record = meter.record, []  # what ends from here on ends with the run
+            return
+        if isinstance(meter, AllocatingMeter):
             self._step(workspace_bytes)
             meter.mark(RESET)
-            self._step(workspace_bytes)
-            # a third finds the cache as the second has cut it up, and may no longer fit where that did
-            begins = len(meter.record)
-            self._step(workspace_bytes)
-            if engine.settings.stage == 3:
-                meter.record += _repeated(meter.record[begins:], MORE_STEPS)
         else:
-            if isinstance(meter, AllocatingMeter):
-                self._step(workspace_bytes)
-                meter.mark(RESET)
-            else:
-                self._skip_first_step()
-            if isinstance(engine, Coordinator):
-                engine.learn(self.recording.order)
-                if engine.settings.accumulation > 1:
-                    weights, gathering = tuple(engine.weights), engine.gathering
-                    engine.kept = dict(first_kept(self.recording.heard, weights, gathering))
-            self._step(workspace_bytes)
-        self.record, meter.record = meter.record or (), None
+            self._skip_first_step()
+        if isinstance(engine, Coordinator):
+            engine.learn(self.recording.order)
+            if engine.settings.accumulation > 1:
+                weights, gathering = tuple(engine.weights), engine.gathering
+                engine.kept = dict(first_kept(self.recording.heard, weights, gathering))
+        self._step(workspace_bytes)
         del registered
 
     @property
@@ -277,6 +312,22 @@ class _Run:
         recorded_parts = self.recording.parts_at(phase, moment, uses=self.engine.hears_uses)
         return [one + more for one, more in zip(self._parts, recorded_parts, strict=True)]
 
+    def _record_steps(self, meter: Recorder, workspace_bytes: int) -> None:
+        """A first step, the one that is measured, and more.
+
+        A third finds the cache as the second has cut it up, and may no longer fit where that did.
+        """
+        self._step(workspace_bytes)
+        meter.mark(RESET)
+        self._step(workspace_bytes)
+        begins = len(meter.record)
+        if self.engine.settings.stage != 3:
+            self._step(workspace_bytes)
+            return
+        meter.mark(AGAIN)
+        self._step(workspace_bytes)
+        meter.record += _repeated(meter.record[begins:], MORE_STEPS)
+
     def _skip_first_step(self) -> None:
         """Leave all as a first step does: the optimizer's states are made."""
         self.engine.step()
@@ -286,7 +337,7 @@ class _Run:
     def _step(self, workspace_bytes: int) -> None:
         """An optimizer step; the first one's peaks are not noted."""
         engine, meter = self.engine, self.meter
-        recorded = meter.record is not None
+        recorded = isinstance(meter, Recorder)
         telling = RECORDED_MICROS if recorded else engine.telling_micros if self._steps else 1
         micros = min(engine.settings.accumulation, telling)
         left = engine.after_micro() if micros > 1 and not recorded else None
@@ -319,9 +370,7 @@ class _Run:
 
     def _play(self, phase: int, numbers: Numbers | None = None) -> None:
         meter, numbers = self.meter, self._numbers if numbers is None else numbers
-        if meter.record is not None:
-            self.recording.play_to_record(phase, self.engine, numbers)
-        elif isinstance(meter, AllocatingMeter):
+        if isinstance(meter, RequestingMeter):
             self.recording.play_to_allocate(phase, self.engine, meter, numbers, uses=self._steps > 0)
         else:
             self.recording.play(phase, self.engine)
@@ -334,8 +383,6 @@ class _Run:
                 self._parts = meter.peak_parts
                 at = meter.peak_at
                 self._peak_in = (phase, at - start if at >= 0 else at + start)
-                if meter.record is not None:
-                    self._peak_in = None
             self.peaks[name] = max(meter.peak, self.peaks.get(name, 0))
             if isinstance(meter, AllocatingMeter):
                 self.served_peak = max(self.served_peak, meter.served_peak)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import groupby
 
 from trimtab.architecture import EAGER_ONLY
 from trimtab.cost import attention as att
 from trimtab.cost import operators as ops
 from trimtab.cost import sequence_parallel, tensor_parallel
+from trimtab.cost.backward import PASS
 from trimtab.cost.machine import Machine, Tensor, Weight
+from trimtab.cost.meter import Storage
 from trimtab.job import Job
 from trimtab.model import Model
 from trimtab.parameters import Parameter
@@ -25,12 +28,15 @@ CONCATENATES = ("phi", "phi3", "gpt_neox", "stablelm")
 """Model types that put what is rotated of a head beside the rest of it, though that be nothing."""
 
 
+NO_TABLES: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = ((), ())
+
+
 class Net:
     """What the families' forward passes are written against."""
 
     __slots__ = (
         "_recomputes", "attention_weights", "batch", "embedded", "fp16", "given", "job", "m", "model",
-        "returned", "split", "spread", "to_recompute", "weights", "windowed",
+        "returned", "split", "spread", "tables", "to_recompute", "weights", "windowed",
     )  # fmt: skip
 
     def __init__(
@@ -56,7 +62,9 @@ class Net:
         self.embedded: Weight | None = None
         """The embedding that was read last."""
         self.given: tuple[Tensor, ...] = ()
-        """What every layer is given beside its input: masks."""
+        """What every layer is given beside its input: masks, cosines and sines."""
+        self.tables = NO_TABLES
+        """Cosines and sines of the positions, of each kind of layer."""
         self.attention_weights: Tensor | None = None
         """Of eager attention; a local of the layer, mostly ``_``, until it returns."""
         self.returned: Tensor | None = None
@@ -104,7 +112,7 @@ class Net:
         m = self.m
         weight, bias = self.weights.get(path + ".weight"), self.weights.get(path + ".bias")
         if self.model.model_type == "olmo":
-            return ops.wide_layer_norm(m, x)
+            return self.module(partial(ops.wide_layer_norm, m), x)
         if self.model.norm == "layer":
             return ops.layer_norm(m, x, weight, bias)
         assert weight is not None
@@ -128,13 +136,30 @@ class Net:
         transformers/modeling_utils.py, ``enable_input_require_grads``: by a hook on that module.
         """
         x = self.embedding(path, tokens)
-        if self.model.rotary_dim and self.model.model_type != "gptj":  # angles: a small product of its own
-            self.m.meter.product()
+        if self.model.rotary_dim and self.model.model_type != "gptj":
+            self._turn()
         if self.model.family == "gemma":  # a module of its own, Gemma's scaled embedding
             x = ops.scale(self.m, x)
         if x.edge is not None or not self.job.checkpoint_activations:
             return x
         return self.m.leaf(x, self.weights[path + ".weight"])
+
+    def _turn(self) -> None:
+        """The model's ``rotary_emb``: angles by a small product of its own, and what is looked up of them."""
+        self.m.enter()
+        self.m.meter.product()
+        numel, kinds = self.job.sequence_length * self.model.rotary_dim, 1
+        if self.model.model_type == "gemma3_text":
+            kinds = 2
+        cosines, sines = (
+            tuple(self.m.tensor(numel, self._table_item) for _ in range(kinds)) for _ in range(2)
+        )
+        self.tables = cosines, sines
+
+    @property
+    def _table_item(self) -> int:
+        """OLMo's stay in fp32, and so does what is turned by them (models/olmo/modeling_olmo.py)."""
+        return ops.FLOAT if self.model.model_type in ("olmo", "olmo2") else self.item
 
     def activation(self, x: Tensor, name: str | None = None) -> Tensor:
         """The model's activation."""
@@ -156,16 +181,29 @@ class Net:
     def rotary_parts(self, x: Tensor, rotated: float) -> tuple[Tensor, ...]:
         """The same, then what it was made of: names of their own where attention's forward rotates itself."""
         m = self.m
-        if self.job.kernels == "fused":
-            return (m.op(x.numel, (x,), (-1,), item=x.item),)  # liger_kernel/ops/rope.py works in place
+        cosines, sines = (tuple(table.storage for table in kind) for kind in self.tables)
+        if self.job.kernels == "fused":  # liger_kernel/ops/rope.py works in place
+            return (m.op(x.numel, (x,), (-1,), item=x.item, keep=cosines + sines),)
         part = x.view(int(x.numel * rotated))
-        turned = self._rotate_half(part)
-        # cosines and sines are repeated for every head, and heads lie beside each other until they are turned
-        turned = ops.scale(m, turned, kernel=ops.LOOKED_UP)
-        straight = m.op(
-            part.numel, (part,), (x.bytes,), item=x.item, kernel=ops.LOOKED_UP, shape=(part.numel,)
-        )
-        out = ops.add(m, straight, turned, kernel=ops.LOOKED_UP)
+        wide = max(x.item, self._table_item)
+
+        def times(x: Tensor, table: tuple[Storage, ...], gradient: int) -> Tensor:
+            # repeated for every head, and heads lie beside each other until they are turned
+            scratch = x.numel * wide if wide > x.item else 0
+            return m.op(
+                x.numel,
+                (x,),
+                (gradient,),
+                item=wide,
+                keep=table,
+                scratch=scratch,
+                kernel=ops.LOOKED_UP,
+                shape=(x.numel,),
+            )
+
+        turned = times(self._rotate_half(part), sines, part.bytes)
+        straight = times(part, cosines, x.bytes)
+        out = ops.cast(m, ops.add(m, straight, turned, kernel=ops.LOOKED_UP), x.item)
         if rotated >= 1.0 and self.model.model_type not in CONCATENATES:
             return (out,)
         return m.op(x.numel, (out, x), (-1, x.bytes), item=x.item), out, x
@@ -198,7 +236,15 @@ class Net:
         if self.attention == "eager":
             wide = None if self.model.model_type == "gpt2" or self.model.kind == "encoder" else ops.FLOAT
             out, self.attention_weights = att.eager(
-                m, q, k, v, shape, softmax_item=wide, mask=masked, softcap=self.model.attention_softcap
+                m,
+                q,
+                k,
+                v,
+                shape,
+                softmax_item=wide,
+                mask=masked,
+                softcap=self.model.attention_softcap,
+                dropout=self.dropout if self.model.model_type == "gpt2" else None,
             )
             return out
         if self.windowed:
@@ -239,11 +285,15 @@ class Net:
         """One transformer layer, recomputed in the backward pass if the job says so."""
         if not self._recomputes:
             return self._whole(run, x)
-        windowed = self.windowed
+        windowed, tables = self.windowed, self.tables
 
         def again(x: Tensor, *_: Tensor) -> Tensor:
-            self.windowed = windowed
-            return self._whole(run, x)
+            self.windowed, self.tables = windowed, tables
+            try:
+                return self._whole(run, x)
+            finally:  # also where no more is wanted of it
+                if self.m.recomputing:
+                    self.tables = NO_TABLES
 
         return self.m.checkpoint(again, x, *self.given)
 
@@ -255,10 +305,23 @@ class Net:
             if self.model.model_type in RETURN_WEIGHTS and not self.m.recomputing:
                 self.returned = weights
 
-    def module(self, run: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
-        """``run(*arguments)`` as a module that has no parameters of its own."""
-        self.m.enter()
-        return self.m.leave(run(*arguments))
+    def module(
+        self,
+        run: Callable[..., Tensor],
+        *arguments: Tensor,
+        weights: tuple[Weight, ...] = (),
+        positional: bool = False,
+    ) -> Tensor:
+        """``run(*arguments)`` as a module.
+
+        ``weights``: parameters of its own that it does not read itself.  ``positional`` if its arguments have
+        no names: stage 3 then has a hook on each, where their gradients are summed.
+        """
+        m = self.m
+        m.enter(weights)
+        if positional and m.sharded:
+            arguments = tuple(m.op(x.numel, (x,), (PASS,), item=x.item, view_of=x) for x in arguments)
+        return m.leave(run(*arguments), weights)
 
     def dropout(self, x: Tensor, probability: float) -> Tensor:
         """An ``nn.Dropout`` module."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trimtab.config import TYPE_BYTES
 from trimtab.cost.allocator import EMPTY, FLATTEN
-from trimtab.cost.engine import MAIN, MASTER_ITEM, NORM_ITEM, REDUCE, Engine
+from trimtab.cost.engine import MAIN, NORM_ITEM, REDUCE, Engine
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import Storage
 
@@ -26,22 +27,25 @@ class ShardedOptimizer(Engine):
         flat = self.new(self.partition * s.ranks * s.item, "parameters")
         self.model = [*frozen, flat]
         del frozen
-        clone = self.new(self.partition * s.item, "temporaries")
+        clone = self.new(self.partition * s.item, "master weights")
         largest = max((weight.numel for weight in self.trainable), default=0)
-        self.own = _owned(self.trainable, self.partition)
+        dealt = _dealt(self.trainable, s.ranks) if s.round_robin else self.trainable
+        self.own = _owned(dealt, self.partition)
         self.own_numel = sum(weight.numel for weight in self.own)
         self._owned_names = {weight.name for weight in self.own}
         self.reduce_stream = REDUCE if s.overlap_comm else MAIN  # :1601, :2240
-        self.compact = s.gradient_item == MASTER_ITEM != s.item  # an fp32 partition of its own, :1259
+        # an fp32 partition of its own, :1259
+        self.compact = s.gradient_type == "fp32" != s.precision
         self.starts: dict[int, int] = {}
         start = 0
-        for weight in self.trainable:
+        for weight in dealt:
             self.starts[weight.index] = start
             start += weight.numel
         if s.offload_optimizer == "none":
-            self.held.append(self.new(self.partition * MASTER_ITEM, "master weights"))
+            alike = s.precision == s.master_type
+            self.held.append(clone if alike else self.new(self.partition * s.master_item, "master weights"))
             del clone
-            self.momentary(self.partition * MASTER_ITEM, "gradients")
+            self.momentary(self.partition * s.master_item, "gradients")
         else:
             del clone
             self._initialize_host(largest)
@@ -49,18 +53,24 @@ class ShardedOptimizer(Engine):
         self.buckets: list[Storage] = []
         self.filled = 0
         self.waiting: list[Weight] = []
+        self.reduced = False
+        """Whether the gradients of the last micro step are."""
+        self.clears_late: list[str] = []
+        """Gradients of others that wait for the next reduction to go (:2231)."""
         self.partition_gradients: Storage | None = None
-        self.accumulated: Storage | None = None
+        self.accumulated: Storage | list[Storage] | None = None
 
     def _initialize_host(self, largest: int) -> None:
         s, host, n = self.settings, self.host, self.partition
         pinned = s.pin_memory
-        host.add("master weights", n * MASTER_ITEM, pinned=pinned)  # :563
+        host.add("master weights", n * s.master_item, pinned=pinned)  # :563
         host.add("parameter copies", n * s.item, pinned=pinned)  # :567
-        host.add("gradients", n * MASTER_ITEM, pinned=pinned)  # :937
-        host.add("optimizer states", n * MASTER_ITEM * s.moments, pinned=False)
+        host.add("gradients", n * s.master_item, pinned=pinned)  # :937
+        host.add("optimizer states", n * s.state_item * s.moments, pinned=False)
+        host.add("the step's temporaries", n * s.master_item * s.step_temporaries, pinned=False)
         host.add("buffers", largest * s.item, pinned=pinned)  # :653
-        if s.accumulation > 1:
+        # stage 1 reduces at boundaries alone; others' wait in the master weights' gradient, :1826
+        if s.accumulation > 1 and s.stage == 2 and s.master_type == "fp32":
             for weight in self.own:  # accumulated_grads_in_cpu, :1822
                 host.add("accumulated gradients", weight.numel * s.item, pinned=pinned)
 
@@ -75,23 +85,43 @@ class ShardedOptimizer(Engine):
         """``process_gradients``: the first one makes the buckets; stage 2 fills them at once (:2284)."""
         s = self.settings
         self._setup_buckets()
-        wide = s.stage == 1 and s.gradient_item != s.item
-        if wide:  # grad_accum instead of grad, :1234
-            if weight.name not in self.gradients:
-                self.gradients[weight.name] = self.new(weight.numel * s.gradient_item, "gradients")
+        if self.widens:  # grad_accum instead of grad, :1234
+            made = self.new(weight.numel * s.gradient_item, "gradients")
+            self.gradients.setdefault(weight.name, made)
+            del made
         else:
             self.gradients.setdefault(weight.name, gradient)
         del gradient
         if s.stage == 2 or (s.overlap_comm and self.boundary):
             self._reduce(weight)
 
+    @property
+    def widens(self) -> bool:
+        """Whether gradients wait in a type of their own, beside the parameters'."""
+        return self.settings.stage == 1 and self.settings.gradient_type != self.settings.precision
+
+    def begin_micro(self, *, boundary: bool) -> None:
+        """What waited in a type of its own goes as the next forward pass begins (:1150)."""
+        super().begin_micro(boundary=boundary)
+        if self.reduced:
+            self.gradients.clear()
+        self.reduced = False
+
     def _setup_buckets(self) -> None:
         s = self.settings
         if self.buckets or not s.contiguous_gradients:
             return
-        item = s.gradient_item if s.stage == 1 else s.item
         for _ in range(2 if s.overlap_comm else 1):
-            self.buckets.append(self.new(s.reduce_bucket * item, "buckets"))
+            self.buckets.append(self.new(s.reduce_bucket * self._bucket_item, "buckets"))
+
+    @property
+    def _bucket_type(self) -> str:
+        """Of what is reduced (``_gradient_reduction_buffer_dtype``, :1243)."""
+        return self.settings.gradient_type if self.settings.stage == 1 else self.settings.precision
+
+    @property
+    def _bucket_item(self) -> int:
+        return TYPE_BYTES[self._bucket_type]
 
     def _reduce(self, weight: Weight) -> None:
         s = self.settings
@@ -100,8 +130,7 @@ class ShardedOptimizer(Engine):
         self.waiting.append(weight)
         self.filled += weight.numel
         if weight.numel > s.reduce_bucket and s.contiguous_gradients and s.offload_optimizer != "none":
-            item = s.gradient_item if s.stage == 1 else s.item
-            self.momentary(weight.numel * item, "gradients")  # cloned beside what it was, :1446
+            self.momentary(weight.numel * self._bucket_item, "gradients")  # cloned beside what it was, :1446
         if weight.numel <= s.reduce_bucket and s.contiguous_gradients:
             self.gradients.pop(weight.name, None)  # it is a view of the bucket now, :1458
 
@@ -109,20 +138,24 @@ class ShardedOptimizer(Engine):
         s = self.settings
         if not self.waiting:
             return
-        self._average(s.gradient_item if s.stage == 1 else s.item)
+        self._average()
         for weight in self.waiting:
             owned = weight.name in self._owned_names
             if owned and s.offload_optimizer != "none":
                 portion = self._portion(weight)
                 if self.boundary:
                     self.momentary(portion * NORM_ITEM, "temporaries", self.reduce_stream)  # its norm, :1873
-                    if MASTER_ITEM not in (s.item, s.gradient_item):
-                        self.momentary(portion * MASTER_ITEM, "temporaries", self.reduce_stream)  # :1903
-                self.gradients.pop(weight.name, None)
-            elif owned:
+                    if s.master_type not in (s.precision, s.gradient_type):
+                        self.momentary(portion * s.master_item, "temporaries", self.reduce_stream)  # :1903
+                    self.gradients.pop(weight.name, None)  # :1916; of other micro steps the last clears it
+            elif owned and s.contiguous_gradients:
                 self._copy_to_partition(weight)
                 self.gradients.pop(weight.name, None)
-            elif s.stage == 2:
+            elif owned or s.stage == 1:
+                continue
+            elif s.overlap_comm and not s.contiguous_gradients:
+                self.clears_late.append(weight.name)
+            else:
                 self.gradients.pop(weight.name, None)
         self.waiting.clear()
         self.filled = 0
@@ -131,35 +164,46 @@ class ShardedOptimizer(Engine):
         """Elements of one of the rank's own parameters that lie in its partition (:1755, :1866)."""
         return min(weight.numel, self.partition - self.starts[weight.index])
 
-    def _average(self, item: int) -> None:
-        """``average_tensor``: slices by rank, flattened bucket by bucket where there are several (:1599)."""
+    def _average(self) -> None:
+        """Reduce what waits: all of it (:1616, :2231), or slices by rank (:1628)."""
         s = self.settings
-        if not s.reduce_scatter:
-            return
-        if (
-            self.compact
-            and self.accumulated is None
-            and any(w.name in self._owned_names for w in self.waiting)
-        ):
+        mine = any(weight.name in self._owned_names for weight in self.waiting)
+        if self.compact and self.accumulated is None and mine:
             self.accumulated = self.new(self.partition * s.gradient_item, "gradients", self.reduce_stream)
-        bucket: list[tuple[int, int]] = []
-        filled = 0
-        for rank, numel in [*self._slices(), (-1, 0)]:
-            if rank >= 0:
+        if not s.contiguous_gradients:
+            for name in self.clears_late:
+                self.gradients.pop(name, None)
+            self.clears_late.clear()
+        slices = self._slices()
+        if not s.contiguous_gradients or not s.reduce_scatter:
+            self._reduce_slices(slices, flat=not s.contiguous_gradients and len(self.waiting) > 1)
+            return
+        groups = [slices]
+        if not s.multi_rank_buckets:
+            ranks = dict.fromkeys(rank for rank, _ in slices)
+            groups = [[one for one in slices if one[0] == rank] for rank in ranks]
+        for group in groups:
+            bucket: list[tuple[int, int]] = []
+            filled = 0
+            for place, (rank, numel) in enumerate(group):
                 bucket.append((rank, numel))
                 filled += numel
-            if bucket and (rank < 0 or filled > s.reduce_bucket):
-                flat = self._sent(filled * item) if len(bucket) > 1 else None
-                if (
-                    s.communication_item != item
-                ):  # and goes on in the type that is sent, allreduce_bucket (:2377)
-                    flat = self._sent(filled * s.communication_item)
-                for owner, count in bucket if self.compact else ():
-                    if owner == 0 and s.communication_item != s.gradient_item:
-                        # added to the fp32 partition through a copy, :1325
-                        self.momentary(count * s.gradient_item, "temporaries", self.reduce_stream)
-                del flat
-                bucket, filled = [], 0
+                if filled > s.reduce_bucket or place == len(group) - 1:
+                    self._reduce_slices(bucket, flat=len(bucket) > 1)
+                    bucket, filled = [], 0
+
+    def _reduce_slices(self, slices: Sequence[tuple[int, int]], *, flat: bool) -> None:
+        """One reduction, in the type that is sent, of what may be made one tensor (``allreduce_bucket``)."""
+        s = self.settings
+        numel = sum(count for _, count in slices)
+        sent = self._sent(numel * self._bucket_item) if flat else None
+        if s.communication_type != self._bucket_type:  # :2377
+            sent = self._sent(numel * s.communication_item)
+        for owner, count in slices if self.compact else ():
+            if owner == 0 and s.communication_type != s.gradient_type:
+                # added to the fp32 partition through a copy, :1325
+                self.momentary(count * s.gradient_item, "temporaries", self.reduce_stream)
+        del sent
 
     def _sent(self, count: int) -> Storage:
         return self.new(count, "temporaries", self.reduce_stream)
@@ -195,11 +239,17 @@ class ShardedOptimizer(Engine):
             for weight in self.trainable:
                 self._reduce(weight)
         self._flush()
-        if self.accumulated is None:
+        if self.accumulated is None and not s.contiguous_gradients and not self.compact:
+            mine = (self.gradients.get(weight.name) for weight in self.own)  # as they are, :2703
+            self.accumulated = [gradient for gradient in mine if gradient is not None]
+        elif self.accumulated is None:
             self.accumulated = self.partition_gradients
         self.partition_gradients = None
+        self.clears_late.clear()
+        self.reduced = True
         self.buckets.clear()
-        self.gradients.clear()
+        if not self.widens:
+            self.gradients.clear()
 
     # -- the step --------------------------------------------------------------------------------------
 
@@ -211,19 +261,15 @@ class ShardedOptimizer(Engine):
             return
         largest = max((self._portion(weight) for weight in self.own), default=0)
         self.momentary(largest * NORM_ITEM, "temporaries")
-        if s.gradient_item == MASTER_ITEM and s.stage == 2 and s.item != MASTER_ITEM:
-            wide = self.accumulated  # already flat and fp32
-        else:
-            flat = self.new(self.partition * s.gradient_item, "gradients")
-            wide = (
-                flat
-                if s.gradient_item == MASTER_ITEM
-                else self.new(self.partition * MASTER_ITEM, "gradients")
-            )
-            del flat
+        wide = self.accumulated if self.compact else None  # already flat, and in fp32
+        if wide is None:
+            wide = self.new(self.partition * s.gradient_item, "gradients")
+            if s.gradient_type != s.master_type:
+                wide = self.new(self.partition * s.master_item, "gradients")
         self.accumulated = None
         if not self.states:
             self._make_states(self.partition)
+        self._compute_step(self.partition)
         del wide
 
 
@@ -239,7 +285,7 @@ class WideOptimizer(Engine):
         self.model = [*frozen, self.new(self.partition * s.ranks * s.item, "parameters")]
         del frozen
         clone = self.new(self.partition * s.item, "temporaries")
-        self.held.append(self.new(self.partition * MASTER_ITEM, "master weights"))
+        self.held.append(self.new(self.partition * s.master_item, "master weights"))
         del clone
         self.held.append(self.new(self.partition * s.ranks * s.gradient_item, "gradients"))
 
@@ -255,11 +301,17 @@ class WideOptimizer(Engine):
         """The moments appear at the first step; the narrow gradients go after it."""
         if not self.states:
             self._make_states(self.partition)
+        self._compute_step(self.partition)
         self.gradients.clear()
 
 
 def _ceil(numel: int, alignment: int) -> int:
     return -(-numel // alignment) * alignment
+
+
+def _dealt(weights: Sequence[Weight], ranks: int) -> list[Weight]:
+    """The parameters in the order of ``_round_robin_reorder`` (:899): every rank's in turn."""
+    return [weight for rank in range(ranks) for weight in weights[rank::ranks]]
 
 
 def _owned(weights: Sequence[Weight], partition: int) -> list[Weight]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trimtab.cost.coordinator import Coordinator, Gather
-from trimtab.cost.engine import GATHER, MAIN, MASTER_ITEM, NORM_ITEM, REDUCE, Engine, Settings
+from trimtab.cost.engine import GATHER, MAIN, NORM_ITEM, REDUCE, Engine, Settings
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import Meter, Storage
 
 NORM_CHUNK = 250_000_000  # stage3.py:1960, elements
+GROUP_ELEMENTS = 8000  # partition_parameters.py:859
+SCALE_ITEM, HALF_ITEM = 4, 2
+SCALES, WIDE = -1, -2
+"""What of a quantized gather is no parameter: its scales, and all that was gathered in fp16."""
 
 
 class ShardedParameters(Coordinator, Engine):
@@ -41,20 +45,28 @@ class ShardedParameters(Coordinator, Engine):
         own = [self.shards[weight.index] for weight in self.trainable]
         self.partition = sum(own)
         self.sub_groups = _sub_groups(own, s.sub_group)
+        self.swapped = self._swapped() if s.offload_optimizer == "nvme" else set()
+        """Parameters whose optimizer's states are on a disk."""
         if s.offload_param == "none":
             frozen = [self.shards[weight.index] * s.item for weight in self.frozen]
             self.model = [self.new(size, "parameters") for size in frozen]
             self.model.append(self.new(self.partition * s.item, "parameters"))
+        here = int((1 - s.offload_ratio) * len(self.sub_groups)) if s.offload_optimizer != "none" else None
+        self.on_device = self.sub_groups[:here]
+        """Sub-groups that the device steps; of offloaded ones the first (:1100)."""
+        for size in self.on_device:
+            alike = s.master_type == s.precision
+            converted = None if alike else self.new(size * s.master_item, "temporaries")
+            self.held.append(self.new(size * s.master_item, "master weights"))
+            del converted
         if s.offload_optimizer == "none":
-            for size in self.sub_groups:
-                converted = self.new(size * MASTER_ITEM, "temporaries")
-                self.held.append(self.new(size * MASTER_ITEM, "master weights"))
-                del converted
-            self.momentary(max(self.sub_groups, default=0) * MASTER_ITEM, "temporaries")
+            self.momentary(max(self.sub_groups, default=0) * s.master_item, "temporaries")
         if s.contiguous_gradients:
             self.held.append(self.new(s.reduce_bucket * s.communication_item, "buckets"))
         if s.offload_optimizer == "none":
             self.held.append(self.new(self.partition * s.gradient_item, "gradients"))
+        else:  # each has its own (:1345)
+            self.held += [self.new(size * s.master_item, "gradients") for size in self.on_device]
         for weight in self.trainable if s.ranks > 1 else ():  # all_gather for a moment (:1504)
             self.momentary(self.shards[weight.index] * s.ranks * s.item, "gathered parameters")
         self._initialize_host()
@@ -66,20 +78,26 @@ class ShardedParameters(Coordinator, Engine):
     def _initialize_host(self) -> None:
         s, host = self.settings, self.host
         if s.offload_optimizer != "none":
-            in_memory = s.offload_optimizer == "cpu"
-            if in_memory:
-                for size in self.sub_groups:
-                    host.add("master weights", size * MASTER_ITEM, pinned=False)
-                    host.add("gradients", size * MASTER_ITEM, pinned=s.pin_memory)
-                host.add("optimizer states", self.partition * MASTER_ITEM * s.moments, pinned=False)
+            if s.offload_optimizer == "cpu":
+                away = self.sub_groups[len(self.on_device) :]
             else:
-                largest = max(self.sub_groups, default=0)
-                self.nvme_bytes += self.partition * MASTER_ITEM * (2 + s.moments)
+                swapped = [size for size in self.sub_groups if self._is_swapped(size)]
+                away = [size for size in self.sub_groups if not self._is_swapped(size)]
+                largest = max(swapped, default=0)
+                self.nvme_bytes += sum(swapped) * s.master_item * (2 + s.moments)
                 # by posix_memalign, SwapBufferManager; the first step makes the states outside of them
                 aligned = largest + -largest % s.swap_alignment
-                host.add("swap buffers", s.swap_buffers * aligned * MASTER_ITEM, pinned=False)
-                host.add("new optimizer states", s.moments * largest * MASTER_ITEM, pinned=False)
+                host.add("swap buffers", s.swap_buffers * aligned * s.master_item, pinned=False)
+                host.add("new optimizer states", s.moments * largest * s.state_item, pinned=False)
+            for size in away:
+                host.add("master weights", size * s.master_item, pinned=False)
+                host.add("gradients", size * s.master_item, pinned=s.pin_memory)
+            host.add("optimizer states", sum(away) * s.state_item * s.moments, pinned=False)
+            most = max(away, default=0) * s.step_temporaries
+            host.add("the step's temporaries", most * s.master_item, pinned=False)
             host.add("gradient partitions", self.partition * s.gradient_item, pinned=s.pin_memory)
+            if s.precision == "fp16":  # as on the device, see `step`
+                host.add("overflow check", self.partition * (s.gradient_item + 1), pinned=False)
         if s.offload_param != "none":
             shards = sum(self.shards) * s.item
             if s.offload_param == "cpu":
@@ -93,6 +111,21 @@ class ShardedParameters(Coordinator, Engine):
                 host.add("parameter buffers", count, pinned=False)  # partitioned_param_swapper.py:104-112
                 # stage3.py:1018, reserve_partitioned_swap_space
                 host.add("parameters in passing", max(self.sub_groups, default=0) * s.item, pinned=True)
+
+    def _swapped(self) -> set[int]:
+        found, waiting = set(), list(self.trainable)
+        for size in self.sub_groups:
+            left = size
+            while left:
+                weight = waiting.pop(0)
+                left -= self.shards[weight.index]
+                if self._is_swapped(size):
+                    found.add(weight.index)
+        return found
+
+    def _is_swapped(self, sub_group: int) -> bool:
+        """Whether a sub-group is large enough for a disk (``_swappable_optimizer_subgroup``, :1262)."""
+        return sub_group * self.settings.master_item >= self.settings.least_swapped_bytes
 
     def _let_go(self, index: int) -> None:
         """hpZ's copy within the node, made when a parameter is partitioned (partition_parameters.py:1900)."""
@@ -119,6 +152,13 @@ class ShardedParameters(Coordinator, Engine):
     def _take(self, gather: Gather) -> None:
         s, indices = self.settings, gather.indices
         alone = s.ranks == 1  # NoGatherHandle: a view of the rank's own part, or its copy from the host
+        if s.quantized_weights and not alone:
+            self._take_quantized(gather)
+            return
+        if s.allgather_sequential and not alone:
+            for index in indices:
+                gather.copies[index] = self._gathering(self.shards[index] * s.ranks * s.item)
+            return
         count = 0 if alone else sum(self.shards[index] for index in indices) * s.ranks * s.item
         gather.result = self.new(count, "gathered parameters", self.gather_stream)
         if alone and s.offload_param != "none":
@@ -129,7 +169,11 @@ class ShardedParameters(Coordinator, Engine):
 
     def _unpack(self, gather: Gather) -> None:
         """``AllGatherCoalescedHandle.wait``: the first parameter asked for copies all of them out."""
-        if self.settings.ranks == 1:
+        if self.settings.quantized_weights and self.settings.ranks > 1:
+            self._unpack_quantized(gather)
+            return
+        s = self.settings
+        if s.ranks == 1 or s.allgather_sequential or s.fetches_by_all_reduce:
             for index in gather.indices:
                 self.gathered[index] = gather.copies.get(index, gather.result)
             gather.copies.clear()
@@ -138,8 +182,37 @@ class ShardedParameters(Coordinator, Engine):
             self.gathered[gather.indices[0]] = gather.result
             return
         for index in gather.indices:
-            size = self.numels[index] * self.settings.item
-            self.gathered[index] = self.new(size, "gathered parameters", self.gather_stream)
+            self.gathered[index] = self._gathering(self.numels[index] * s.item)
+
+    def _gathering(self, count: int) -> Storage:
+        return self.new(count, "gathered parameters", self.gather_stream)
+
+    def _take_quantized(self, gather: Gather) -> None:
+        """All shards as int8 (partition_parameters.py:1421, :1501); this rank's were in fp16 on the way."""
+        s, indices = self.settings, gather.indices
+        own = sum(self.shards[index] for index in indices)
+        scales = quantized_groups(own) * SCALE_ITEM
+        gather.result = self._gathering(own * s.ranks)
+        together = self._gathering(own * s.item) if len(indices) > 1 else None
+        moves = s.precision != "fp16" or (together is None and s.offload_param != "none")
+        half = self._gathering(own * HALF_ITEM) if moves else None
+        sent = self._gathering(own), self._gathering(scales)
+        del together, half
+        gather.copies[SCALES] = self._gathering(scales * s.ranks)
+        del sent
+
+    def _unpack_quantized(self, gather: Gather) -> None:
+        """Back to fp16, then to the parameter's own type (:725, :767)."""
+        s = self.settings
+        several = len(gather.indices) > 1
+        if several:  # what is to be cut up stays until the last has been asked for
+            own = sum(self.shards[index] for index in gather.indices)
+            gather.copies[WIDE] = self._gathering(own * s.ranks * HALF_ITEM)
+        for index in gather.indices:
+            found = self._gathering(self.numels[index] * HALF_ITEM)
+            if s.precision != "fp16":
+                found = self._gathering(self.numels[index] * s.item)
+            self.gathered[index] = found
 
     # -- gradients -------------------------------------------------------------------------------------
 
@@ -157,9 +230,12 @@ class ShardedParameters(Coordinator, Engine):
         if not self.bucket:
             return
         item = s.communication_item
+        if s.contiguous_gradients and not s.reduce_scatter and self.filled <= s.reduce_bucket:
+            self._reduce_bucket()
+            return
         sizes = [self.shards[weight.index] * s.ranks * item for weight, _ in self.bucket]
         sent = []  # those too large for the bucket, which has this type already (:1935)
-        if item != s.item:
+        if s.communication_type != s.precision:
             for weight, gradient in self.bucket:
                 if gradient is not None:
                     sent.append(self.new(weight.numel * item, "temporaries", self.reduce_stream))
@@ -167,35 +243,49 @@ class ShardedParameters(Coordinator, Engine):
         # coalesced_collectives.py:100-133
         flat = None if alone else self.new(sum(sizes), "temporaries", self.reduce_stream)
         wide = []
-        if s.gradient_item != item:  # __avg_scatter_grads: every part in the accumulation's type (:1943)
+        if (
+            s.gradient_type != s.communication_type
+        ):  # __avg_scatter_grads: every part in the accumulation's type (:1943)
             for weight, _ in self.bucket:
                 size = self.shards[weight.index] * s.gradient_item
                 wide.append(self.new(size, "temporaries", self.reduce_stream))
             flat = None
-        if s.offload_optimizer != "none":
-            waiting = [self._offload(self.shards[weight.index]) for weight, _ in self.bucket]
-            del waiting
+        self._partition_gradients()
         del flat, wide, sent
+
+    def _reduce_bucket(self) -> None:
+        """``__avg_scatter_contiguous_grads``: the bucket itself is sent (:1863)."""
+        s = self.settings
+        wide = None
+        if s.gradient_type != s.communication_type:
+            wide = self.new(self.filled * s.gradient_item, "temporaries", self.reduce_stream)
+        self._partition_gradients()
+        del wide
+
+    def _partition_gradients(self) -> None:
+        if self.settings.offload_optimizer != "none":
+            waiting = [self._offload(weight.index) for weight, _ in self.bucket]
+            del waiting
         self.bucket.clear()
         self.filled = 0
 
-    def _offload(self, shard: int) -> Storage | None:
+    def _offload(self, index: int) -> Storage | None:
         """``partition_grads``: back on the device; at a boundary its norm in fp64, and it in fp32 (:2006).
 
         What goes to a disk waits on the device until all of its bucket is there (:1443-1465); what is too
         small to write, or has a rest that is, waits until the optimizer steps (optimizer_utils.py:253-285).
         """
-        s = self.settings
+        s, shard = self.settings, self.shards[index]
         back = self.new(shard * s.gradient_item, "temporaries", self.reduce_stream)
         if not self.boundary:
             return None
         self.momentary(min(shard, NORM_CHUNK) * NORM_ITEM, "temporaries", self.reduce_stream)
         wide = back
-        if s.gradient_item != MASTER_ITEM:
-            wide = self.new(shard * MASTER_ITEM, "temporaries", self.reduce_stream)
-        if s.offload_optimizer != "nvme":
+        if s.gradient_type != s.master_type:
+            wide = self.new(shard * s.master_item, "temporaries", self.reduce_stream)
+        if index not in self.swapped:
             return None
-        if shard * MASTER_ITEM < s.least_swapped_bytes or shard % s.swap_alignment:
+        if shard * s.master_item < s.least_swapped_bytes or shard % s.swap_alignment:
             self.unwritten.append(wide)
         return wide
 
@@ -222,18 +312,31 @@ class ShardedParameters(Coordinator, Engine):
                 del absolute
             largest = max((self.shards[weight.index] for weight in self.trainable), default=0)
             self.momentary(largest * NORM_ITEM, "temporaries")
-            first = not self.states
-            for size in self.sub_groups:
-                flat = self.new(size * s.gradient_item, "gradients")
-                wide = flat if s.gradient_item == MASTER_ITEM else self.new(size * MASTER_ITEM, "gradients")
-                del flat
-                if first:
-                    self._make_states(size)
-                del wide
+        first = not self.states
+        for size in self.on_device:
+            wide = None
+            if s.offload_optimizer == "none":
+                wide = self.new(size * s.gradient_item, "gradients")
+                if s.gradient_type != s.master_type:
+                    wide = self.new(size * s.master_item, "gradients")
+            if first:
+                self._make_states(size)
+            self._compute_step(size)
+            del wide
         for weight in self.weights:
             if weight.index in self.persistent:
                 count = weight.numel * s.item if s.ranks > 1 or s.offload_param != "none" else 0
                 self.gathered[weight.index] = self.new(count, "gathered parameters")
+
+
+def quantized_groups(numel: int) -> int:
+    """Groups that share a scale (``CUDAQuantizer.quantize``, partition_parameters.py:867)."""
+    groups = -(-numel // GROUP_ELEMENTS)
+    while groups < numel and numel % (8 * groups):
+        groups += 1
+    while numel % (16 * groups) == 0 and numel / groups > GROUP_ELEMENTS:
+        groups *= 2
+    return groups
 
 
 def _sub_groups(sizes: Sequence[int], limit: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trimtab.cost.engine import MASTER_ITEM, Engine, HalfEngine, PlainEngine, Settings
+from trimtab.cost.engine import Engine, HalfEngine, PlainEngine, Settings
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import Meter
 from trimtab.cost.sharded_optimizer import ShardedOptimizer, WideOptimizer
@@ -16,8 +16,9 @@ def engine_for(meter: Meter, weights: Sequence[Weight], settings: Settings) -> E
     if settings.stage == 3:
         return ShardedParameters(meter, weights, settings)
     if settings.stage == 0:
-        return (PlainEngine if settings.item == MASTER_ITEM else HalfEngine)(meter, weights, settings)
-    wide = settings.precision == "bf16" and settings.gradient_item == MASTER_ITEM
+        return (PlainEngine if settings.precision == "fp32" else HalfEngine)(meter, weights, settings)
+    wide = settings.precision == "bf16" and settings.gradient_type == "fp32"
     if settings.stage == 1 and wide and settings.offload_optimizer != "cpu":
-        return WideOptimizer(meter, weights, settings)
+        # whatever type the master weights shall have, BF16_Optimizer's are fp32 (bf16_optimizer.py:170)
+        return WideOptimizer(meter, weights, settings._replace(master_type="fp32", state_type="fp32"))
     return ShardedOptimizer(meter, weights, settings)

@@ -6,8 +6,9 @@ the card; profiles are counted once for all candidates that share them.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
@@ -19,6 +20,7 @@ from trimtab.estimate import PROCESS_BYTES, Estimate, estimate
 from trimtab.model import Model
 from trimtab.parameters import parameters
 
+T = TypeVar("T")
 HOST_HIGH = 1.05
 """Over the expected host memory: its high bound in `trimtab.estimate`; a node that swaps ends the run."""
 FRAGMENTED = 1.35
@@ -159,14 +161,16 @@ class Arithmetic:
             return short
         there = cluster.gpu.usable_bytes
         enough = max(int(self.estimate(config, cluster).needed.expected), there + 1)
-        lack = -self.spare(config, cluster)
+        lack = self.by_spare(config, cluster, lambda spare: -spare)
         return Shortfall(where="GPU memory", needed=enough, there=there, close=True, lack=lack)
 
-    def spare(self, config: Config, cluster: Cluster) -> int:
-        """Bytes that a GPU has and ``config`` does not need, with the probability asked for."""
-        needed = self.estimate(config, cluster).needed.expected
-        inside = needed - outside_allocator(cluster.world_size, config.stage)
-        return -self._short(config, inside, cluster).lack
+    def by_spare(self, config: Config, cluster: Cluster, decide: Callable[[int], T]) -> T:
+        """What ``decide`` makes of the bytes that a GPU has and ``config`` does not need.
+
+        With the probability asked for; it must rise or fall with them, and no more is replayed than it takes.
+        """
+        need = self._need(config, cluster)[1]
+        return need.decided(lambda expected: decide(-self._short(config, expected, cluster).lack))
 
     def estimate(self, config: Config, cluster: Cluster) -> Estimate:
         """The whole estimate, made once."""
