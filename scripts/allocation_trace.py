@@ -62,6 +62,4 @@ def end(path: Path, *, capacity_gib: float | None) -> None:
 
 def _place(entry: dict[str, Any]) -> str:
     frames = [one for one in entry.get("frames", ()) if one["filename"].endswith(".py")]
-    return " < ".join(
-        f"{Path(one['filename']).name}:{one['line']}:{one['name']}" for one in frames[:FRAMES]
-    )
+    return " < ".join(f"{Path(one['filename']).name}:{one['line']}:{one['name']}" for one in frames[:FRAMES])

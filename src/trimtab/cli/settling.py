@@ -118,7 +118,7 @@ def stated(
         changes["trimtab.lora"] = {**lora, "target_modules": targets} if targets else lora
     stated = config.raw.get("trimtab") or {}
     notes: tuple[str, ...] = ()
-    if task is None and "task" not in stated:
+    if task is None and stated.get("task") is None:
         usual = _usual_task(model or config.job.model)
         if usual != config.job.task:
             changes["trimtab.task"] = usual
@@ -129,7 +129,7 @@ def stated(
             notes = (*notes, f'{section}.enabled is "auto": taken as true')
             break
     config = config.with_values(changes)
-    if sequence_length is None and "sequence_length" not in stated:
+    if sequence_length is None and stated.get("sequence_length") is None:
         tokens = _usual_length(config)
         config = config.with_values({"trimtab.sequence_length": tokens})
         notes = (*notes, f"no sequence length is stated: {tokens} tokens a sample")
