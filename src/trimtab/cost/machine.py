@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from sys import getrefcount
 from typing import Protocol
 
 from trimtab.cost.backward import HELD, PASS, Gradient, Summed, backward_kernels
@@ -58,7 +59,7 @@ class Node:
     """One operator in the autograd graph: what it kept, and what its backward pass allocates."""
 
     __slots__ = (
-        "flops", "gradients", "inputs", "keeps_gathered", "kernel", "module", "moved", "part", "place",
+        "by_name", "flops", "gradients", "inputs", "keeps_gathered", "kernel", "module", "moved", "part", "place",
         "region", "saved", "saves", "scratch", "shape", "slot", "sums", "transposed", "weights",
         "workspace",
     )  # fmt: skip
@@ -78,6 +79,9 @@ class Node:
         """Whether no input needs a gradient: no hook then tells the engine that its backward pass is over."""
         self.transposed = False
         """Whether its weight's gradient is a view of what it makes: ``mm(...).t()``."""
+        self.by_name = False
+        """Whether its gradients are made last input first: generated code goes by the names of an operator's
+        arguments, such as ``other`` and ``self``, and ``mm``'s are always made so."""
         self.sums = False
         """Whether its own backward pass sums a broadcast gradient, and not autograd after it."""
         self.module = False
@@ -85,6 +89,9 @@ class Node:
 
 
 Edge = Node | Weight
+ALONE = 2
+"""References to a gradient in its place that nobody else has, the one that asks included: a second is added
+to it in place, else the sum is a new tensor (autograd/input_buffer.cpp, ``can_accumulate_inplace``)."""
 _REPLAYED = Node()
 
 
@@ -206,6 +213,7 @@ class Machine:
         view_of: Tensor | None = None,
         transposed: bool = False,
         sums: bool = False,
+        by_name: bool = False,
         gathered: bool = False,
     ) -> Tensor:
         """Run one operator.
@@ -224,6 +232,7 @@ class Machine:
             kernel, shape: its kernel's name and sizes, as in `trimtab.cost.meter.Kernel`.
             view_of: the tensor that the output only looks at; nothing is allocated then.
             transposed: whether the gradients of its weights are views.
+            by_name: whether the gradients of its inputs are made last one first.
             sums: whether its own backward pass sums, or autograd once that has returned
                 (torch/csrc/autograd/engine.cpp, ``validate_outputs``).
             gathered: whether its weights are gathered for a module around it.
@@ -264,6 +273,7 @@ class Machine:
             if node is not None:
                 node.flops, node.kernel, node.shape = flops, kernel, shape
                 node.transposed, node.sums, node.workspace = transposed, sums, workspace
+                node.by_name = by_name
         return out
 
     def adds(self, count: int) -> None:
@@ -386,6 +396,7 @@ class Machine:
     def backward(self, loss: Tensor) -> None:
         """Walk the tape in reverse, as autograd does by sequence number."""
         gradients: dict[Node, Storage] = {}
+        viewed: set[Edge] = set()
         if loss.edge is not None:
             gradients[loss.edge] = self.new(loss.bytes)
         loss.edge = None
@@ -396,7 +407,7 @@ class Machine:
             if node.place is not self.meter.place:
                 self.meter.turn_to(node.place)
             if node in gradients:
-                self._step_back(node, gradients)
+                self._step_back(node, gradients, viewed)
             if node.region is not None and node.slot == 0:
                 node.region.finish()
         self.meter.turn_to(None)
@@ -404,7 +415,8 @@ class Machine:
             self.kept += [*leaf.saved, gradient]
         self.phase = "forward"
 
-    def _step_back(self, node: Node, gradients: dict[Node, Storage]) -> None:
+    def _step_back(self, node: Node, gradients: dict[Node, Storage], viewed: set[Edge]) -> None:
+        """One node's backward pass; what waits in ``viewed`` is a view, and nothing is added to that."""
         incoming = gradients.pop(node)
         if node.weights or node.module:
             self.listener.before_use(node.weights)
@@ -414,25 +426,23 @@ class Machine:
             saved, recomputed[node.slot] = recomputed[node.slot], ()
         part, self.part = self.part, node.part
         scratch = [self.new(size) for size in node.scratch]
-        made: list[tuple[Edge, Storage]] = []
-        sums: list[tuple[int, Summed]] = []
+        made: list[tuple[Edge, Storage, Summed | None]] = []
         wanted = list(zip(node.inputs, node.gradients, strict=True))
         product = node.kernel == "product"
-        backwards = product and not node.sums and not any(node.inputs[2:])
-        if backwards:  # ``mm``: generated code makes its inputs' gradients by the order of their names
-            wanted.reverse()
-        for edge, size in wanted:
+        by_name = node.by_name or (product and not node.sums and not any(node.inputs[2:]))
+        for edge, size in reversed(wanted) if by_name else wanted:
             if edge is None:
                 continue
             if not isinstance(size, Summed):
-                made.append((edge, self._gradient(size, incoming, saved)))
+                made.append((edge, self._gradient(size, incoming, saved), None))
             elif node.sums:
-                made.append((edge, self._sum(size)))
+                made.append((edge, self._sum(size), None))
             else:
-                sums.append((len(made), size))
-                made.append((edge, self._gradient(size.whole, incoming, saved)))
+                made.append((edge, self._gradient(size.whole, incoming, saved), size))
             if product:
                 self.meter.product()
+        if by_name:
+            made.reverse()
         if node.workspace:
             self.new(node.workspace)
         for kernel in backward_kernels(node):
@@ -441,10 +451,9 @@ class Machine:
         del scratch
         if not node.sums:
             saved = ()  # the node keeps its own a little longer; what was recomputed is gone
-        for place, size in sums:
-            made[place] = (made[place][0], self._sum(size))
-        if backwards:
-            made.reverse()
+        for place, (edge, _, size) in enumerate(made):
+            if size is not None:
+                made[place] = (edge, self._sum(size), None)
         node.saved = ()
         del saved, incoming
         made.reverse()
@@ -453,11 +462,17 @@ class Machine:
         if self.sharded and node.weights:  # its input's waits at the module's own hook
             made.sort(key=lambda one: isinstance(one[0], Weight))
         while made:
-            edge, gradient = made.pop()
+            edge, gradient, _ = made.pop()
             if isinstance(edge, Node):
-                if edge in gradients:  # a second one is added in place
+                if edge in gradients:
                     self.meter.work[Kernel("backward", "moving", 3 * gradient.bytes)] += 1
-                gradients.setdefault(edge, gradient)
+                    if edge in viewed or getrefcount(gradients[edge]) > ALONE:
+                        gradients[edge] = self.new(gradient.bytes)
+                        viewed.discard(edge)
+                else:
+                    gradients[edge] = gradient
+                    if product and not node.sums:
+                        viewed.add(edge)
                 del gradient
             else:
                 self._accumulate(edge, gradient, shared=node.transposed)

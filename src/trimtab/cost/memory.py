@@ -25,7 +25,7 @@ from trimtab.parameters import buffers
 PHASES = ("init", "forward", "backward", "step")
 RECORDED_MICROS = 3
 """Micro steps of a step that a whole replay has: those in the middle cut up the cache too."""
-MORE_STEPS = 2
+MORE_STEPS = 17
 """Steps of stage 3 that a replay adds: what it gathers and frees goes on cutting up a full card.
 
 By bench/near_limit.py: two jobs of 14 that ran out of memory at caps where three steps of a replay end.
@@ -353,8 +353,6 @@ class _Run:
         self._step(workspace_bytes)
         third = len(meter.record)
         self._step(workspace_bytes)
-        if self.engine.settings.stage != 3:
-            return
         first, step = meter.record[second:third], meter.record[third:]
         # the blocks of two steps lie alike after a forward pass before they do so at an end
         meter.record[third:] = marked = _marked(step)

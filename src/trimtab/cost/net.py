@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 
@@ -175,43 +175,67 @@ class Net:
             return m.op(a.numel, (a, b), (-1, -1), item=a.item, keep=(a.storage, b.storage))
         return ops.mul(m, self.activation(self.linear(x, gate)), self.linear(x, up))
 
-    def rotary(self, x: Tensor, rotated: float = 1.0) -> Tensor:
+    def rotary(self, q: Tensor, k: Tensor, rotated: float = 1.0) -> tuple[Tensor, Tensor]:
         """``(x * cos) + (rotate_half(x) * sin)`` on a share of each head, and the rest beside it again."""
-        return self.rotary_parts(x, rotated)[0] if self.turned else x
+        if not self.turned:
+            return q, k
+        (q, *_), (k, *_) = self.rotary_parts((q, k), rotated)
+        return q, k
 
-    def rotary_parts(self, x: Tensor, rotated: float) -> tuple[Tensor, ...]:
-        """The same, then what it was made of: names of their own where attention's forward rotates itself."""
+    def rotary_parts(self, tensors: Sequence[Tensor], rotated: float) -> list[tuple[Tensor, ...]]:
+        """The same, each with what it was made of: names where attention's forward rotates itself."""
         m = self.m
-        cosines, sines = (tuple(table.storage for table in kind) for kind in self.tables)
         if self.job.kernels == "fused":  # liger_kernel/ops/rope.py works in place
-            return (m.op(x.numel, (x,), (-1,), item=x.item, keep=cosines + sines),)
-        part = x.view(int(x.numel * rotated))
-        wide = max(x.item, self._table_item)
+            keep = tuple(table.storage for kind in self.tables for table in kind)
+            return [(m.op(x.numel, (x,), (PASS,), item=x.item, keep=keep),) for x in tensors]
+        if rotated >= 1.0 and self.model.model_type not in CONCATENATES:
+            return [(self._turned(x),) for x in tensors]
+        cut = [(self._cut(x, count := int(x.numel * rotated)), self._cut(x, x.numel - count)) for x in tensors]
+        turned = [self._turned(part) for part, _ in cut]
+        return [
+            (m.op(x.numel, (out, rest), (PASS, PASS), item=x.item), out, x)
+            for out, (_, rest), x in zip(turned, cut, tensors, strict=True)
+        ]
 
-        def times(x: Tensor, table: tuple[Storage, ...], gradient: int) -> Tensor:
+    def by_head(self, x: Tensor) -> Tensor:
+        """A projection, looked at head by head to be rotated: its gradient comes back so, and is copied."""
+        if not self.turned or self.job.kernels == "fused":
+            return x
+        return self.m.op(
+            x.numel, (x,), (x.bytes,), item=x.item, view_of=x, kernel=ops.LOOKED_UP, shape=(x.numel,)
+        )
+
+    def _cut(self, x: Tensor, numel: int) -> Tensor:
+        """A slice, whose gradient is one of all."""
+        return self.m.op(numel, (x,), (x.bytes,), item=x.item, view_of=x)
+
+    def _turned(self, x: Tensor) -> Tensor:
+        m, wide = self.m, max(x.item, self._table_item)
+        cosines, sines = (tuple(table.storage for table in kind) for kind in self.tables)
+
+        def times(x: Tensor, table: tuple[Storage, ...]) -> Tensor:
             # repeated for every head, and heads lie beside each other until they are turned
             return m.op(
                 x.numel,
                 (x,),
-                (Summed(x.numel * wide, gradient) if wide > x.item else gradient,),
+                (Summed(x.numel * wide, x.bytes) if wide > x.item else x.bytes,),
                 item=wide,
                 keep=table,
                 kernel=ops.LOOKED_UP,
                 shape=(x.numel,),
             )
 
-        turned = times(self._rotate_half(part), sines, part.bytes)
-        straight = times(part, cosines, x.bytes)
-        out = ops.cast(m, ops.add(m, straight, turned, kernel=ops.LOOKED_UP), x.item)
-        if rotated >= 1.0 and self.model.model_type not in CONCATENATES:
-            return (out,)
-        return m.op(x.numel, (out, x), (-1, x.bytes), item=x.item), out, x
+        straight = times(x, cosines)
+        added = ops.add(m, straight, times(self._rotate_half(x), sines), kernel=ops.LOOKED_UP)
+        return ops.cast(m, added, x.item)
 
     def _rotate_half(self, x: Tensor) -> Tensor:
-        m = self.m
-        half = x.numel // 2
-        negative = m.op(half, (x,), (x.bytes,), item=x.item, kernel=ops.LOOKED_UP, shape=(half,))
-        return m.op(x.numel, (negative, x), (negative.bytes, x.bytes), item=x.item)
+        m, half = self.m, x.numel // 2
+        first, second = self._cut(x, half), self._cut(x, half)
+        negative = m.op(
+            half, (second,), (second.bytes,), item=x.item, kernel=ops.LOOKED_UP, shape=(half,)
+        )
+        return m.op(x.numel, (negative, first), (PASS, PASS), item=x.item)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, masked: bool = True) -> Tensor:
         """Attention without a trained bias, by the job's implementation."""

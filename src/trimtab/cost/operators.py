@@ -74,7 +74,7 @@ def shift(m: Machine, x: Tensor) -> Tensor:
 def mul(m: Machine, a: Tensor, b: Tensor) -> Tensor:
     """``a * b`` of two tensors of one shape: keeps what the other's gradient needs."""
     keep = (*((a.storage,) if b.edge else ()), *((b.storage,) if a.edge else ()))
-    return m.op(a.numel, (a, b), (a.bytes, b.bytes), keep=keep, item=max(a.item, b.item))
+    return m.op(a.numel, (a, b), (a.bytes, b.bytes), keep=keep, item=max(a.item, b.item), by_name=True)
 
 
 def cast(m: Machine, x: Tensor, item: int) -> Tensor:
@@ -256,6 +256,7 @@ def gemma_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
         (scaled.bytes, _of_rows(scaled.bytes, rows, weight, FLOAT, weight.numel * FLOAT)),
         item=FLOAT,
         keep=(scaled.storage,) if weight.trainable else (),
+        by_name=True,
         kernel=LOOKED_UP,
         shape=(scaled.numel,),
     )
@@ -295,6 +296,7 @@ def _mul_by_rows(m: Machine, x: Tensor, factor: Tensor, item: int | None = None)
         (own, Summed(full, factor.bytes)),
         item=item,
         keep=keep,
+        by_name=True,
         kernel=LOOKED_UP,
         shape=(x.numel,),
     )
@@ -307,6 +309,7 @@ def _weighted(m: Machine, x: Tensor, weight: Weight) -> Tensor:
         (_of_rows(x.bytes, x.numel // weight.numel, weight, x.item), x.bytes),
         item=x.item,
         keep=(x.storage,) if weight.trainable else (),
+        by_name=True,
         kernel=LOOKED_UP,
         shape=(x.numel,),
     )
