@@ -20,7 +20,7 @@ from trimtab.cost.workload import Workload, recording_of, weights_for, workload_
 from trimtab.cost.wrappers import engine_for
 from trimtab.errors import Uncounted
 from trimtab.model import Model
-from trimtab.parameters import buffers
+from trimtab.parameters import buffers, given_up
 
 PHASES = ("init", "forward", "backward", "step")
 RECORDED_MICROS = 3
@@ -290,6 +290,7 @@ class _Run:
         job, settings = config.job, settings_of(config, world_size)
         self._whole = weights_for(model, job.task, job.lora, settings.item, 1)
         """The model as it is built."""
+        self._given_up = given_up(model, job.task)
         self._buffer_bytes = [one.bytes for one in buffers(model, job.task)]
         own = weights_for(model, job.task, job.lora, settings.item, config.tensor_parallel)
         self.recording, self.meter = recording_of(config, model, world_size), meter
@@ -308,7 +309,7 @@ class _Run:
     def all_steps(self, workspace_bytes: int) -> None:
         """The start, a first step and the one that is measured; where all is recorded, more of them."""
         engine, meter = self.engine, self.meter
-        engine.build(self._whole)
+        engine.build(self._whole, self._given_up)
         registered = [Storage(meter, one, PART["parameters"]) for one in self._buffer_bytes]
         self.built = meter.live
         if self._whole is not engine.weights:

@@ -125,22 +125,25 @@ class Net:
             return ops.gemma_norm(m, x, weight)
         return ops.rms_norm(m, x, weight, wide_weight=self.model.model_type == "olmo2")
 
-    def embedding(self, path: str, tokens: int) -> Tensor:
-        """Rows of the embedding at ``path``."""
+    def embedding(self, path: str, tokens: int, *, gathered: bool = False) -> Tensor:
+        """Rows of the embedding at ``path``, which may be ``gathered`` for a module around it."""
         if self.split is not None and path in self.split.styles:
             return tensor_parallel.embedding(self.m, tokens, self.weights[path + ".weight"])
-        return ops.embedding(self.m, tokens, self.weights[path + ".weight"])
+        return ops.embedding(self.m, tokens, self.weights[path + ".weight"], gathered=gathered)
 
     def words(self, path: str, tokens: int) -> Tensor:
         """Rows of the input's embedding, which recomputation makes to need a gradient where it is frozen.
 
         transformers/modeling_utils.py, ``enable_input_require_grads``: by a hook on that module.
         """
-        x = self.embedding(path, tokens)
+        weight = (self.weights[f"{path}.weight"],)
+        if self.model.family == "gemma":  # a module of its own, Gemma's scaled embedding
+            self.m.enter(weight)
+            x = self.m.leave(ops.scale(self.m, self.embedding(path, tokens, gathered=True)), weight)
+        else:
+            x = self.embedding(path, tokens)
         if self.model.rotary_dim and self.model.model_type != "gptj":
             self._turn()
-        if self.model.family == "gemma":  # a module of its own, Gemma's scaled embedding
-            x = ops.scale(self.m, x)
         if x.edge is None and self.job.checkpoint_activations:
             x = self.m.leaf(x, self.weights[path + ".weight"])
         return ops.scale(self.m, x) if self.model.model_type == "granite" else x

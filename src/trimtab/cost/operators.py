@@ -56,9 +56,10 @@ def _of_rows(whole: int, rows: int, weight: Weight, item: int, made: int | None 
 
 
 def add(m: Machine, a: Tensor, b: Tensor, *, kernel: str = "moving") -> Tensor:
-    """``a + b``, keeps nothing."""
+    """``a + b``, keeps nothing; what is broadcast gets a sum."""
     numel = max(a.numel, b.numel)
-    return m.op(numel, (a, b), (PASS, PASS), item=max(a.item, b.item), kernel=kernel, shape=(numel,))
+    gradients = tuple(PASS if one.numel == numel else Summed(PASS, one.bytes) for one in (a, b))
+    return m.op(numel, (a, b), gradients, item=max(a.item, b.item), kernel=kernel, shape=(numel,))
 
 
 def scale(m: Machine, x: Tensor, *, kernel: str = "moving") -> Tensor:
@@ -97,9 +98,16 @@ def split(m: Machine, packed: Tensor, *sizes: int) -> tuple[Tensor, ...]:
     )
 
 
-def embedding(m: Machine, tokens: int, weight: Weight) -> Tensor:
-    """Rows of ``weight``; its gradient is dense."""
-    return m.op(tokens * weight.columns, (weight,), (weight.bytes,), item=weight.item, kernel="embedding")
+def embedding(m: Machine, tokens: int, weight: Weight, *, gathered: bool = False) -> Tensor:
+    """Rows of ``weight``, which may be ``gathered`` for a module around this; its gradient is dense."""
+    return m.op(
+        tokens * weight.columns,
+        (weight,),
+        (weight.bytes,),
+        item=weight.item,
+        kernel="embedding",
+        gathered=gathered,
+    )
 
 
 def dropout(m: Machine, x: Tensor, probability: float) -> Tensor:
@@ -240,7 +248,9 @@ def t5_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
     factor = _rsqrt_of_mean_square(m, cast(m, x, FLOAT), x.numel // weight.numel)
     scaled = _mul_by_rows(m, x, factor, item=FLOAT)
     del factor
-    return _weighted(m, cast(m, scaled, weight.item), weight)
+    narrow = cast(m, scaled, weight.item)
+    del scaled
+    return _weighted(m, narrow, weight)
 
 
 def gemma_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
@@ -260,6 +270,7 @@ def gemma_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
         kernel=LOOKED_UP,
         shape=(scaled.numel,),
     )
+    del scaled
     return cast(m, out, x.item)
 
 
