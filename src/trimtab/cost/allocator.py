@@ -339,15 +339,15 @@ class _Step(NamedTuple):
     layout: list[tuple[int, int, int, bool, int]]
 
     def found_as(self, before: _Step) -> bool:
-        """Whether all lay ``before``, a step ago, as it does here: what comes then finds what it found.
+        """Whether all lay ``before``, a step ago, as it does here: what comes finds what it found then.
 
-        A block's request must be the same, which lives on, or that step's where here it is this one's.  Of
-        addresses only the order matters.
+        A block's request is the same, which lives on, or here a step later than there.  Of addresses only the
+        order matters.
         """
         length = self.requests - before.requests
         return len(self.layout) == len(before.layout) and all(
             (pool, size, first) == (its_pool, its_size, its_first)
-            and (number == its_number or number == its_number + length > length)
+            and (number == its_number or 0 < its_number == number - length)
             for (pool, _, size, first, number), (its_pool, _, its_size, its_first, its_number) in zip(
                 self.layout, before.layout, strict=True
             )
@@ -355,9 +355,10 @@ class _Step(NamedTuple):
 
 
 class Course:
-    """A record's way through an allocator without limit, and how far smaller cards go along.
+    """A record's way through an allocator without limit, and how far smaller cards go along with it.
 
-    Cards smaller than ``capacity_bytes`` must not be asked about.
+    They part where they have no room for what is reserved then, and what happened before need not be done
+    again.  Cards smaller than ``capacity_bytes`` must not be asked about.
     """
 
     def __init__(self, record: Sequence[int], capacity_bytes: int) -> None:
@@ -373,6 +374,7 @@ class Course:
                 self._partings.append((allocator.refused, replay.on(None)))
                 allocator.capacity_bytes, allocator.refused = allocator.refused, sys.maxsize
         self._known = [(allocator.served, sys.maxsize, True)]
+        """Capacities from and below which all goes alike, and whether it fits."""
 
     def fits(self, capacity_bytes: int) -> bool:
         """Whether a card of ``capacity_bytes`` serves every request."""
