@@ -110,10 +110,9 @@ def figures(c: Fields) -> dict[str, Any]:
     heads = c.size("num_attention_heads", "n_head", "num_heads", "n_heads")
     layers = c.size("num_hidden_layers", "n_layer", "num_layers", "n_layers")
     decoder_layers = c.size_or(layers, "num_decoder_layers") if kind == "encoder-decoder" else 0
-    if max(layers, decoder_layers) > MOST_LAYERS:
-        raise UnreadableFile(
-            f"{c.where}: {max(layers, decoder_layers)} layers are more than the {MOST_LAYERS} that are counted."
-        )
+    most = max(layers, decoder_layers)
+    if most > MOST_LAYERS:
+        raise UnreadableFile(f"{c.where}: {most} layers are more than the {MOST_LAYERS} that are counted.")
     if heads > hidden:
         raise UnreadableFile(f"{c.where}: {heads} attention heads are more than the hidden size, {hidden}.")
     head_dim = c.size_or(hidden // heads, "d_kv" if family == "t5" else "head_dim")
