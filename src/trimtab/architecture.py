@@ -29,6 +29,8 @@ _FAMILIES = {
     "stablelm": ("stablelm",),
     "starcoder": ("starcoder2",),
     "olmo": ("olmo", "olmo2"),
+    "granite": ("granite",),
+    "smollm": ("smollm3",),
     "bert": ("bert", "roberta", "xlm-roberta", "distilbert", "electra"),
     "t5": ("t5", "mt5"),
 }
@@ -39,7 +41,7 @@ _LAYER_NORM = _BERTS | {"phi", "gpt2", "gptj", "gpt_neo", "gpt_neox", "opt", "bl
                         "starcoder2", "olmo"}  # fmt: skip
 _LEARNED_POSITIONS = _BERTS | {"gpt2", "gpt_neo", "opt"}
 _GATED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3",
-                    "stablelm", "olmo", "olmo2"})  # fmt: skip
+                    "stablelm", "olmo", "olmo2", "granite", "smollm3"})  # fmt: skip
 _EMBEDDING_DROPOUT_AS_RESIDUAL = _BERTS | {"gpt_neox", "t5", "mt5"}
 # A head of these classes has its own width, free of hidden_size / heads.
 _FREE_HEAD_DIM = frozenset({"llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3_text", "t5", "mt5"})
@@ -155,6 +157,7 @@ def figures(c: Fields) -> dict[str, Any]:
         "parallel_residual": _parallel_residual(hf, model_type),
         "sliding_window": sliding_window,
         "sliding_layers": sliding_layers,
+        "unturned_layers": _unturned(c, layers),
         "logit_softcap": bool(hf.get("final_logit_softcapping")),
         "attention_softcap": bool(hf.get("attn_logit_softcapping")),
         "labels": _labels(c),
@@ -222,7 +225,7 @@ def _parallel_residual(hf: Mapping[str, Any], model_type: str) -> bool:
 def _sliding(c: Fields, model_type: str, layers: int) -> tuple[int | None, tuple[int, ...]]:
     """The window in tokens and the layers that look through it, as the config classes settle them."""
     window = c.size_or(0, "sliding_window", "window_size")
-    if model_type in ("qwen2", "qwen3") and not c.hf.get("use_sliding_window"):
+    if model_type in ("qwen2", "qwen3", "smollm3") and not c.hf.get("use_sliding_window"):
         window = 0
     if not window:
         return None, ()
@@ -245,6 +248,18 @@ def _sliding(c: Fields, model_type: str, layers: int) -> tuple[int | None, tuple
     else:
         sliding = [True] * layers
     return window, tuple(compress(places, sliding))
+
+
+def _unturned(c: Fields, layers: int) -> tuple[int, ...]:
+    """The layers whose queries and keys are not rotated: every fourth of SmolLM 3's."""
+    if c.hf["model_type"] != "smollm3":
+        return ()
+    turned = c.hf.get("no_rope_layers")
+    if turned is None:
+        return tuple(range(layers))[(every := c.size("no_rope_layer_interval")) - 1 :: every]
+    if not isinstance(turned, list) or len(turned) != layers:
+        raise c.wrong("no_rope_layers", f"a list of {layers} numbers, 0 where nothing is rotated")
+    return tuple(place for place, turns in enumerate(turned) if not turns)
 
 
 def _whole(c: Fields, key: str) -> int:

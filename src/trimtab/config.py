@@ -33,12 +33,14 @@ ZERO_DEFAULTS: Mapping[str, Any] = {
     "stage3_max_live_parameters": 1_000_000_000,  # 245, elements
     "stage3_max_reuse_distance": 1_000_000_000,  # 251, elements
     "use_multi_rank_bucket_allreduce": True,  # 119
+    "stage3_module_granularity_threshold": 0,  # 265, elements
     "stage3_use_all_reduce_for_fetch_params": False,  # 273
     "stage3_allgather_sequential": False,  # 279
     "round_robin_gradients": False,  # 309
     "zero_hpz_partition_size": 1,  # 324
     "zero_quantized_weights": False,  # 328
     "zero_quantized_gradients": False,  # 340
+    "memory_efficient_linear": True,  # 346
 }
 # both spellings are accepted: runtime/zero/config.py:222-257
 ZERO_ALIASES: Mapping[str, str] = {
@@ -48,7 +50,6 @@ ZERO_ALIASES: Mapping[str, str] = {
 STAGE_3_ONLY = (
     *(name for name in ZERO_DEFAULTS if name.startswith("stage3_")),
     "stage3_gather_16bit_weights_on_model_save",
-    "stage3_module_granularity_threshold",
     "sub_group_size",
     "zero_hpz_partition_size",
     "zero_quantized_weights",

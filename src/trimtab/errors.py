@@ -8,6 +8,7 @@
     ├── RefusedConfig            a configuration that DeepSpeed itself would refuse
     ├── MissingExtra             a package that an extra installs
     ├── Unsupported              this machine or these versions cannot do it
+    │   ├── Uncounted            what the arithmetic does not count, and a rehearsal does
     │   └── EngineMoved          torch or DeepSpeed no longer has a part that the rehearsal stands on
     ├── DataError                training data that is empty, unreadable or not text
     └── RunFailed                exit 1: a training run that started and failed
@@ -73,6 +74,10 @@ def need_packages(purpose: str) -> None:
 
 class Unsupported(TrimtabError):
     """This machine, or these versions, cannot do what was asked."""
+
+
+class Uncounted(Unsupported):
+    """What the arithmetic does not count; a rehearsal does."""
 
 
 class EngineMoved(Unsupported):

@@ -55,6 +55,8 @@ class Model:
     sliding_window: int | None
     sliding_layers: tuple[int, ...]
     """The places of those that look through ``sliding_window``."""
+    unturned_layers: tuple[int, ...]
+    """The places of those without rotary positions, in a model that has them."""
     logit_softcap: bool
     attention_softcap: bool
 

@@ -46,6 +46,11 @@ SHAPES: dict[str, list[Config]] = {
     "gemma3_text": _decoder(_ATTENTION_BIAS),
     "olmo": _decoder(_ATTENTION_BIAS),
     "olmo2": _decoder(_ATTENTION_BIAS),
+    "granite": _decoder(_small(attention_bias=True, mlp_bias=True, num_key_value_heads=2)),
+    "smollm3": [
+        {**config, "pad_token_id": 0}
+        for config in _decoder(_small(attention_bias=True, mlp_bias=True, num_key_value_heads=2))
+    ],
     "phi": _decoder(_small(qk_layernorm=True)),
     "phi3": [{**config, "pad_token_id": 0} for config in _decoder()],
     "starcoder2": _decoder(_small(use_bias=False, num_key_value_heads=2)),

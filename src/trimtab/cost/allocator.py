@@ -27,7 +27,7 @@ LARGE_REST = SMALL_REQUEST + 1  # should_split: what must be left of a large blo
 RESET, NOTE, EMPTY, FLATTEN, AGAIN = 1, 2, 3, 4, 5
 """Marks in a record: peaks start anew, statistics are read, ``torch.cuda.empty_cache``, a request that may
 wait until what ends right after it has gone (DeepSpeed flattens on the host where the device has no room,
-stage_1_and_2.py:450), and the start of a step after which nothing but the same step comes."""
+stage_1_and_2.py:450), and a moment of a step after which nothing but that step comes, again and again."""
 STREAMS = 64
 """A request's low bits tell its stream: torch has pools of 32 at two priorities (c10/cuda/CUDAStream.cpp)."""
 WORKSPACE_BYTES = {True: 32 << 20, False: (4096 * 2 + 16 * 8) << 10}
@@ -292,7 +292,7 @@ class Replay:
                     self.readings.append(allocator.reading())
                 elif entry == FLATTEN and not allocator.has_room(self._record[at + 1]):
                     self._postpone(at + 1)
-                elif entry == AGAIN and self._goes_round(requests):
+                elif entry == AGAIN and self._goes_round(at, requests):
                     at = len(self._record)
                     break
         finally:
@@ -306,22 +306,19 @@ class Replay:
             after += 1
         record[at:after] = [*record[at + 1 : after], record[at]]
 
-    def _goes_round(self, requests: int) -> bool:
-        """Whether the step that ends here left all as it found it: then those to come only repeat it.
+    def _goes_round(self, at: int, requests: int) -> bool:
+        """Whether all lies as it did a step ago: then the rest of the record changes nothing any more.
 
-        They are read as it was, but for peaks, which have all been seen.
+        It is read as it was in that step, but for peaks, which have all been seen.
         """
         allocator, last = self.allocator, self._step
         step = self._step = _Step(requests, len(self.readings), allocator.layout(self._blocks))
-        if last is None or not step.leaves_as_found(last):
+        if last is None or not step.found_as(last):
             return False
-        now = allocator.reading()
-        self.readings += [
-            one._replace(
-                peak_allocated=now.peak_allocated, peak_reserved=now.peak_reserved, peak_used=now.peak_used
-            )
-            for one in self.readings[last.readings :]
-        ]
+        now, read = allocator.reading(), self.readings[last.readings :]
+        for number in range(self._record[at:].count(NOTE)):
+            one = read[number % len(read)]
+            self.readings.append(now._replace(allocated=one.allocated, reserved=one.reserved))
         return True
 
     def on(self, capacity_bytes: int | None) -> Replay:
@@ -335,27 +332,26 @@ class Replay:
 
 
 class _Step(NamedTuple):
-    """What a step found: how much had been requested and read, and how all blocks lay."""
+    """A moment of a step: how much had been requested and read, and how all blocks lay."""
 
     requests: int
     readings: int
     layout: list[tuple[int, int, int, bool, int]]
 
-    def leaves_as_found(self, before: _Step) -> bool:
-        """Whether the step from ``before`` to here found all the same, but for what was requested since.
+    def found_as(self, before: _Step) -> bool:
+        """Whether all lay ``before``, a step ago, as it does here: what comes then finds what it found.
 
-        What it ends was requested in it or in the one before it; anything older lives on.  Of addresses only
-        the order matters.
+        A block's request must be the same, which lives on, or that step's where here it is this one's.  Of
+        addresses only the order matters.
         """
         length = self.requests - before.requests
-        return self._form(length) == before._form(length)
-
-    def _form(self, length: int) -> list[tuple[int, int, bool, int]]:
-        now = self.requests
-        return [
-            (pool, size, first, number - now - 1 if number > max(0, now - length) else number)
-            for pool, _, size, first, number in self.layout
-        ]
+        return len(self.layout) == len(before.layout) and all(
+            (pool, size, first) == (its_pool, its_size, its_first)
+            and (number == its_number or number == its_number + length > length)
+            for (pool, _, size, first, number), (its_pool, _, its_size, its_first, its_number) in zip(
+                self.layout, before.layout, strict=True
+            )
+        )
 
 
 class Course:

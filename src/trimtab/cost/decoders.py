@@ -101,12 +101,13 @@ def _llama_layer(net: Net, path: str, x: Tensor) -> Tensor:
 
 
 def _residual(net: Net, x: Tensor) -> Tensor:
-    """Dropout before the residual sum: a module in Phi-3, a function in StarCoder 2, absent elsewhere."""
+    """What comes before the residual sum: dropout, a module in Phi-3 and a function in StarCoder 2; Granite's
+    multiplier; elsewhere nothing."""
     if net.model.model_type == "phi3":
         return net.dropout(x, net.model.residual_dropout)
     if net.model.model_type == "starcoder2":
         return ops.dropout(net.m, x, net.model.residual_dropout)
-    return x
+    return ops.scale(net.m, x) if net.model.model_type == "granite" else x
 
 
 def _parallel_layer(net: Net, path: str, x: Tensor) -> Tensor:

@@ -9,16 +9,11 @@ from trimtab.cost import operators as ops
 from trimtab.cost.backward import PASS
 from trimtab.cost.machine import Tensor
 from trimtab.cost.net import Net
-from trimtab.errors import UnknownArchitecture
 
 
 def body(net: Net) -> Tensor:
     """The hidden states after the last norm: batch x sequence x width."""
     m, model, length = net.m, net.model, net.job.sequence_length
-    if net.attention == "flash":
-        raise UnknownArchitecture(
-            f"{model.name}: the arithmetic does not know Falcon's own class for flash attention; use sdpa"
-        )
     x = words = net.words("transformer.word_embeddings", net.tokens)
     pairs = net.tokens * length
     if model.hf["alibi"]:  # the mask has a part for every head, and is made of the alibi in between

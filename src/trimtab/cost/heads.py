@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from functools import partial
 
+from trimtab.architecture import EAGER_ONLY
 from trimtab.cost import decoders, encoders, tensor_parallel
 from trimtab.cost import operators as ops
 from trimtab.cost.backward import HELD
 from trimtab.cost.machine import Tensor, Weight
 from trimtab.cost.net import Net
-from trimtab.errors import UnknownArchitecture
+from trimtab.errors import UnknownArchitecture, Unsupported
 
 _PREFIX = {
     "bert": "bert.",
@@ -30,12 +31,26 @@ def loss(net: Net) -> Tensor:
     Raises:
         UnknownArchitecture: a combination that is not written here.
     """
+    _refuse_flash(net)
     # the whole model reads the head's weight where a fused loss replaces the head: an external parameter then
     # (partition_parameters.py, ZeROOrderedDict)
     fused = net.job.kernels == "fused" and net.job.task == "causal-lm"
     outer = (_head(net),) if fused else ()
     net.m.enter(outer)
     return net.m.leave(_loss(net), outer)
+
+
+def _refuse_flash(net: Net) -> None:
+    """Flash attention where transformers 5.17 has none, or a class of its own for it."""
+    kind = net.model.model_type
+    if net.job.attention != "flash":
+        return
+    if kind in EAGER_ONLY or kind in ("falcon", "t5", "mt5"):
+        raise UnknownArchitecture(
+            f"{net.model.name}: flash attention of {kind} is not known to the arithmetic; use sdpa"
+        )
+    if net.item == ops.FLOAT:
+        raise Unsupported(f"{net.model.name}: flash attention computes in bf16 or fp16; use sdpa in fp32")
 
 
 def _loss(net: Net) -> Tensor:
@@ -63,6 +78,8 @@ def _causal(net: Net, hidden: Tensor) -> Tensor:
         logits = _words(net, hidden)
         if net.split is not None and net.split.vocabulary_head:
             return tensor_parallel.cross_entropy(m, logits, net.batch, net.job.sequence_length)
+        if model.model_type == "granite":  # logits_scaling
+            logits = ops.scale(m, logits)
         if model.logit_softcap:
             logits = ops.scale(m, ops.tanh(m, ops.scale(m, logits)))
         return ops.cross_entropy(m, logits, fp32=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
-from trimtab.cost.backward import HELD, PASS, backward_kernels
+from trimtab.cost.backward import HELD, PASS, Gradient, Summed, backward_kernels
 from trimtab.cost.meter import COLLECTIVES, PART, Account, Kernel, Storage
 
 
@@ -59,15 +59,17 @@ class Node:
 
     __slots__ = (
         "flops", "gradients", "inputs", "keeps_gathered", "kernel", "module", "moved", "part", "place",
-        "region", "saved", "saves", "scratch", "shape", "slot", "sums", "tail", "transposed", "weights",
+        "region", "saved", "saves", "scratch", "shape", "slot", "sums", "transposed", "weights",
+        "workspace",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.inputs: tuple[Edge | None, ...] = ()
         self.weights: tuple[Weight, ...] = ()
-        self.gradients: tuple[int, ...] = ()
+        self.gradients: tuple[Gradient, ...] = ()
         self.saved: tuple[Storage, ...] = ()
-        self.scratch = self.flops = self.moved = self.slot = self.part = self.saves = self.tail = 0
+        self.scratch: tuple[int, ...] = ()
+        self.workspace = self.flops = self.moved = self.slot = self.part = self.saves = 0
         self.kernel = "moving"
         self.shape: tuple[int, ...] = ()
         self.region: Region | None = None
@@ -144,14 +146,21 @@ class Machine:
     """Runs operators forward, then backward, counting what is live and what work is done.
 
     ``item`` is the bytes of an activation element.  ``sharded`` says that it is stage 3, where the engine
-    counts modules without parameters too and has a linear function of its own.
+    counts modules without parameters too and, if ``own_linear``, has a linear function of its own.
     """
 
     def __init__(
-        self, *, meter: Account, listener: Listener, item: int, sharded: bool = False, fp16: bool = False
+        self,
+        *,
+        meter: Account,
+        listener: Listener,
+        item: int,
+        sharded: bool = False,
+        own_linear: bool = True,
+        fp16: bool = False,
     ) -> None:
         self.meter, self.listener, self.item, self.sharded = meter, listener, item, sharded
-        self.fp16 = fp16
+        self.own_linear, self.fp16 = sharded and own_linear, fp16
         self.tape: list[Node] = []
         self.part = PART["activations"]
         self.phase = "forward"
@@ -182,14 +191,15 @@ class Machine:
         self,
         numel: int,
         inputs: tuple[Tensor | Weight | None, ...],
-        gradients: tuple[int, ...],
+        gradients: tuple[Gradient, ...],
         *,
         item: int | None = None,
         keep: tuple[Storage, ...] = (),
         keep_output: bool = False,
         extra: tuple[int, ...] = (),
-        scratch: int = 0,
-        tail: int = 0,
+        extra_first: bool = False,
+        scratch: tuple[int, ...] = (),
+        workspace: int = 0,
         flops: int = 0,
         kernel: str = "moving",
         shape: tuple[int, ...] = (),
@@ -203,12 +213,13 @@ class Machine:
         Args:
             numel, item: elements of the output and bytes of one (default: the model's precision).
             inputs: tensors and weights that it reads.
-            gradients: per input, the bytes of the gradient that its backward pass makes, or ``PASS``.
+            gradients: per input, the gradient that its backward pass makes (`trimtab.cost.backward.Gradient`).
             keep: storages that autograd keeps for the backward pass.
             keep_output: whether it keeps the output too.
-            extra: bytes of further tensors that it makes and keeps (dropout masks, log-sum-exps).
-            scratch: bytes that its backward pass needs while it runs.
-            tail: bytes that summing a broadcast gradient needs.
+            extra: bytes of further tensors that it makes and keeps (dropout masks, log-sum-exps), after the
+                output or, with ``extra_first``, before it.
+            scratch: bytes of each tensor that its backward pass makes before the gradients, and needs for them.
+            workspace: bytes of one that it makes after them.
             flops: floating-point operations of the forward pass.
             kernel, shape: its kernel's name and sizes, as in `trimtab.cost.meter.Kernel`.
             view_of: the tensor that the output only looks at; nothing is allocated then.
@@ -227,12 +238,13 @@ class Machine:
         moved = numel * item
         if kernel not in COLLECTIVES:
             moved += sum(one.bytes for one in inputs if one is not None)
-        replaced = self.sharded and kernel == "product" and any(not one.written_out for one in weights)
+        replaced = self.own_linear and kernel == "product" and any(not one.written_out for one in weights)
         own = Tensor(numel, item, self.new(numel * item)) if replaced else None
         if own is not None:  # stage 3's own linear saves when it is done (zero/linear.py)
             self.works(kernel, moved, flops, shape)
         if recorded and keep:
             keep = self._save(keep)
+        more = tuple(self.new(count) for count in extra) if recorded and extra_first else ()
         if view_of is not None:
             out = Tensor(numel, item, view_of.storage)
         elif own is not None:
@@ -243,15 +255,15 @@ class Machine:
         if kernel == "product":
             self.meter.product()
         if recorded and (keep_output or extra):
-            more = tuple(self.new(count) for count in extra)
+            more = more or tuple(self.new(count) for count in extra)
             keep = (*keep, *self._save((*more, out.storage) if keep_output else more))
         if weights:
             self.listener.after_use(weights)
         if recorded:
-            node = self._record(out, edges, weights, gradients, keep, saves, (scratch, tail))
+            node = self._record(out, edges, weights, gradients, keep, saves, scratch)
             if node is not None:
                 node.flops, node.kernel, node.shape = flops, kernel, shape
-                node.transposed, node.sums = transposed, sums
+                node.transposed, node.sums, node.workspace = transposed, sums, workspace
         return out
 
     def adds(self, count: int) -> None:
@@ -283,10 +295,10 @@ class Machine:
         out: Tensor,
         edges: tuple[Edge | None, ...],
         weights: tuple[Weight, ...],
-        gradients: tuple[int, ...],
+        gradients: tuple[Gradient, ...],
         kept: tuple[Storage, ...],
         saves: int,
-        scratch: tuple[int, int],
+        scratch: tuple[int, ...],
     ) -> Node | None:
         if self._replaying is not None:
             self._replayed.append(kept)
@@ -294,8 +306,7 @@ class Machine:
             return None
         node = Node()
         node.inputs, node.gradients, node.saved = edges, gradients, kept
-        node.scratch, node.tail = scratch
-        node.weights, node.part, node.region = weights, self.part, self._region
+        node.scratch, node.weights, node.part, node.region = scratch, weights, self.part, self._region
         node.saves = saves
         node.keeps_gathered = not any(isinstance(edge, Node) for edge in edges)
         node.place = self.meter.place
@@ -402,28 +413,38 @@ class Machine:
             recomputed = self._replay(node.region)
             saved, recomputed[node.slot] = recomputed[node.slot], ()
         part, self.part = self.part, node.part
-        scratch = self.new(node.scratch) if node.scratch else None
+        scratch = [self.new(size) for size in node.scratch]
         made: list[tuple[Edge, Storage]] = []
+        sums: list[tuple[int, Summed]] = []
         wanted = list(zip(node.inputs, node.gradients, strict=True))
         product = node.kernel == "product"
         backwards = product and not node.sums and not any(node.inputs[2:])
         if backwards:  # ``mm``: generated code makes its inputs' gradients by the order of their names
             wanted.reverse()
         for edge, size in wanted:
-            if edge is not None:
+            if edge is None:
+                continue
+            if not isinstance(size, Summed):
                 made.append((edge, self._gradient(size, incoming, saved)))
-                if product:
-                    self.meter.product()
-        if backwards:
-            made.reverse()
+            elif node.sums:
+                made.append((edge, self._sum(size)))
+            else:
+                sums.append((len(made), size))
+                made.append((edge, self._gradient(size.whole, incoming, saved)))
+            if product:
+                self.meter.product()
+        if node.workspace:
+            self.new(node.workspace)
         for kernel in backward_kernels(node):
             self.meter.work[kernel] += 1
         self.part = part
         del scratch
         if not node.sums:
             saved = ()  # the node keeps its own a little longer; what was recomputed is gone
-        if node.tail:
-            self.new(node.tail)
+        for place, size in sums:
+            made[place] = (made[place][0], self._sum(size))
+        if backwards:
+            made.reverse()
         node.saved = ()
         del saved, incoming
         made.reverse()
@@ -445,6 +466,12 @@ class Machine:
                     self._complete(edge)
         if node.weights and not node.keeps_gathered:
             self.listener.after_use(node.weights)
+
+    def _sum(self, size: Summed) -> Storage:
+        total = self.new(size.bytes)
+        if size.buffer:
+            self.new(size.buffer)
+        return total
 
     def _gradient(self, size: int, incoming: Storage, saved: tuple[Storage, ...]) -> Storage:
         if size >= 0:

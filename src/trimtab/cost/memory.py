@@ -18,6 +18,7 @@ from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Recorder, Re
 from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, START, Numbers
 from trimtab.cost.workload import Workload, recording_of, weights_for, workload_of
 from trimtab.cost.wrappers import engine_for
+from trimtab.errors import Uncounted
 from trimtab.model import Model
 from trimtab.parameters import buffers
 
@@ -87,8 +88,13 @@ class Profile(Workload):
 
 
 def settings_of(config: Config, world_size: int) -> Settings:
-    """What of ``config`` decides memory, for a world of ``world_size`` ranks."""
+    """What of ``config`` decides memory, for a world of ``world_size`` ranks.
+
+    Raises:
+        Uncounted: the engine would allocate what nobody counts here.
+    """
     batch = config.batch(world_size)
+    _refuse_uncounted(config, batch.accumulation)
     zero = config.zero
     name = config.optimizer_type or "adamw"
     momentum = config.optimizer_params.get("momentum")
@@ -141,6 +147,24 @@ def settings_of(config: Config, world_size: int) -> Settings:
         least_swapped_bytes=max(AIO_BYTES, config.whole("aio.block_size", AIO_BYTES)),
         swap_alignment=AIO_ALIGNMENT * config.whole("aio.intra_op_parallelism", 1),
     )
+
+
+def _refuse_uncounted(config: Config, accumulation: int) -> None:
+    leaves = config.zero("stage3_module_granularity_threshold") or config.get("zero_optimization.leaf_module")
+    unmanaged = config.get("managed_gradient_accumulation") is False
+    found = {
+        "the Muon optimizer: take AdamW": config.optimizer_type == "muon",
+        "torch_autocast: enable bf16 instead": config.get("torch_autocast.enabled", False),
+        "stage 3's leaf modules: leave out leaf_module and stage3_module_granularity_threshold": leaves
+        and config.stage == 3,
+        "gradients that DeepSpeed does not manage: leave out managed_gradient_accumulation": unmanaged
+        and accumulation > 1,
+    }
+    for what, there in found.items():
+        if there:
+            raise Uncounted(
+                f"{config.name}: the arithmetic does not count {what}, or measure the job by `trimtab rehearse`"
+            )
 
 
 def _master_type(config: Config) -> str:
@@ -253,6 +277,12 @@ def _repeated(step: Sequence[int], times: int) -> Iterator[int]:
         yield from (entry - turn * requests if entry < 0 else entry for entry in step)
 
 
+def _marked(step: Sequence[int]) -> list[int]:
+    """A recorded step of which only repetitions follow, marked after its first forward pass."""
+    at = step.index(NOTE)
+    return [*step[:at], AGAIN, *step[at:]]
+
+
 class _Run:
     """A job's engine from its start over a few steps of a recording."""
 
@@ -319,14 +349,18 @@ class _Run:
         """
         self._step(workspace_bytes)
         meter.mark(RESET)
+        second = len(meter.record)
         self._step(workspace_bytes)
-        begins = len(meter.record)
+        third = len(meter.record)
+        self._step(workspace_bytes)
         if self.engine.settings.stage != 3:
-            self._step(workspace_bytes)
             return
-        meter.mark(AGAIN)
-        self._step(workspace_bytes)
-        meter.record += _repeated(meter.record[begins:], MORE_STEPS)
+        first, step = meter.record[second:third], meter.record[third:]
+        # the blocks of two steps lie alike after a forward pass before they do so at an end
+        meter.record[third:] = marked = _marked(step)
+        meter.record += _repeated(marked, MORE_STEPS)
+        if list(_repeated(first, 1)) == step:
+            meter.record[second:third] = _marked(first)
 
     def _skip_first_step(self) -> None:
         """Leave all as a first step does: the optimizer's states are made."""

@@ -176,21 +176,24 @@ def outside_allocator(world_size: int, stage: int = 0) -> int:
     return CONTEXT_BYTES + (NCCL_STAGE_3_BYTES if stage == 3 else NCCL_BYTES)
 
 
-def needed(config: Config, model: Model, cluster: Cluster) -> tuple[Profile, Need]:
+def needed(
+    config: Config, model: Model, cluster: Cluster, *, quick: tuple[Profile, Need] | None = None
+) -> tuple[Profile, Need]:
     """What the job allocates, and what PyTorch's allocator needs for it on the cards of ``cluster``.
 
     The allocator is replayed quickly first; only where a card's memory is near what that finds is every
-    request replayed, as often as it takes to find the smallest capacity.
+    request replayed, as often as it takes to find the smallest capacity.  ``quick`` is what `quickly_needed`
+    says, where that is known already.
 
     Raises:
         RefusedConfig: the batch does not solve for this world.
         UnknownArchitecture: the arithmetic does not know the model type.
     """
-    counted, quick = quickly_needed(config, model, cluster)
+    counted, need = quick or quickly_needed(config, model, cluster)
     world = cluster.world_size
     room = cluster.gpu.usable_bytes - outside_allocator(world, config.stage)
-    if not HARDLY < quick.probability_within(room) < SURELY:
-        return counted, quick
+    if not HARDLY < need.probability_within(room) < SURELY:
+        return counted, need
     counted = replayed(counted, config, model, world, _workspace_bytes(cluster))
     return counted, SearchedNeed(CapacitySearch(counted, room))
 

@@ -10,7 +10,7 @@ from trimtab.architecture import EAGER_ONLY
 from trimtab.cost import attention as att
 from trimtab.cost import operators as ops
 from trimtab.cost import sequence_parallel, tensor_parallel
-from trimtab.cost.backward import PASS
+from trimtab.cost.backward import PASS, Summed
 from trimtab.cost.machine import Machine, Tensor, Weight
 from trimtab.cost.meter import Storage
 from trimtab.job import Job
@@ -36,7 +36,7 @@ class Net:
 
     __slots__ = (
         "_recomputes", "attention_weights", "batch", "embedded", "fp16", "given", "job", "m", "model",
-        "returned", "split", "spread", "tables", "to_recompute", "weights", "windowed",
+        "returned", "split", "spread", "tables", "to_recompute", "turned", "weights", "windowed",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +59,8 @@ class Net:
         """Whether the layer that runs is one of them."""
         self.windowed = False
         """Whether it looks through a window that is no wider than the sequence."""
+        self.turned = True
+        """Whether it rotates queries and keys, if the model does."""
         self.embedded: Weight | None = None
         """The embedding that was read last."""
         self.given: tuple[Tensor, ...] = ()
@@ -104,8 +106,7 @@ class Net:
             return out
         assert self.job.lora is not None
         low = ops.linear(m, self.dropout(x, self.job.lora.lora_dropout), adapted)
-        high = ops.linear(m, low, weights[path + ".lora_B.default.weight"])
-        return ops.add(m, out, ops.scale(m, high))
+        return ops.add(m, out, ops.scale(m, ops.linear(m, low, weights[path + ".lora_B.default.weight"])))
 
     def norm(self, x: Tensor, path: str) -> Tensor:
         """The model's norm at ``path``."""
@@ -140,9 +141,9 @@ class Net:
             self._turn()
         if self.model.family == "gemma":  # a module of its own, Gemma's scaled embedding
             x = ops.scale(self.m, x)
-        if x.edge is not None or not self.job.checkpoint_activations:
-            return x
-        return self.m.leaf(x, self.weights[path + ".weight"])
+        if x.edge is None and self.job.checkpoint_activations:
+            x = self.m.leaf(x, self.weights[path + ".weight"])
+        return ops.scale(self.m, x) if self.model.model_type == "granite" else x
 
     def _turn(self) -> None:
         """The model's ``rotary_emb``: angles by a small product of its own, and what is looked up of them."""
@@ -176,7 +177,7 @@ class Net:
 
     def rotary(self, x: Tensor, rotated: float = 1.0) -> Tensor:
         """``(x * cos) + (rotate_half(x) * sin)`` on a share of each head, and the rest beside it again."""
-        return self.rotary_parts(x, rotated)[0]
+        return self.rotary_parts(x, rotated)[0] if self.turned else x
 
     def rotary_parts(self, x: Tensor, rotated: float) -> tuple[Tensor, ...]:
         """The same, then what it was made of: names of their own where attention's forward rotates itself."""
@@ -189,14 +190,12 @@ class Net:
 
         def times(x: Tensor, table: tuple[Storage, ...], gradient: int) -> Tensor:
             # repeated for every head, and heads lie beside each other until they are turned
-            scratch = x.numel * wide if wide > x.item else 0
             return m.op(
                 x.numel,
                 (x,),
-                (gradient,),
+                (Summed(x.numel * wide, gradient) if wide > x.item else gradient,),
                 item=wide,
                 keep=table,
-                scratch=scratch,
                 kernel=ops.LOOKED_UP,
                 shape=(x.numel,),
             )
@@ -262,17 +261,18 @@ class Net:
         recomputed = min(count, self.to_recompute)
         self.to_recompute -= recomputed
         for self._recomputes, start, stop in ((True, 0, recomputed), (False, recomputed, count)):
-            for windowed, first, end in self._alike(start, stop):
+            for (windowed, turned), first, end in self._alike(start, stop):
                 for index in self.m.meter.layers(path, first, end):
-                    self.windowed = windowed
+                    self.windowed, self.turned = windowed, turned
                     yield f"{path}.{index}"
 
-    def _alike(self, start: int, stop: int) -> Iterator[tuple[bool, int, int]]:
-        """Runs of layers whose attention is the same, and whether it looks through a window."""
+    def _alike(self, start: int, stop: int) -> Iterator[tuple[tuple[bool, bool], int, int]]:
+        """Runs of layers whose attention is the same: through a window or not, rotating or not."""
         sliding = frozenset(self.model.sliding_layers) if self.looks_through_window else frozenset()
-        for windowed, run in groupby(range(start, stop), key=sliding.__contains__):
+        unturned = frozenset(self.model.unturned_layers)
+        for kind, run in groupby(range(start, stop), key=lambda at: (at in sliding, at not in unturned)):
             first, *rest = run
-            yield windowed, first, (rest[-1] if rest else first) + 1
+            yield kind, first, (rest[-1] if rest else first) + 1
 
     @property
     def looks_through_window(self) -> bool:
@@ -285,10 +285,10 @@ class Net:
         """One transformer layer, recomputed in the backward pass if the job says so."""
         if not self._recomputes:
             return self._whole(run, x)
-        windowed, tables = self.windowed, self.tables
+        windowed, turned, tables = self.windowed, self.turned, self.tables
 
         def again(x: Tensor, *_: Tensor) -> Tensor:
-            self.windowed, self.tables = windowed, tables
+            self.windowed, self.turned, self.tables = windowed, turned, tables
             try:
                 return self._whole(run, x)
             finally:  # also where no more is wanted of it

@@ -148,6 +148,8 @@ class ShardedOptimizer(Engine):
                     if s.master_type not in (s.precision, s.gradient_type):
                         self.momentary(portion * s.master_item, "temporaries", self.reduce_stream)  # :1903
                     self.gradients.pop(weight.name, None)  # :1916; of other micro steps the last clears it
+            elif owned and self.compact and not self.widens:
+                continue  # an oversized one's own stays as long as the others', :2169
             elif owned and s.contiguous_gradients:
                 self._copy_to_partition(weight)
                 self.gradients.pop(weight.name, None)
@@ -259,11 +261,12 @@ class ShardedOptimizer(Engine):
         if s.offload_optimizer != "none":
             self.accumulated = None
             return
-        largest = max((self._portion(weight) for weight in self.own), default=0)
-        self.momentary(largest * NORM_ITEM, "temporaries")
+        for weight in self.own:
+            self.momentary(self._portion(weight) * NORM_ITEM, "temporaries")
         wide = self.accumulated if self.compact else None  # already flat, and in fp32
         if wide is None:
-            wide = self.new(self.partition * s.gradient_item, "gradients")
+            if len(self.own) > 1:  # of a single one, ``flatten`` returns a view
+                wide = self.new(self.partition * s.gradient_item, "gradients")
             if s.gradient_type != s.master_type:
                 wide = self.new(self.partition * s.master_item, "gradients")
         self.accumulated = None

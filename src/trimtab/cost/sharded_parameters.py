@@ -130,7 +130,7 @@ class ShardedParameters(Coordinator, Engine):
     def _let_go(self, index: int) -> None:
         """hpZ's copy within the node, made when a parameter is partitioned (partition_parameters.py:1900)."""
         s = self.settings
-        if 1 < s.hpz < s.ranks and index not in self.secondary:
+        if 1 < s.hpz <= s.ranks and index not in self.secondary:
             size = -(-self.weights[index].numel // s.hpz) * s.item
             self.secondary[index] = self.new(size, "parameters")
 
@@ -143,7 +143,7 @@ class ShardedParameters(Coordinator, Engine):
 
     def after_micro(self) -> object:
         """A boundary takes no less than other steps; hpZ's copies stay until the optimizer steps."""
-        if 1 < self.settings.hpz < self.settings.ranks:
+        if 1 < self.settings.hpz <= self.settings.ranks:
             for weight in self.weights:
                 if weight.index not in self.persistent:
                     self._let_go(weight.index)
@@ -243,12 +243,13 @@ class ShardedParameters(Coordinator, Engine):
         # coalesced_collectives.py:100-133
         flat = None if alone else self.new(sum(sizes), "temporaries", self.reduce_stream)
         wide = []
-        if (
-            s.gradient_type != s.communication_type
-        ):  # __avg_scatter_grads: every part in the accumulation's type (:1943)
+        if s.gradient_type != s.communication_type:  # every part in what accumulates (:1943)
             for weight, _ in self.bucket:
                 size = self.shards[weight.index] * s.gradient_item
                 wide.append(self.new(size, "temporaries", self.reduce_stream))
+        if flat is not None or wide:  # else its parts are views of what was sent
+            sent.clear()
+        if wide:
             flat = None
         self._partition_gradients()
         del flat, wide, sent

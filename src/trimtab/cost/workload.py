@@ -111,6 +111,7 @@ def recording_of(config: Config, model: Model, world_size: int) -> Recording:
         config.batch(world_size).micro,
         config.parameter_bytes,
         sharded=config.stage == 3,
+        own_linear=bool(config.zero("memory_efficient_linear")),
         fp16=config.precision == "fp16",
         size=config.tensor_parallel,
         spread=spread,
@@ -136,11 +137,14 @@ def recorded(
     *,
     sharded: bool,
     fp16: bool,
+    own_linear: bool = True,
     size: int = 1,
     spread: int = 1,
     shown: int = SHOWN,
 ) -> Recording:
     """A micro step of ``batch`` samples: whatever the engine, as long as ``sharded`` says if it is stage 3.
+
+    ``own_linear``: whether that has a linear function of its own (``memory_efficient_linear``).
 
     ``size`` ranks share its layers by AutoTP, ``spread`` its tokens by Ulysses; ``job`` has those of one.
 
@@ -150,7 +154,7 @@ def recorded(
         UnknownArchitecture: the arithmetic does not know the model type.
     """
     tape = Tape(shown=shown)
-    machine = Machine(meter=tape, listener=tape, item=item, sharded=sharded, fp16=fp16)
+    machine = Machine(meter=tape, listener=tape, item=item, sharded=sharded, own_linear=own_linear, fp16=fp16)
     # peft trains a copy of what "modules_to_save" names, and the forward pass goes through it
     prefix = "base_model.model." if job.lora else ""
     weights = {

@@ -27,6 +27,7 @@ _ENCODER_DECODER_TASKS = (
     "token-classification",
     "question-answering",
 )
+_NO_CLASSES = frozenset({"granite"})  # ... and no ForSequenceClassification, nor the two below
 # Causal model types for which transformers 5.17 has no ForTokenClassification or ForQuestionAnswering.
 _NO_TOKEN_HEAD = frozenset({"gptj", "opt", "olmo", "olmo2", "gemma3_text"})
 _NO_ANSWER_HEAD = frozenset(
@@ -56,6 +57,8 @@ def tasks_of(model: Model) -> tuple[str, ...]:
         return tuple(
             task for task in _ENCODER_TASKS if model.model_type != "distilbert" or task != "causal-lm"
         )
+    if model.model_type in _NO_CLASSES:
+        return ("causal-lm",)
     tasks = ["causal-lm", "sequence-classification"]
     if model.model_type not in _NO_TOKEN_HEAD:
         tasks.append("token-classification")

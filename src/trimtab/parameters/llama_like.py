@@ -9,7 +9,8 @@ from trimtab.model import Model
 from trimtab.parameters.modules import Module, embedding, layer_norm, linear, rms_norm, stack
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi",
-                         "phi3", "stablelm", "starcoder2", "olmo", "olmo2"})  # fmt: skip
+                         "phi3", "stablelm", "starcoder2", "olmo", "olmo2", "granite",
+                         "smollm3"})  # fmt: skip
 
 
 def backbone(model: Model) -> list[Module]:
@@ -83,7 +84,7 @@ def _feed_forward(model: Model) -> list[Module]:
         return [linear("mlp.c_fc", hidden, inner, bias), linear("mlp.c_proj", inner, hidden, bias)]
     if kind == "phi3":
         return [linear("mlp.gate_up_proj", hidden, 2 * inner), linear("mlp.down_proj", inner, hidden)]
-    bias = kind == "llama" and bool(model.hf["mlp_bias"])
+    bias = kind in ("llama", "granite", "smollm3") and bool(model.hf["mlp_bias"])
     return [
         linear("mlp.gate_proj", hidden, inner, bias),
         linear("mlp.up_proj", hidden, inner, bias),

@@ -54,6 +54,7 @@ class Arithmetic:
     _offloaded: dict[Hashable, Offloaded] = field(default_factory=dict, repr=False, compare=False)
     _operations: dict[Hashable, float] = field(default_factory=dict, repr=False, compare=False)
     _sizes: dict[Hashable, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
+    _quick: dict[Hashable, tuple[Profile, Need]] = field(default_factory=dict, repr=False, compare=False)
     _needs: dict[Hashable, tuple[Profile, Need]] = field(default_factory=dict, repr=False, compare=False)
     _estimates: dict[Hashable, Estimate] = field(default_factory=dict, repr=False, compare=False)
 
@@ -139,7 +140,7 @@ class Arithmetic:
         short = self.shortfall(config, cluster)
         if short is not None or self.profile(config, cluster).peak * FRAGMENTED <= self.room(config, cluster):
             return short
-        _, need = quickly_needed(config, self.model, cluster)
+        need = self._quickly(config, cluster)[1]
         quick = self._short(config, need.expected, cluster)
         return replace(quick, close=True) if quick.lack > 0 else None
 
@@ -183,8 +184,14 @@ class Arithmetic:
     def _need(self, config: Config, cluster: Cluster) -> tuple[Profile, Need]:
         key = (self._key(config, cluster.world_size), cluster)
         if key not in self._needs:
-            self._needs[key] = needed(config, self.model, cluster)
+            self._needs[key] = needed(config, self.model, cluster, quick=self._quickly(config, cluster))
         return self._needs[key]
+
+    def _quickly(self, config: Config, cluster: Cluster) -> tuple[Profile, Need]:
+        key = (self._key(config, cluster.world_size), cluster)
+        if key not in self._quick:
+            self._quick[key] = quickly_needed(config, self.model, cluster)
+        return self._quick[key]
 
     def states_bytes(self, config: Config, world: int) -> float:
         """What a GPU holds of weights, master weights and Adam's moments: less than it needs."""

@@ -11,7 +11,7 @@ from trimtab.config import Config
 from trimtab.corrections import RAN
 from trimtab.cost.need import outside_allocator
 from trimtab.cost.rates import rates_of
-from trimtab.errors import EngineMoved, NotFound, UnknownArchitecture, Unsupported, UsageError
+from trimtab.errors import EngineMoved, NotFound, Uncounted, UnknownArchitecture, Unsupported, UsageError
 from trimtab.estimate import PROCESS_SPREAD_BYTES, Estimate, Range, estimate
 from trimtab.model import HfConfig, find_hf
 from trimtab.rehearse.on_gpu import GpuRequest, rehearse_on_gpu
@@ -235,7 +235,7 @@ def rehearse(
 def _predicted(config: Config, cluster: Cluster) -> Estimate | None:
     try:
         return estimate(config, cluster)
-    except UnknownArchitecture:
+    except (UnknownArchitecture, Uncounted):
         return None
 
 

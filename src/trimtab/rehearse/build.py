@@ -57,7 +57,7 @@ def model(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: in
     if request.deepspeed.get("torch_autocast", {}).get("enabled"):
         raise Unsupported(
             "a phantom rehearsal cannot follow torch_autocast: torch has no casting rules for a device made "
-            "in Python; rehearse with bf16 or fp16 enabled, or use the arithmetic estimate"
+            "in Python; rehearse with bf16 or fp16 enabled, or on a GPU"
         )
     config = configuration(request)
     auto = auto_class(request.task, config)
