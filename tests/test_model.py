@@ -133,6 +133,12 @@ def test_the_local_hub_cache_is_looked_into(tmp_path: Path, monkeypatch: pytest.
         ('{"model_type": "llama", "vocab_size": null}', '"vocab_size" is None'),
         ('{"model_type": "llama", "num_key_value_heads": 5}', "cannot share 5"),
         ('{"model_type": "gpt2", "n_embd": 100, "n_head": 12}', "is not 12 heads of 8"),
+        (
+            '{"model_type": "mistral", "num_attention_heads": 5000}',
+            "5000 attention heads are more than the hidden",
+        ),
+        ('{"model_type": "gptj", "rotary_dim": 300}', "no more than the width of a head, 256"),
+        ('{"model_type": "t5", "num_decoder_layers": 1000000}', "1000000 layers are more than the 10000"),
         ('{"model_type": "llama", "hidden_size": 100, "head_dim": 8}', "no multiple of 32 attention heads"),
         ('{"model_type": "gpt2", "resid_pdrop": 2}', "from 0 to 1"),
         ('{"model_type": "t5", "feed_forward_proj": "wide-gelu"}', "feed_forward_proj"),

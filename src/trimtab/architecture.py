@@ -111,8 +111,12 @@ def figures(c: Fields) -> dict[str, Any]:
     hidden = c.size("hidden_size", "n_embd", "d_model", "dim")
     heads = c.size("num_attention_heads", "n_head", "num_heads", "n_heads")
     layers = c.size("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-    if layers > MOST_LAYERS:
-        raise UnreadableFile(f"{c.where}: {layers} layers are more than the {MOST_LAYERS} that are counted.")
+    decoder_layers = c.size_or(layers, "num_decoder_layers") if kind == "encoder-decoder" else 0
+    most = max(layers, decoder_layers)
+    if most > MOST_LAYERS:
+        raise UnreadableFile(f"{c.where}: {most} layers are more than the {MOST_LAYERS} that are counted.")
+    if heads > hidden:
+        raise UnreadableFile(f"{c.where}: {heads} attention heads are more than the hidden size, {hidden}.")
     head_dim = c.size_or(hidden // heads, "d_kv" if family == "t5" else "head_dim")
     if head_dim * heads != hidden and model_type not in _FREE_HEAD_DIM:
         raise UnreadableFile(f"{c.where}: hidden size {hidden} is not {heads} heads of {head_dim}.")
@@ -136,7 +140,7 @@ def figures(c: Fields) -> dict[str, Any]:
             4 * hidden, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "hidden_dim"
         ),
         "layers": layers,
-        "decoder_layers": c.size_or(layers, "num_decoder_layers") if kind == "encoder-decoder" else 0,
+        "decoder_layers": decoder_layers,
         "heads": heads,
         "kv_heads": kv_heads,
         "head_dim": head_dim,
@@ -200,6 +204,8 @@ def _positions(hf: Mapping[str, Any], model_type: str) -> Positions:
 
 def _rotary_dim(c: Fields, head_dim: int) -> int:
     if c.hf.get("rotary_dim") is not None:
+        if c.size("rotary_dim") > head_dim:
+            raise c.wrong("rotary_dim", f"no more than the width of a head, {head_dim}")
         return c.size("rotary_dim")
     nested = c.hf.get("rope_parameters")
     if isinstance(nested, Mapping) and nested.get("partial_rotary_factor") is not None:
