@@ -436,7 +436,8 @@ class Machine:
         made.reverse()
         if node.kernel == "product" and not node.sums and any(node.inputs[2:]):
             made.append(made.pop(0))  # addmm's first input is the bias, and autograd goes by their order
-        if self.sharded and node.weights:  # its input's waits at the module's own hook
+        # its input's waits, at the module's own hook or at the view that F.linear makes before weight.t()
+        if node.weights and (self.sharded or (node.kernel == "product" and any(node.inputs[2:]))):
             made.sort(key=lambda one: isinstance(one[0], Weight))
         while made:
             edge, gradient = made.pop()

@@ -95,16 +95,21 @@ class Net:
         if self.split is not None and path in self.split.styles:
             weight, bias = weights[path + ".weight"], weights.get(path + ".bias")
             return tensor_parallel.linear(m, x, weight, bias, self.split.styles[path], self.split.size)
-        adapted = weights.get(path + LORA)
-        base = path + ".base_layer" if adapted else path
-        weight, bias = weights[base + ".weight"], weights.get(base + ".bias")
+        if path + LORA in weights:
+            return self.module(partial(self._adapted, path), x)
+        return self._base(path, x)
+
+    def _base(self, path: str, x: Tensor) -> Tensor:
+        m, weight, bias = self.m, self.weights[path + ".weight"], self.weights.get(path + ".bias")
         if bias is not None and self.model.model_type == "falcon":  # FalconLinear
-            out = ops.add_bias(m, ops.linear(m, x, weight), bias)
-        else:
-            out = ops.linear(m, x, weight, bias)
-        if adapted is None:
-            return out
+            return ops.add_bias(m, ops.linear(m, x, weight), bias)
+        return ops.linear(m, x, weight, bias)
+
+    def _adapted(self, path: str, x: Tensor) -> Tensor:
+        m, weights = self.m, self.weights
+        out = self._base(path + ".base_layer", x)
         assert self.job.lora is not None
+        adapted = weights[path + LORA]
         low = ops.linear(m, self.dropout(x, self.job.lora.lora_dropout), adapted)
         return ops.add(m, out, ops.scale(m, ops.linear(m, low, weights[path + ".lora_B.default.weight"])))
 
@@ -245,7 +250,6 @@ class Net:
                 softmax_item=wide,
                 mask=masked,
                 softcap=self.model.attention_softcap,
-                dropout=self.dropout if self.model.model_type == "gpt2" else None,
             )
             return out
         if self.windowed:
