@@ -194,6 +194,7 @@ class Machine:
         item: int | None = None,
         keep: tuple[Storage, ...] = (),
         keep_output: bool = False,
+        keeps_unseen: bool = False,
         extra: tuple[int, ...] = (),
         scratch: int = 0,
         tail: int = 0,
@@ -213,6 +214,8 @@ class Machine:
             gradients: per input, the bytes of the gradient that its backward pass makes, or ``PASS``.
             keep: storages that autograd keeps for the backward pass.
             keep_output: whether it keeps the output too.
+            keeps_unseen: whether it keeps a weight too, which counts for nothing here, but which its backward
+                pass asks recomputation for.
             extra: bytes of further tensors that it makes and keeps (dropout masks, log-sum-exps).
             scratch: bytes that its backward pass needs while it runs.
             tail: bytes that summing a broadcast gradient needs.
@@ -230,7 +233,7 @@ class Machine:
         recorded = any(edge is not None for edge in edges)
         if weights:
             self.listener.before_use(weights)
-        saves = len(keep) + len(extra) + keep_output
+        saves = len(keep) + len(extra) + keep_output + keeps_unseen
         moved = numel * item
         if kernel not in COLLECTIVES:
             moved += sum(one.bytes for one in inputs if one is not None)
@@ -238,8 +241,8 @@ class Machine:
         own = Tensor(numel, item, self.new(numel * item)) if replaced else None
         if own is not None:  # stage 3's own linear saves when it is done (zero/linear.py)
             self.works(kernel, moved, flops, shape)
-        if recorded and keep:
-            keep = self._save(keep)
+        if recorded and (keep or keeps_unseen):
+            keep = self._save(keep, keeps_unseen)
         if view_of is not None:
             out = Tensor(numel, item, view_of.storage)
         elif own is not None:
@@ -274,14 +277,14 @@ class Machine:
         """Count a collective ``name`` over the tensor-parallel group: ``count`` bytes of its tensor."""
         self.works(name, count)
 
-    def _save(self, storages: tuple[Storage, ...]) -> tuple[Storage, ...]:
+    def _save(self, storages: tuple[Storage, ...], more: int = 0) -> tuple[Storage, ...]:
         if self._replaying is not None:
-            self._replayed_saves += len(storages)
+            self._replayed_saves += len(storages) + more
             if self._replayed_saves >= self._replaying.saves:
                 self._replayed.append(storages)
                 raise _Stop
         elif self._region is not None:
-            self._region.saves += len(storages)
+            self._region.saves += len(storages) + more
             return ()
         return storages
 

@@ -110,8 +110,9 @@ class Net:
         out = self._base(path + ".base_layer", x)
         assert self.job.lora is not None
         adapted = weights[path + LORA]
-        low = ops.linear(m, self.dropout(x, self.job.lora.lora_dropout), adapted)
-        return ops.add(m, out, ops.scale(m, ops.linear(m, low, weights[path + ".lora_B.default.weight"])))
+        rise = weights[path + ".lora_B.default.weight"]
+        dropped = self.dropout(x, self.job.lora.lora_dropout)
+        return ops.add(m, out, ops.scale(m, ops.linear(m, ops.linear(m, dropped, adapted), rise)))
 
     def norm(self, x: Tensor, path: str) -> Tensor:
         """The model's norm at ``path``."""

@@ -34,6 +34,7 @@ def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) ->
         (x, weight, bias),
         (x.bytes, weight.bytes, bias.bytes if bias else 0),
         keep=keep,
+        keeps_unseen=x.edge is not None,
         item=x.item,
         tail=reduction_bytes(rows, columns, x.item) if bias is not None and bias.trainable else 0,
         flops=2 * rows * weight.numel,
