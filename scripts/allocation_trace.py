@@ -1,9 +1,10 @@
-"""What PyTorch's allocator was asked for on a GPU, in order, from the model on: `prove_on_gpu.py --allocations`.
+"""What PyTorch's allocator was asked for on a GPU, in order: `prove_on_gpu.py --allocations`.
 
 One compressed JSON file a case:
 
-``events``    ``[size, stream, place]`` of a request in bytes, ``[-n]`` where the ``n``-th one's block came free,
-              ``[0, size]`` and ``[0, -size]`` where a segment came from the driver or went back
+``events``    ``[size, stream, place, address]`` of a request in bytes, ``[-n]`` where the ``n``-th one's
+              block came free, ``[0, size, address]`` and ``[0, -size, address]`` where a segment came from
+              the driver or went back
 ``places``    who asked: the innermost Python frames, as far as there were any
 ``capacity``  what the allocator was held to, in GiB, or null
 """
@@ -17,7 +18,7 @@ from typing import Any
 
 ENTRIES = 2_000_000
 FRAMES = 4
-STEPS = 5
+STEPS = 12
 """Optimizer steps that are recorded, the first included."""
 
 
@@ -47,13 +48,13 @@ def end(path: Path, *, capacity_gib: float | None) -> None:
             count += 1
             numbers[address] = count
             place = places.setdefault(_place(entry), len(places))
-            events.append([size, entry["stream"], place])
+            events.append([size, entry["stream"], place, address])
         elif action == "free_completed":
             number = numbers.pop(address, None)
             if number is not None:
                 events.append([-number])
         elif action in ("segment_alloc", "segment_free"):
-            events.append([0, size if action == "segment_alloc" else -size])
+            events.append([0, size if action == "segment_alloc" else -size, address])
     path.parent.mkdir(parents=True, exist_ok=True)
     told = {"events": events, "places": list(places), "capacity": capacity_gib}
     with gzip.open(path, "wt", encoding="utf-8") as file:

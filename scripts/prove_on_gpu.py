@@ -192,6 +192,8 @@ def child(options: argparse.Namespace) -> int:
     except Exception as error:  # noqa: BLE001  whatever it was belongs in the row
         row["error"] = f"{type(error).__name__}: {str(error)[:600]}"
         row["trace"] = traceback.format_exc()[-2500:]
+        if options.allocations:
+            write_allocations(options, row)
         try:
             remember(row, "fail", options.device)
         except Exception as second:  # noqa: BLE001  a dead CUDA context cannot be asked
@@ -295,8 +297,7 @@ def measure(options: argparse.Namespace, row: dict) -> None:
     losses: list[float] = []
     for step in range(STEPS):
         if step == allocation_trace.STEPS and options.allocations:
-            written = Path(options.allocations) / f"{row['id']}.json.gz"
-            allocation_trace.end(written, capacity_gib=options.cap_gib)
+            write_allocations(options, row)
         if step >= SETTLED_STEP + LEAST_TIMED and enough(sum(clock.steps), engine.device):
             break
         if step == 1 and options.device == "cuda":
@@ -336,6 +337,12 @@ def measure(options: argparse.Namespace, row: dict) -> None:
             )
         except Exception as error:  # noqa: BLE001  what was measured before it stays
             row["profile"] = {"error": f"{type(error).__name__}: {str(error)[:600]}"}
+
+
+def write_allocations(options: argparse.Namespace, row: dict) -> None:
+    """What the allocator was asked for up to now."""
+    written = Path(options.allocations) / f"{row['id']}.json.gz"
+    allocation_trace.end(written, capacity_gib=options.cap_gib)
 
 
 def loss_of(engine: Any, config: Any, batch: dict) -> Any:

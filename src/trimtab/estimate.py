@@ -263,9 +263,8 @@ def _assumptions(config: Config, cluster: Cluster, source: str) -> tuple[str, ..
         said.append(f"layers over {config.tensor_parallel} neighbouring GPUs, which are fed the same samples")
     if config.sequence_parallel > 1:
         said.append(f"every sample's tokens over {config.sequence_parallel} neighbouring GPUs")
-    for key in ("zero_quantized_weights", "zero_quantized_gradients"):
-        if config.stage == 3 and config.zero(key):
-            said.append(f"{key}: the quantized copies of collectives are not counted")
+    if config.stage == 3 and config.zero("zero_quantized_gradients"):
+        said.append("zero_quantized_gradients: the quantized copies of collectives are not counted")
     return (*said, *(f"assumed: {text}" for text in cluster.assumptions))
 
 

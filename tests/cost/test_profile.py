@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from trimtab.config import Config
 from trimtab.cost.memory import PHASES, Profile, profile
-from trimtab.errors import UsageError
+from trimtab.errors import RefusedConfig, Uncounted, UnknownArchitecture, Unsupported, UsageError
 from trimtab.model import Model
 
 TINY: dict[str, dict[str, Any]] = {
@@ -244,3 +244,47 @@ def test_offload_moves_states_to_the_host() -> None:
     there = run("llama", 2, stage=3, zero={"offload_optimizer": {"device": "cpu", "pin_memory": True}})
     assert there.peak_parts["optimizer states"] == 0 < here.peak_parts["optimizer states"]
     assert here.host_bytes == 0 < there.host_parts["optimizer states"]
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"optimizer": {"type": "Muon", "params": {"lr": 0.02}}}, "Muon"),
+        ({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, "torch_autocast"),
+        ({"zero_optimization": {"stage": 3, "stage3_module_granularity_threshold": 1000}}, "leaf modules"),
+        ({"zero_optimization": {"stage": 3, "leaf_module": {"names": ["mlp"]}}}, "leaf modules"),
+        ({"managed_gradient_accumulation": False, "gradient_accumulation_steps": 2}, "does not manage"),
+    ],
+)
+def test_what_is_not_counted_is_refused(config: dict[str, Any], named: str) -> None:
+    given_config = Config.from_mapping({"train_micro_batch_size_per_gpu": 1, **config})
+    with pytest.raises(Uncounted, match=named):
+        profile(given_config, Model.from_hf(TINY["llama"], "tiny"), 2)
+
+
+@pytest.mark.parametrize("model_type", ["falcon", "gptj", "gpt_neo", "bloom", "t5"])
+def test_flash_attention_of_its_own_is_refused(model_type: str) -> None:
+    shape = (
+        {"num_layers": 2, "attention_types": [[["global", "local"], 1]]} if model_type == "gpt_neo" else {}
+    )
+    block = {"attention": "flash", "task": "seq2seq-lm" if model_type == "t5" else "causal-lm"}
+    given_config = Config.from_mapping(
+        {"train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": True}, "trimtab": block}
+    )
+    with pytest.raises(UnknownArchitecture, match=f"flash attention of {model_type}"):
+        profile(given_config, Model.from_hf({"model_type": model_type, **shape}, "tiny"), 2)
+
+
+def test_flash_attention_is_for_narrow_types() -> None:
+    with pytest.raises(Unsupported, match="bf16 or fp16"):
+        run("llama", 2, attention="flash", precision={})
+
+
+def test_spellings_of_a_type_are_one() -> None:
+    wide, same = (
+        run("llama", 2, precision={"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": name}})
+        for name in ("fp32", "torch.float32")
+    )
+    assert wide == same
+    with pytest.raises(RefusedConfig, match="grad_accum_dtype must be bf16, fp16, fp32"):
+        run("llama", 2, precision={"data_types": {"grad_accum_dtype": "fp64"}})

@@ -193,9 +193,9 @@ class Coordinator:
             index = one + shift
             if index not in self.gathered or (ordered and (index in self.persistent or self._stays(index))):
                 continue
+            self._let_go(index)  # what stays of it is there before it goes
             del self.gathered[index]
             self.available -= self.numels[index]
-            self._let_go(index)
 
     def _stays(self, index: int) -> bool:
         """Whether it was found further up in the queue, or its next use is nearer than the reuse distance."""

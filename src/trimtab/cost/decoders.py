@@ -279,13 +279,19 @@ def _gptj_attention(net: Net, path: str, x: Tensor) -> Tensor:
     q, k, v = (net.linear(x, f"{path}.attn.{name}_proj") for name in "qkv")
     share, length = model.rotary_dim, net.job.sequence_length
     places = m.tensor(model.max_positions * share, ops.FLOAT), m.tensor(length * share, INDEX_BYTES)
-    turned_k, turned_q = net.rotary_parts((k, q), share / model.head_dim)
+    turned_k, turned_q = net.rotary_parts((k, q), share / model.head_dim, partial(_gptj_tables, net))
     del q, k
     out, net.attention_weights = att.eager(
         m, turned_q[0], turned_k[0], v, _shape(net), score_item=ops.FLOAT, dropout=net.dropout
     )
     del places
     return net.dropout(net.linear(out, f"{path}.attn.out_proj"), model.residual_dropout)
+
+
+def _gptj_tables(net: Net) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Sines and cosines are repeated for each half anew (``apply_rotary_pos_emb``)."""
+    sines, cosines = (net.m.tensor(net.job.sequence_length * net.model.rotary_dim) for _ in range(2))
+    return (cosines,), (sines,)
 
 
 # -- GPT-NeoX and Pythia: models/gpt_neox --------------------------------------------------------------

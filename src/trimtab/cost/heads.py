@@ -32,12 +32,17 @@ def loss(net: Net) -> Tensor:
         UnknownArchitecture: a combination that is not written here.
     """
     _refuse_flash(net)
+    if net.job.lora is None:
+        return _whole(net)
+    return net.module(partial(net.module, partial(_whole, net)))  # peft's model, and its tuner
+
+
+def _whole(net: Net) -> Tensor:
     # the whole model reads the head's weight where a fused loss replaces the head: an external parameter then
     # (partition_parameters.py, ZeROOrderedDict)
     fused = net.job.kernels == "fused" and net.job.task == "causal-lm"
     outer = (_head(net),) if fused else ()
-    net.m.enter(outer)
-    return net.m.leave(_loss(net), outer)
+    return net.module(partial(_loss, net), weights=outer)
 
 
 def _refuse_flash(net: Net) -> None:

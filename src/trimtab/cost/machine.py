@@ -203,6 +203,7 @@ class Machine:
         item: int | None = None,
         keep: tuple[Storage, ...] = (),
         keep_output: bool = False,
+        keeps_unseen: bool = False,
         extra: tuple[int, ...] = (),
         extra_first: bool = False,
         scratch: tuple[int, ...] = (),
@@ -224,6 +225,8 @@ class Machine:
             gradients: per input, the gradient that its backward pass makes (`trimtab.cost.backward.Gradient`).
             keep: storages that autograd keeps for the backward pass.
             keep_output: whether it keeps the output too.
+            keeps_unseen: whether it keeps a weight too, which counts for nothing here, but which its backward
+                pass asks recomputation for.
             extra: bytes of further tensors that it makes and keeps (dropout masks, log-sum-exps), after the
                 output or, with ``extra_first``, before it.
             scratch: bytes of each tensor that its backward pass makes before the gradients, and needs for them.
@@ -243,7 +246,7 @@ class Machine:
         recorded = any(edge is not None for edge in edges)
         if weights:
             self.listener.before_use(weights)
-        saves = len(keep) + len(extra) + keep_output
+        saves = len(keep) + len(extra) + keep_output + keeps_unseen
         moved = numel * item
         if kernel not in COLLECTIVES:
             moved += sum(one.bytes for one in inputs if one is not None)
@@ -251,8 +254,8 @@ class Machine:
         own = Tensor(numel, item, self.new(numel * item)) if replaced else None
         if own is not None:  # stage 3's own linear saves when it is done (zero/linear.py)
             self.works(kernel, moved, flops, shape)
-        if recorded and keep:
-            keep = self._save(keep)
+        if recorded and (keep or keeps_unseen):
+            keep = self._save(keep, keeps_unseen)
         more = tuple(self.new(count) for count in extra) if recorded and extra_first else ()
         if view_of is not None:
             out = Tensor(numel, item, view_of.storage)
@@ -289,14 +292,14 @@ class Machine:
         """Count a collective ``name`` over the tensor-parallel group: ``count`` bytes of its tensor."""
         self.works(name, count)
 
-    def _save(self, storages: tuple[Storage, ...]) -> tuple[Storage, ...]:
+    def _save(self, storages: tuple[Storage, ...], more: int = 0) -> tuple[Storage, ...]:
         if self._replaying is not None:
-            self._replayed_saves += len(storages)
+            self._replayed_saves += len(storages) + more
             if self._replayed_saves >= self._replaying.saves:
                 self._replayed.append(storages)
                 raise _Stop
         elif self._region is not None:
-            self._region.saves += len(storages)
+            self._region.saves += len(storages) + more
             return ()
         return storages
 
@@ -459,7 +462,8 @@ class Machine:
         made.reverse()
         if node.kernel == "product" and not node.sums and any(node.inputs[2:]):
             made.append(made.pop(0))  # addmm's first input is the bias, and autograd goes by their order
-        if self.sharded and node.weights:  # its input's waits at the module's own hook
+        # its input's waits, at the module's own hook or at the view that F.linear makes before weight.t()
+        if node.weights and (self.sharded or (node.kernel == "product" and any(node.inputs[2:]))):
             made.sort(key=lambda one: isinstance(one[0], Weight))
         while made:
             edge, gradient, _ = made.pop()

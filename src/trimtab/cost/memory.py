@@ -163,7 +163,7 @@ def _refuse_uncounted(config: Config, accumulation: int) -> None:
     for what, there in found.items():
         if there:
             raise Uncounted(
-                f"{config.name}: the arithmetic does not count {what}, or measure the job by `trimtab rehearse`"
+                f"{config.name}: the arithmetic does not count {what}, or `trimtab rehearse` the job"
             )
 
 

@@ -28,7 +28,9 @@ CONCATENATES = ("phi", "phi3", "gpt_neox", "stablelm")
 """Model types that put what is rotated of a head beside the rest of it, though that be nothing."""
 
 
-NO_TABLES: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = ((), ())
+Tables = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+"""Cosines, and sines; of each kind of layer."""
+NO_TABLES: Tables = ((), ())
 
 
 class Net:
@@ -95,18 +97,24 @@ class Net:
         if self.split is not None and path in self.split.styles:
             weight, bias = weights[path + ".weight"], weights.get(path + ".bias")
             return tensor_parallel.linear(m, x, weight, bias, self.split.styles[path], self.split.size)
-        adapted = weights.get(path + LORA)
-        base = path + ".base_layer" if adapted else path
-        weight, bias = weights[base + ".weight"], weights.get(base + ".bias")
+        if path + LORA in weights:
+            return self.module(partial(self._adapted, path), x)
+        return self._base(path, x)
+
+    def _base(self, path: str, x: Tensor) -> Tensor:
+        m, weight, bias = self.m, self.weights[path + ".weight"], self.weights.get(path + ".bias")
         if bias is not None and self.model.model_type == "falcon":  # FalconLinear
-            out = ops.add_bias(m, ops.linear(m, x, weight), bias)
-        else:
-            out = ops.linear(m, x, weight, bias)
-        if adapted is None:
-            return out
+            return ops.add_bias(m, ops.linear(m, x, weight), bias)
+        return ops.linear(m, x, weight, bias)
+
+    def _adapted(self, path: str, x: Tensor) -> Tensor:
+        m, weights = self.m, self.weights
+        out = self._base(path + ".base_layer", x)
         assert self.job.lora is not None
-        low = ops.linear(m, self.dropout(x, self.job.lora.lora_dropout), adapted)
-        return ops.add(m, out, ops.scale(m, ops.linear(m, low, weights[path + ".lora_B.default.weight"])))
+        adapted = weights[path + LORA]
+        rise = weights[path + ".lora_B.default.weight"]
+        dropped = self.dropout(x, self.job.lora.lora_dropout)
+        return ops.add(m, out, ops.scale(m, ops.linear(m, ops.linear(m, dropped, adapted), rise)))
 
     def norm(self, x: Tensor, path: str) -> Tensor:
         """The model's norm at ``path``."""
@@ -185,19 +193,33 @@ class Net:
         (q, *_), (k, *_) = self.rotary_parts((q, k), rotated)
         return q, k
 
-    def rotary_parts(self, tensors: Sequence[Tensor], rotated: float) -> list[tuple[Tensor, ...]]:
-        """The same, each with what it was made of: names where attention's forward rotates itself."""
+    def rotary_parts(
+        self, tensors: Sequence[Tensor], rotated: float, tables: Callable[[], Tables] | None = None
+    ) -> list[tuple[Tensor, ...]]:
+        """The same, each with what it was made of: names where attention's forward rotates itself.
+
+        ``tables`` makes cosines and sines for each of ``tensors`` anew.
+        """
         m = self.m
         if self.job.kernels == "fused":  # liger_kernel/ops/rope.py works in place
             keep = tuple(table.storage for kind in self.tables for table in kind)
             return [(m.op(x.numel, (x,), (PASS,), item=x.item, keep=keep),) for x in tensors]
         if rotated >= 1.0 and self.model.model_type not in CONCATENATES:
             return [(self._turned(x),) for x in tensors]
-        cut = [(self._cut(x, count := int(x.numel * rotated)), self._cut(x, x.numel - count)) for x in tensors]
-        turned = [self._turned(part) for part, _ in cut]
+        turned, rest = [], []
+        for x in tensors:
+            count = int(x.numel * rotated)
+            turned.append(self._cut(x, count))
+            rest.append(self._cut(x, x.numel - count))
+        for place, part in enumerate(turned):
+            if tables is not None:
+                self.tables = tables()
+            turned[place] = self._turned(part)
+        if tables is not None:
+            self.tables = NO_TABLES
         return [
-            (m.op(x.numel, (out, rest), (PASS, PASS), item=x.item), out, x)
-            for out, (_, rest), x in zip(turned, cut, tensors, strict=True)
+            (m.op(x.numel, (out, other), (PASS, PASS), item=x.item), out, x)
+            for out, other, x in zip(turned, rest, tensors, strict=True)
         ]
 
     def by_head(self, x: Tensor) -> Tensor:
@@ -270,7 +292,6 @@ class Net:
                 softmax_item=wide,
                 mask=masked,
                 softcap=self.model.attention_softcap,
-                dropout=self.dropout if self.model.model_type == "gpt2" else None,
             )
             return out
         if self.windowed:

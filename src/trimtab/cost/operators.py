@@ -34,6 +34,7 @@ def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) ->
         (x, weight, bias),
         (x.bytes, weight.bytes, _of_rows(PASS, rows, bias, x.item) if bias else 0),
         keep=keep,
+        keeps_unseen=x.edge is not None,
         item=x.item,
         flops=2 * rows * weight.numel,
         transposed=not (own or weight.written_out),

@@ -105,6 +105,7 @@ class ShardedParameters(Coordinator, Engine):
                 host.add("overflow check", self.partition * (s.gradient_item + 1), pinned=False)
         if s.offload_param != "none":
             shards = sum(self.shards) * s.item
+            self._initialize_secondary()
             if s.offload_param == "cpu":
                 host.add("parameters", shards, pinned=True)  # :906
                 for shard in self.shards if s.pin_parameters else ():  # each by itself under zero.Init, which
@@ -128,6 +129,15 @@ class ShardedParameters(Coordinator, Engine):
                     found.add(weight.index)
         return found
 
+    def _initialize_secondary(self) -> None:
+        """hpZ's copies lie where the parameters do (partition_parameters.py:1913)."""
+        s = self.settings
+        if 1 < s.hpz <= s.ranks:
+            for weight in self.weights:
+                if weight.index not in self.persistent:
+                    size = -(-weight.numel // s.hpz) * s.item
+                    self.host.add("parameters within the node", size, pinned=s.pin_parameters)
+
     def _is_swapped(self, sub_group: int) -> bool:
         """Whether a sub-group is large enough for a disk (``_swappable_optimizer_subgroup``, :1262)."""
         return sub_group * self.settings.master_item >= self.settings.least_swapped_bytes
@@ -135,7 +145,7 @@ class ShardedParameters(Coordinator, Engine):
     def _let_go(self, index: int) -> None:
         """hpZ's copy within the node, made when a parameter is partitioned (partition_parameters.py:1900)."""
         s = self.settings
-        if 1 < s.hpz <= s.ranks and index not in self.secondary:
+        if 1 < s.hpz <= s.ranks and index not in self.secondary and s.offload_param == "none":
             size = -(-self.weights[index].numel // s.hpz) * s.item
             self.secondary[index] = self.new(size, "parameters")
 
@@ -299,8 +309,8 @@ class ShardedParameters(Coordinator, Engine):
         """Reduce what is left in the bucket, then let go of embeddings, which no hook did (gpt2-m-z3)."""
         self._reduce_scatter()
         for index in [index for index in self.gathered if index not in self.persistent]:
-            del self.gathered[index]
             self._let_go(index)
+            del self.gathered[index]
 
     # -- the step --------------------------------------------------------------------------------------
 
@@ -331,7 +341,8 @@ class ShardedParameters(Coordinator, Engine):
             del wide
         for weight in self.weights:
             if weight.index in self.persistent:
-                count = weight.numel * s.item if s.ranks > 1 or s.offload_param != "none" else 0
+                fresh = s.ranks > 1 or s.offload_param != "none" or s.allgather_sequential
+                count = weight.numel * s.item if fresh else 0
                 self.gathered[weight.index] = self.new(count, "gathered parameters")
 
 
