@@ -246,8 +246,8 @@ class CachingAllocator:
         self.reserved += segment
         if self.reserved > self.peak_reserved:
             self.peak_reserved = self.reserved
-        self._address += segment
-        return Block(segment, pool, self._address - segment)
+        self._address -= segment
+        return Block(segment, pool, self._address)
 
 
 class Replay:
