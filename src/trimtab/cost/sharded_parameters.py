@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trimtab.cost.allocator import EMPTY
 from trimtab.cost.coordinator import Coordinator, Gather
 from trimtab.cost.engine import GATHER, MAIN, NORM_ITEM, REDUCE, Engine, Settings
 from trimtab.cost.machine import Weight
@@ -55,6 +56,8 @@ class ShardedParameters(Coordinator, Engine):
         if s.offload_param == "none":
             both = zip(self.model, self.weights, strict=True)
             self.model = [storage for storage, weight in both if not weight.trainable]  # as they are
+            del both
+            self.meter.mark(EMPTY)  # zero/utils.py:234, once the others are on the host
             self.model.append(self.new(self.partition * s.item, "parameters"))
         here = int((1 - s.offload_ratio) * len(self.sub_groups)) if s.offload_optimizer != "none" else None
         self.on_device = self.sub_groups[:here]
