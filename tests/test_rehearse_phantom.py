@@ -204,7 +204,7 @@ def test_a_full_gpu_makes_the_engine_flatten_on_the_host() -> None:
 @needs_engine
 @pytest.mark.engine
 def test_the_smallest_capacity_lies_between_what_is_used_and_what_is_taken() -> None:
-    answer = run(request(2, find_capacity=True))
+    answer = run(request(2, steps=3, find_capacity=True))
     assert answer.smallest_capacity_bytes is not None
     assert answer.peak_allocated_bytes <= answer.smallest_capacity_bytes <= answer.peak_reserved_bytes
 

@@ -44,9 +44,20 @@ def test_the_smallest_capacity_gives_cached_segments_back() -> None:
         Request(size=800 * MIB, born=3, died=4),
         Request(size=200 * MIB, born=5, died=6),
     ]
-    record = record_of(requests, [7])
-    assert replay(record)[0].reserved == 1400 * MIB
-    assert smallest_capacity(record, 800 * MIB, 1400 * MIB, step=MIB) <= 801 * MIB
+    record = record_of(requests, [-1, 0, 7])
+    assert replay(record)[-1].reserved == 1400 * MIB
+    assert smallest_capacity(record, 800 * MIB, step=MIB) <= 801 * MIB
+
+
+def test_the_smallest_capacity_is_that_of_steps_to_come() -> None:
+    """Each step keeps what it makes until the next has made the same: a third needs what no first did."""
+
+    def steps(count: int) -> list[Request]:
+        return [Request(size=300 * MIB, born=10 * at + 1, died=10 * at + 15) for at in range(count)]
+
+    low = 300 * MIB
+    two = smallest_capacity(record_of(steps(2), [0, 10, 20]), low, step=MIB)
+    assert two == smallest_capacity(record_of(steps(9), [0, 80, 90]), low, step=MIB) == 600 * MIB
 
 
 SIZES = st.integers(1, 160).map(lambda count: count * MIB // 2)
@@ -57,8 +68,8 @@ def test_the_smallest_capacity_is_enough(made: list[tuple[int, int]]) -> None:
     requests = [
         Request(size=size, born=2 * at, died=2 * at + 2 * life + 1) for at, (size, life) in enumerate(made)
     ]
-    record = record_of(requests, [1000])
-    reading = replay(record)[0]
-    found = smallest_capacity(record, reading.peak_allocated, reading.peak_reserved, step=MIB)
+    record = record_of(requests, [-2, -1, 1000])
+    reading = replay(record)[-1]
+    found = smallest_capacity(record, reading.peak_allocated, step=MIB)
     assert reading.peak_allocated <= found <= reading.peak_reserved
-    assert replay(record, found)[0].peak_allocated <= found
+    assert replay(record, found)[-1].peak_allocated <= found

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from itertools import islice
 from typing import NamedTuple
@@ -28,6 +28,8 @@ RESET, NOTE, EMPTY, FLATTEN, AGAIN = 1, 2, 3, 4, 5
 """Marks in a record: peaks start anew, statistics are read, ``torch.cuda.empty_cache``, a request that may
 wait until what ends right after it has gone (DeepSpeed flattens on the host where the device has no room,
 stage_1_and_2.py:450), and a moment of a step after which nothing but that step comes, again and again."""
+MORE_STEPS = 17
+"""Steps that a replay adds to three, at most."""
 STREAMS = 64
 """A request's low bits tell its stream: torch has pools of 32 at two priorities (c10/cuda/CUDAStream.cpp)."""
 WORKSPACE_BYTES = {True: 32 << 20, False: (4096 * 2 + 16 * 8) << 10}
@@ -246,8 +248,43 @@ class CachingAllocator:
         self.reserved += segment
         if self.reserved > self.peak_reserved:
             self.peak_reserved = self.reserved
-        self._address -= segment
+        self._address -= segment  # the driver hands out addresses from above
         return Block(segment, pool, self._address)
+
+
+def settling(record: Sequence[int], second: int, third: int) -> list[int]:
+    """``record`` with as many steps more as cutting up a card's memory goes on for.
+
+    Its last two steps begin at ``second`` and ``third``.  Other cards than the largest may take twenty steps
+    until each finds all blocks as the one before did, or one no longer fits (bench/near_limit.py).  Nothing is
+    added where the last step cannot be repeated: it requests more or less than the one before it, or ends
+    what is older than that.
+    """
+    start, first, step = record[:second], list(record[second:third]), list(record[third:])
+    older = _requests(start)
+    if _requests(first) != _requests(step) or any(-older <= entry < 0 for entry in step):
+        return list(record)
+    alike = list(_repeated(first, 1)) == step
+    # the blocks of two steps lie alike after a forward pass before they do so at an end
+    marked = _marked(step)
+    return [*start, *(_marked(first) if alike else first), *marked, *_repeated(marked, MORE_STEPS)]
+
+
+def _requests(record: Sequence[int]) -> int:
+    return sum(entry >= UNIT for entry in record)
+
+
+def _repeated(step: Sequence[int], times: int) -> Iterator[int]:
+    """A recorded step so many times more; what ends in it began in it, or in the one before."""
+    requests = _requests(step)
+    for turn in range(1, times + 1):
+        yield from (entry - turn * requests if entry < 0 else entry for entry in step)
+
+
+def _marked(step: Sequence[int]) -> list[int]:
+    """A recorded step of which only repetitions follow, marked after its first forward pass."""
+    at = step.index(NOTE)
+    return [*step[:at], AGAIN, *step[at:]]
 
 
 class Replay:

@@ -6,12 +6,12 @@ and the next is measured, as `rehearse` and a GPU measure it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 from trimtab.config import Config
-from trimtab.cost.allocator import AGAIN, NOTE, RESET, UNIT, WORKSPACE_BYTES, Course, Reading
+from trimtab.cost.allocator import NOTE, RESET, WORKSPACE_BYTES, Course, Reading, settling
 from trimtab.cost.coordinator import Coordinator, Gathering, first_kept
 from trimtab.cost.engine import AIO_ALIGNMENT, AIO_BYTES, Settings
 from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Recorder, RequestingMeter, Storage
@@ -25,11 +25,6 @@ from trimtab.parameters import buffers, given_up
 PHASES = ("init", "forward", "backward", "step")
 RECORDED_MICROS = 3
 """Micro steps of a step that a whole replay has: those in the middle cut up the cache too."""
-MORE_STEPS = 17
-"""Steps of stage 3 that a replay adds: what it gathers and frees goes on cutting up a full card.
-
-By bench/near_limit.py: two jobs of 14 that ran out of memory at caps where three steps of a replay end.
-"""
 # fp32 copies of the gradients that a step in 16 bits makes at stage 0: the wrapper of DeepSpeed's Adam its
 # flat one, LAMB and torch's Adam an update; FP16_UnfusedOptimizer around the others makes none itself
 STEP_COPIES = {"lion": 0, "SGD": 0, "adagrad": 2}
@@ -270,19 +265,6 @@ def offloaded(config: Config, model: Model, world_size: int) -> Offloaded:
     return Offloaded(engine.host.total, engine.nvme_bytes)
 
 
-def _repeated(step: Sequence[int], times: int) -> Iterator[int]:
-    """A recorded step so many times more; what ends in it began in it, or in the one before."""
-    requests = sum(entry >= UNIT for entry in step)
-    for turn in range(1, times + 1):
-        yield from (entry - turn * requests if entry < 0 else entry for entry in step)
-
-
-def _marked(step: Sequence[int]) -> list[int]:
-    """A recorded step of which only repetitions follow, marked after its first forward pass."""
-    at = step.index(NOTE)
-    return [*step[:at], AGAIN, *step[at:]]
-
-
 class _Run:
     """A job's engine from its start over a few steps of a recording."""
 
@@ -344,22 +326,14 @@ class _Run:
         return [one + more for one, more in zip(self._parts, recorded_parts, strict=True)]
 
     def _record_steps(self, meter: Recorder, workspace_bytes: int) -> None:
-        """A first step, the one that is measured, and more.
-
-        A third finds the cache as the second has cut it up, and may no longer fit where that did.
-        """
+        """A first step, the one that is measured, a third, and what `settling` makes of them."""
         self._step(workspace_bytes)
         meter.mark(RESET)
         second = len(meter.record)
         self._step(workspace_bytes)
         third = len(meter.record)
         self._step(workspace_bytes)
-        first, step = meter.record[second:third], meter.record[third:]
-        # the blocks of two steps lie alike after a forward pass before they do so at an end
-        meter.record[third:] = marked = _marked(step)
-        meter.record += _repeated(marked, MORE_STEPS)
-        if list(_repeated(first, 1)) == step:
-            meter.record[second:third] = _marked(first)
+        meter.record = settling(meter.record, second, third)
 
     def _skip_first_step(self) -> None:
         """Leave all as a first step does: the optimizer's states are made."""

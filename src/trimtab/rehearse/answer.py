@@ -262,7 +262,8 @@ def _phantom(
         )
     if not known:
         said += (f"{cluster.gpu.name} ({cluster.gpu.compute_capability}) behaves as an NVIDIA card",)
-    request = dataclasses.replace(request, find_capacity=True, record="ordered")
+    # a third step shows what a step leaves to the next, and all later ones with it
+    request = dataclasses.replace(request, steps=3, find_capacity=True, record="ordered")
     record = rehearse_phantom(request, timeout_seconds=timeout_seconds, use_cache=use_cache)
     if not record.operators or config.job.kernels == "fused":  # Triton's kernels leave no record
         return seen_by_phantom(record, said)

@@ -49,6 +49,8 @@ class Run:
         self.moments: list[tuple[str, int, int, int, int, int]] = []
         self.phase_peaks: dict[str, tuple[int, int, str]] = {}
         self.measured_from = 0
+        self.starts: list[int] = []
+        """Of each step, the tick."""
         self.borders: list[tuple[str, int]] = []
         self.loss: Any = None
         self.said: tuple[str, ...] = ()
@@ -158,6 +160,7 @@ class Run:
         from trimtab.rehearse.timeline import Timeline
 
         request, ledger = self.request, self.ledger
+        self.starts.append(ledger.clock)
         if measured:
             self.phase_peaks = {}
             ledger.phase = "forward"
@@ -268,20 +271,15 @@ class Run:
             for phase, tick in self.ledger.first_product.items()
             if phase in ("forward", "backward")
         ]
-        record = record_of(
-            requests,
-            [2 * tick + 1 for tick in ticks],
-            reset_at=2 * self.measured_from + 1,
-            cache_drops=[2 * tick + 1 for tick in self.ledger.cache_drops],
-        )
+        drops = [2 * tick + 1 for tick in self.ledger.cache_drops]
+        reads = [2 * tick + 1 for tick in ticks]
+        record = record_of(requests, reads, reset_at=2 * self.measured_from + 1, cache_drops=drops)
         readings = Replay(record, CachingAllocator()).run()
         if not self.request.find_capacity:
             return readings, None
-        capacity = smallest_capacity(
-            record,
-            max(reading.peak_allocated for reading in readings),
-            max(reading.peak_reserved for reading in readings),
-        )
+        starts = [2 * tick + 1 for tick in self.starts[-2:]]
+        record = record_of(requests, [*starts, reads[-1]], cache_drops=drops)
+        capacity = smallest_capacity(record, max(reading.peak_allocated for reading in readings))
         return readings, capacity
 
     def _answer(self, *, head: set[str], **facts: Any) -> Rehearsal:
@@ -389,6 +387,8 @@ def rehearse(text: Mapping[str, Any]) -> dict[str, Any]:
     request = PhantomRequest.from_json(text)
     if request.steps < 2:
         raise UsageError("a phantom rehearsal needs 2 steps: the first makes the optimizer's states")
+    if request.find_capacity and request.steps < 3:
+        raise UsageError("the smallest capacity needs 3 steps: the third shows what one leaves to the next")
     corners.probe()
     return Run(request).go().to_json()
 

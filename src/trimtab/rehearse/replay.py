@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trimtab.cost.allocator import EMPTY, NOTE, RESET, Course
+from trimtab.cost.allocator import EMPTY, NOTE, RESET, Course, settling
 
 CAPACITY_STEP_BYTES = 64 << 20
 
@@ -56,12 +56,15 @@ def record_of(
     return record[:end]
 
 
-def smallest_capacity(record: Sequence[int], low: int, high: int, *, step: int = CAPACITY_STEP_BYTES) -> int:
-    """The least capacity in bytes that serves the whole ``record``, to ``step`` bytes.
+def smallest_capacity(record: Sequence[int], low: int, *, step: int = CAPACITY_STEP_BYTES) -> int:
+    """The least capacity in bytes that serves the whole ``record`` and what `settling` adds, to ``step`` bytes.
 
-    ``high`` must be enough; ``low`` is where the search starts (what is allocated at the peak).
+    ``record`` is read where its last two steps begin, and at its end; ``low`` is where the search starts (what
+    is allocated at the peak).
     """
-    course = Course(record, low)
+    second, third, end = [place for place, entry in enumerate(record) if entry == NOTE]
+    course = Course([*settling(record[:end], second, third), NOTE], low)
+    high = max(reading.peak_reserved for reading in course.readings)
     while high - low > step:
         middle = (low + high) // 2
         if course.fits(middle):
