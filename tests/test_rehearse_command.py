@@ -40,8 +40,8 @@ from trimtab.units import GIB, MIB
 Capture = pytest.CaptureFixture[str]
 NAME = "llama_7b_single_node"
 WORKSPACE = 64 * MIB
-GRANITE = {
-    "model_type": "granite",
+COHERE = {
+    "model_type": "cohere",
     "hidden_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -177,10 +177,10 @@ def test_a_timeline_needs_a_record(asked: list[PhantomRequest], capsys: Capture,
 
 
 @pytest.fixture
-def granite(tmp_path: Path) -> tuple[str, ...]:
+def cohere(tmp_path: Path) -> tuple[str, ...]:
     """The arguments of a job whose architecture the arithmetic does not know."""
     model, file = tmp_path / "config.json", tmp_path / "ds.json"
-    model.write_text(json.dumps(GRANITE), encoding="utf-8")
+    model.write_text(json.dumps(COHERE), encoding="utf-8")
     zero = {"stage": 2, "reduce_bucket_size": 1_000_000}
     config = {
         "train_micro_batch_size_per_gpu": 2,
@@ -284,21 +284,21 @@ def test_the_text_holds_both_figures_and_their_difference(
 
 
 def test_an_unknown_architecture_has_no_prediction(
-    asked: list[PhantomRequest], granite: tuple[str, ...], capsys: Capture
+    asked: list[PhantomRequest], cohere: tuple[str, ...], capsys: Capture
 ) -> None:
-    code, answer = run_json(capsys, *granite, "--gpu", "h100")
+    code, answer = run_json(capsys, *cohere, "--gpu", "h100")
     assert (code, answer["predicted"], answer["speed"]["mfu"]) == (0, None, None)
     assert answer["cost"]["usd_per_hour"] > 0
-    assert main(["rehearse", *granite, "--gpu", "h100"]) == 0
+    assert main(["rehearse", *cohere, "--gpu", "h100"]) == 0
     assert "rehearsed" in capsys.readouterr().out
-    assert main(["estimate", *granite[:-1]]) == 2
+    assert main(["estimate", *cohere[:-1]]) == 2
 
 
 # -- what stands in, and what is refused ------------------------------------------------------------
 
 
 def test_an_engine_that_moved_leaves_the_arithmetic(
-    monkeypatch: pytest.MonkeyPatch, granite: tuple[str, ...], capsys: Capture
+    monkeypatch: pytest.MonkeyPatch, cohere: tuple[str, ...], capsys: Capture
 ) -> None:
     refuse(monkeypatch, EngineMoved("torch.corner is gone"))
     code, answer = run_json(capsys, NAME, "--phantom")
@@ -307,7 +307,7 @@ def test_an_engine_that_moved_leaves_the_arithmetic(
     assert answer["gpu"] == answer["predicted"]["gpu"]
     assert main(["rehearse", NAME, "--phantom"]) == 0
     assert capsys.readouterr().out.startswith("not rehearsed: torch.corner is gone")
-    assert main(["rehearse", *granite]) == 2
+    assert main(["rehearse", *cohere]) == 2
     assert capsys.readouterr().err == "error: torch.corner is gone\n"
 
 
@@ -352,10 +352,10 @@ def test_torchs_long_message_is_cut() -> None:
 
 @needs_engine
 @pytest.mark.engine
-def test_an_architecture_that_only_transformers_knows(granite: tuple[str, ...], capsys: Capture) -> None:
-    code, answer = run_json(capsys, *granite, "--gpus-per-node", "2", "--no-cache")
+def test_an_architecture_that_only_transformers_knows(cohere: tuple[str, ...], capsys: Capture) -> None:
+    code, answer = run_json(capsys, *cohere, "--gpus-per-node", "2", "--no-cache")
     assert (code, answer["method"], answer["predicted"]) == (0, "phantom", None)
-    assert answer["parameters"]["total"] > GRANITE["vocab_size"] * GRANITE["hidden_size"]  # type: ignore[operator]
+    assert answer["parameters"]["total"] > COHERE["vocab_size"] * COHERE["hidden_size"]  # type: ignore[operator]
     parts = {part["name"]: part["bytes"] for part in answer["gpu"]["parts"]}
     assert parts["parameters"] >= 2 * answer["parameters"]["total"]
 
