@@ -13,6 +13,7 @@ A job is one JSON line:
 ``cap_gib``           what PyTorch's allocator is held to
 ``timeout``           seconds
 ``initialize``        whether weights are as the architecture asks, and not just random
+``allocations``       a folder: write what the allocator was asked for (scripts/allocation_trace.py)
 ``profile``           ``phases`` or ``kernels``: say where a step's time goes too (scripts/profiled_step.py)
 
 What else it has is copied to its row under ``job``.  ``scripts/prove_on_gpu.py`` does the measuring.
@@ -231,6 +232,7 @@ class Pool:
                 "max_accumulation": 10**6,
                 "cap_gib": job.get("cap_gib"), "profile": job.get("profile"),
                 "initialize": job.get("initialize", False),
+                "allocations": job.get("allocations"),
             }  # fmt: skip
             environment = {
                 "WORLD_SIZE": str(job["world"]), "LOCAL_WORLD_SIZE": str(min(job["world"], 8)),

@@ -95,6 +95,9 @@ def run(cases: list[Case], options: argparse.Namespace) -> int:
         tiny=options.tiny,
         timeout=200,
         cap_gib=None,
+        profile=None,
+        initialize=False,
+        allocations=None,
     )
 
     def one_case(one: Case) -> None:

@@ -2,7 +2,8 @@
 
 `profiled` is what `prove_on_gpu.py --profile` adds to a row under ``profile``:
 
-``phases``   of each phase, begun with the device idle: seconds until the call returns, and until all is done
+``phases``   of each phase, begun with the device idle: seconds until the call returns, until all is done, and
+             the host's pace meanwhile (`host_pace.HostPace`), sampled before and after
 ``calls``    seconds that this process's host needs to issue single calls (`trimtab.probe.host`)
 ``kernels``  of one step under PyTorch's profiler: ``[phase, operator, shapes, kernel, count, seconds]``
 ``busy``     seconds of that step in which any kernel ran, ``collectives`` those in which one of NCCL's did
@@ -15,6 +16,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from host_pace import HostPace
 
 PHASES = ("forward", "backward", "step")
 APART_STEPS = 5
@@ -57,8 +60,11 @@ def _phase(engine: Any, phase: str, batch: Any, loss: Any) -> Any:
 
 
 def _apart(engine: Any, batch: Callable[[], Any], accumulation: int, device: str) -> dict[str, Any]:
-    """Medians by phase and place of the micro step (``first`` to ``last``): issued and done, seconds."""
-    found: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+    """Medians by phase and place of the micro step (``last`` or not): issued and done in seconds, and pace.
+
+    The pace is that of a phase's middle step when they are ordered by what they would take at a pace of 1.
+    """
+    host, found = HostPace(device), defaultdict(list)
     for _ in range(APART_STEPS):
         for micro in range(accumulation):
             loss: Any = None
@@ -66,14 +72,18 @@ def _apart(engine: Any, batch: Callable[[], Any], accumulation: int, device: str
             place = " last" if micro == accumulation - 1 else ""
             for phase in PHASES:
                 _synchronize(device)
+                before = host.sample()
                 began = time.perf_counter()
                 loss = _phase(engine, phase, samples, loss)
                 issued = time.perf_counter() - began
                 _synchronize(device)
-                found[phase + place].append((issued, time.perf_counter() - began))
+                done = time.perf_counter() - began
+                pace = statistics.mean([before or 1.0, host.sample() or 1.0])
+                found[phase + place].append((issued, done, pace))
+    middle = APART_STEPS // 2
     return {
-        name: [round(statistics.median(values), 6) for values in zip(*pairs, strict=True)]
-        for name, pairs in found.items()
+        name: [round(value, 6) for value in sorted(told, key=lambda one: one[0] / one[2])[middle]]
+        for name, told in found.items()
     }
 
 

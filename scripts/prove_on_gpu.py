@@ -26,7 +26,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "scripts")]
+
+import allocation_trace  # noqa: E402
+from host_pace import HostPace  # noqa: E402
+
 CONFIGS = ROOT / "src" / "trimtab" / "data" / "configs"
 ARCH = {
     "causal-lm": "causal",
@@ -102,6 +106,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--initialize", action="store_true", help="weights as the architecture asks; slower to make"
     )
+    parser.add_argument(
+        "--allocations", metavar="FOLDER", help="write what the allocator was asked for as well"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -124,6 +131,7 @@ def run_child(name: str, path: Path, options: argparse.Namespace) -> dict:
     arguments += ["--tiny"] * options.tiny
     arguments += ["--profile", options.profile] if options.profile else []
     arguments += ["--initialize"] * options.initialize
+    arguments += ["--allocations", options.allocations] if options.allocations else []
     arguments += ["--world", str(options.world)] if options.world else []
     command = [sys.executable, *arguments]
     if options.real and options.gpus > 1:
@@ -184,6 +192,8 @@ def child(options: argparse.Namespace) -> int:
     except Exception as error:  # noqa: BLE001  whatever it was belongs in the row
         row["error"] = f"{type(error).__name__}: {str(error)[:600]}"
         row["trace"] = traceback.format_exc()[-2500:]
+        if options.allocations:
+            write_allocations(options, row)
         try:
             remember(row, "fail", options.device)
         except Exception as second:  # noqa: BLE001  a dead CUDA context cannot be asked
@@ -254,6 +264,8 @@ def measure(options: argparse.Namespace, row: dict) -> None:
         date=time.strftime("%Y-%m-%d", time.gmtime()),
     )
 
+    if options.allocations:
+        allocation_trace.begin()
     started = time.time()
     built = build_model(config, hf, Build(initialize=options.initialize), device=options.device)
     row.update(parameters=built.parameters, trainable=built.trainable, model_seconds=time.time() - started)
@@ -284,6 +296,8 @@ def measure(options: argparse.Namespace, row: dict) -> None:
     clock = Clock(options.device)
     losses: list[float] = []
     for step in range(STEPS):
+        if step == allocation_trace.STEPS and options.allocations:
+            write_allocations(options, row)
         if step >= SETTLED_STEP + LEAST_TIMED and enough(sum(clock.steps), engine.device):
             break
         if step == 1 and options.device == "cuda":
@@ -307,6 +321,7 @@ def measure(options: argparse.Namespace, row: dict) -> None:
     row.update(
         step_seconds=round(statistics.median(clock.steps), 4),
         all_step_seconds=[round(seconds, 4) for seconds in clock.steps],
+        paces=of_all_ranks(clock.paces, engine.device),
         phase_seconds=clock.phases(),
         micro_step_seconds=clock.micro_steps(),
         skipped_steps=getattr(engine, "skipped_steps", None),
@@ -322,6 +337,12 @@ def measure(options: argparse.Namespace, row: dict) -> None:
             )
         except Exception as error:  # noqa: BLE001  what was measured before it stays
             row["profile"] = {"error": f"{type(error).__name__}: {str(error)[:600]}"}
+
+
+def write_allocations(options: argparse.Namespace, row: dict) -> None:
+    """What the allocator was asked for up to now."""
+    written = Path(options.allocations) / f"{row['id']}.json.gz"
+    allocation_trace.end(written, capacity_gib=options.cap_gib)
 
 
 def loss_of(engine: Any, config: Any, batch: dict) -> Any:
@@ -345,17 +366,36 @@ def enough(seconds: float, device: Any) -> bool:
     return bool(over.item())
 
 
+def of_all_ranks(paces: list[float | None], device: Any) -> list[list[float]]:
+    """The paces that each rank's host had before the first timed step and after each, to 1 %."""
+    import torch
+    import torch.distributed as dist
+
+    own = torch.tensor([pace or 0.0 for pace in paces], device=device)
+    found = [own]
+    if dist.get_world_size() > 1 and dist.get_backend() != "fake":
+        found = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(found, own)
+    return [[round(pace, 3) for pace in one.tolist()] for one in found]
+
+
 class Clock:
-    """Seconds of whole steps by the wall clock, and of their phases by the device's own."""
+    """Seconds of whole steps by the wall clock, of their phases by the device's own, and the host's pace."""
 
     def __init__(self, device: str) -> None:
         self.device, self.keep = device, False
+        self.host = HostPace(device)
         self.steps: list[float] = []
+        self.paces: list[float | None] = []
+        """Before the first timed step, and after each."""
         self.marks: list[list[tuple[str, object]]] = []
 
     def begin(self, *, keep: bool) -> None:
         self.keep = keep
         synchronize(self.device)
+        if keep and not self.paces:
+            self.paces.append(self.host.sample())
+        together(self.device)
         self.started = time.perf_counter()
         if keep:
             self.marks.append([])
@@ -378,6 +418,7 @@ class Clock:
         synchronize(self.device)
         if self.keep:
             self.steps.append(time.perf_counter() - self.started)
+            self.paces.append(self.host.sample())
 
     def phases(self) -> dict[str, float]:
         """Of each phase, the median over the timed steps of its seconds in a step."""
@@ -483,6 +524,15 @@ def synchronize(device: str) -> None:
         import torch
 
         torch.cuda.synchronize()
+
+
+def together(device: str) -> None:
+    """Until all real ranks are here, so that none begins a step while another's pace is sampled."""
+    import torch.distributed as dist
+
+    if dist.get_world_size() > 1 and dist.get_backend() != "fake":
+        dist.barrier()
+        synchronize(device)
 
 
 if __name__ == "__main__":

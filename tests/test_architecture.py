@@ -44,7 +44,7 @@ LAYERS = (
         "plan",
         "suppression",
     ),
-    ("launch", "probe", "rehearse", "report", "store", "train"),
+    ("drawing", "launch", "probe", "rehearse", "report", "store", "train"),
     ("cli", "web"),
 )
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
@@ -58,7 +58,7 @@ HOMES = {
     "rich": ("cli", "report", "train"),
     "yaml": ("source",),
     "tomli": ("settings",),
-    "matplotlib": ("report",),
+    "matplotlib": ("drawing",),
     "psutil": ("launch", "train", "rehearse", "probe"),
     **dict.fromkeys(
         (
@@ -124,6 +124,18 @@ def test_imports_obey_the_layers(file: Path) -> None:
         if (target := ours(name)) is not None and LAYER[target] > depth
     ]
     assert wrong == []
+
+
+def test_no_packages_import_each_other() -> None:
+    """Nor in a ring: packages that import no other are taken away again and again, and none is left."""
+    left: dict[str, set[str]] = {}
+    for file in MODULES:
+        if (PACKAGE / part(file)).is_dir():
+            found = {target for _, name in imports(file) if (target := ours(name)) is not None}
+            left.setdefault(part(file), set()).update(found - {part(file)})
+    while ends := {name for name, found in left.items() if not found & set(left)}:
+        left = {name: found for name, found in left.items() if name not in ends}
+    assert {name: found & set(left) for name, found in left.items()} == {}
 
 
 @pytest.mark.parametrize("file", MODULES, ids=MODULE_IDS)

@@ -12,10 +12,12 @@ from trimtab import catalogue
 from trimtab.cards import Alternative, Card
 from trimtab.catalogue import card, load_config, names, path
 from trimtab.cluster import find_gpu, find_link
+from trimtab.compare import compare
 from trimtab.errors import NotFound, UnreadableFile, UsageError
 from trimtab.job import Job
 from trimtab.model import find_model
 from trimtab.parameters import tasks_of
+from trimtab.source import read_source
 
 THIRTEEN = (
     "bert_base_finetuning",
@@ -185,7 +187,7 @@ def test_a_typo_gives_the_nearest_name() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"[1]", "a configuration is an object, not list"),
+        (b"[1]", "the top is a list: a configuration is an object"),
         (b"{", "not readable"),
         (b"\xff\xfe", "not readable"),
         (b"[" * 100_000, "not readable"),
@@ -201,7 +203,7 @@ def test_a_broken_file_says_what_is_wrong(tmp_path: Path, content: bytes, said: 
 def test_a_missing_file_and_a_folder_are_told_apart_from_names(tmp_path: Path) -> None:
     with pytest.raises(UnreadableFile, match="no such file"):
         load_config(str(tmp_path / "none.json"))
-    with pytest.raises(UnreadableFile, match="cannot be read"):
+    with pytest.raises(UnreadableFile, match="is a folder: name a configuration file in it"):
         load_config(str(tmp_path))
 
 
@@ -216,3 +218,23 @@ def test_a_block_that_holds_nonsense_names_the_file(tmp_path: Path) -> None:
     file.write_text('{"trimtab": {"modle": "gpt2"}}', encoding="utf-8")
     with pytest.raises(UsageError, match=r'mine\.json: "trimtab" has no key "modle"\. Did you mean "model"'):
         load_config(str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "distributed_type: DEEPSPEED\ndeepspeed_config:\n  deepspeed_config_file: ds.json\n",
+            r"of Accelerate; .* is .*ds.json: give",
+        ),
+        ("deepspeed_config:\n  zero_stage: 2\n", r"of Accelerate; .* stands inside it"),
+        ("output_dir: x\ndeepspeed: ds.json\n", r"of training arguments; .* is .*ds.json: give that one"),
+    ],
+)
+def test_a_file_that_only_points_at_a_configuration_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UnreadableFile, match=said):
+        load_config(str(file))
+    with pytest.raises(UnreadableFile, match=said):
+        compare(read_source(file), read_source(file))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trimtab.cluster import DTYPES, Cluster, find_gpu, find_link, gpus, links, parse_gpus
+from trimtab.cluster import DTYPES, Cluster, find_gpu, find_link, gpus, links, name_and_count
 from trimtab.errors import NotFound, UsageError
 
 GIB = 2**30
@@ -120,15 +120,21 @@ def test_an_empty_cluster_is_refused(count: int, nodes: int) -> None:
         ("H100:8", "h100-80gb", 8),
         ("8xH100", "h100-80gb", 8),
         ("2 x A100 40GB", "a100-40gb", 2),
-        ("t4", "t4", 1),
+        ("t4", "t4", None),
     ],
 )
-def test_counts_of_gpus_are_read(text: str, name: str, count: int) -> None:
-    gpu, found = parse_gpus(text)
-    assert (gpu.name, found) == (name, count)
+def test_counts_of_gpus_are_read(text: str, name: str, count: int | None) -> None:
+    assert name_and_count(text) == (name, count)
 
 
-@pytest.mark.parametrize("text", ["", "8xH100:8", "H100:0"])
+@pytest.mark.parametrize("text", ["8xH100:8", "H100:0"])
 def test_a_count_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
-        parse_gpus(text)
+        name_and_count(text)
+
+
+def test_a_count_and_a_flag_beside_it_have_to_agree() -> None:
+    assert name_and_count("8xH100", 8) == ("h100-80gb", 8)
+    assert name_and_count("H100", 4) == ("h100-80gb", 4)
+    with pytest.raises(UsageError, match="--gpus-per-node 4: give one of them"):
+        name_and_count("8xH100", 4)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from trimtab.compare import compare
-from trimtab.source import read_dict
+from trimtab.errors import UnreadableFile
+from trimtab.source import read_dict, read_text
 
 SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"gradient_clipping": 1.0}),
@@ -52,3 +53,11 @@ def test_defaults_are_those_of_the_release() -> None:
     empty, clipped = read_dict({}), read_dict({"gradient_clipping": 1.0})
     assert compare(empty, clipped, deepspeed="0.19.8").equal
     assert not compare(empty, clipped, deepspeed="0.18.9").equal
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [('{"a":', "end of the text"), ("[1]", "the top is a list"), ("3", "a single")]
+)
+def test_what_is_no_configuration_is_not_compared(text: str, said: str) -> None:
+    with pytest.raises(UnreadableFile, match=said):
+        compare(read_text("{}"), read_text(text, written="json"))

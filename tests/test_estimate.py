@@ -17,6 +17,7 @@ from trimtab.config import Config
 from trimtab.errors import RefusedConfig, UnknownArchitecture, UsageError
 from trimtab.estimate import estimate, to_json
 from trimtab.model import Model, find_model
+from trimtab.report.estimate import estimate_text
 from trimtab.units import GIB
 
 SEVEN_B = {
@@ -207,13 +208,30 @@ def test_more_ranks_never_need_more_memory_at_stage_3() -> None:
 
 
 def test_samples_longer_than_the_table_of_positions_are_said() -> None:
-    said = estimate(seven_b(), Cluster.of("h200", 8), model=find_model("gpt2")).assumptions
+    said = estimate(seven_b(), Cluster.of("h200", 8), model=find_model("gpt2")).warnings
     assert any("1024 positions, fewer than 2048" in text for text in said)
 
 
 def test_what_is_left_out_is_said() -> None:
     model = Model.from_hf({"model_type": "llama", "quantization_config": {"bits": 4}}, "llama")
     config = seven_b(**{"optimizer.type": "Sophia"})
-    said = estimate(config, Cluster.of("h200", 8), model=model).assumptions
+    said = estimate(config, Cluster.of("h200", 8), model=model).warnings
     assert any("quantization_config is left out" in text for text in said)
     assert any(text.startswith("Sophia is not known") for text in said)
+
+
+def test_what_keeps_a_run_from_going_stands_in_the_json_and_under_the_verdict() -> None:
+    config = seven_b(**{"trimtab.model": "gpt2"})
+    answer = estimate(config, Cluster.of("v100-32gb", 8))
+    assert [text.partition(" ")[0] for text in answer.warnings] == ["gpt2", "v100-32gb"]
+    assert to_json(answer)["warnings"] == list(answer.warnings)
+    shown = estimate_text(answer).splitlines()
+    assert shown[2].startswith("warning: gpt2 has 1024 positions, fewer than 2048")
+    assert "warning: v100-32gb has no bf16 arithmetic: the run needs fp16 instead" in shown
+
+
+def test_a_narrow_terminal_gets_whole_figures() -> None:
+    shown = estimate_text(estimate(seven_b(), Cluster.of("a100-40gb", 8)), columns=40).splitlines()
+    words = [line for line in shown if "GiB  " not in line and "MiB  " not in line]
+    assert max(map(len, words)) <= 40
+    assert not any(line.split() and line.split()[0] in ("GiB", "s", "ms") for line in shown)

@@ -33,9 +33,19 @@ def test_the_largest_micro_batch_is_an_edge() -> None:
 
 
 def test_the_longest_sequence_is_an_edge_in_steps_of_128() -> None:
-    edge = longest_sequence(GPT2.with_values({"train_micro_batch_size_per_gpu": 1}), ONE_T4)
+    small = {
+        "trimtab.model": "tinyllama-1.1b",
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization.stage": 2,
+    }
+    edge = longest_sequence(GPT2.with_values(small), Cluster.of("a100-40gb", 2))
     inside_and_outside(edge)
     assert int(str(edge.value)) % 128 == 0
+
+
+def test_no_sequence_is_longer_than_the_table_of_positions() -> None:
+    edge = longest_sequence(GPT2.with_values({"train_micro_batch_size_per_gpu": 1}), Cluster.of("h200", 1))
+    assert (edge.value, edge.beyond) == (1024, None)
 
 
 def test_more_memory_never_takes_a_smaller_batch() -> None:
@@ -66,3 +76,10 @@ def test_nothing_fits_is_exit_1(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_question_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "gpt2_baseline", "--find", "sequence"]) == 2
     assert "sequence-length" in capsys.readouterr().err
+
+
+def test_what_is_looked_for_cannot_be_stated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "gpt2_baseline", "--micro-batch", "4"]) == 2
+    assert "--find micro-batch looks for what --micro-batch states" in capsys.readouterr().err
+    assert main(["fit", "gpt2_baseline", "--find", "batch"]) == 2
+    assert "it is one of micro-batch, sequence-length, gpus, model" in capsys.readouterr().err

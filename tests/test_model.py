@@ -133,6 +133,13 @@ def test_the_local_hub_cache_is_looked_into(tmp_path: Path, monkeypatch: pytest.
         ('{"model_type": "llama", "vocab_size": null}', '"vocab_size" is None'),
         ('{"model_type": "llama", "num_key_value_heads": 5}', "cannot share 5"),
         ('{"model_type": "gpt2", "n_embd": 100, "n_head": 12}', "is not 12 heads of 8"),
+        (
+            '{"model_type": "mistral", "num_attention_heads": 5000}',
+            "5000 attention heads are more than the hidden",
+        ),
+        ('{"model_type": "gptj", "rotary_dim": 300}', "no more than the width of a head, 256"),
+        ('{"model_type": "t5", "num_decoder_layers": 1000000}', "1000000 layers are more than the 10000"),
+        ('{"model_type": "llama", "hidden_size": 100, "head_dim": 8}', "no multiple of 32 attention heads"),
         ('{"model_type": "gpt2", "resid_pdrop": 2}', "from 0 to 1"),
         ('{"model_type": "t5", "feed_forward_proj": "wide-gelu"}', "feed_forward_proj"),
         ('{"model_type": "gpt_neo", "num_layers": 3}', '"attention_types" names 24 layers'),
@@ -172,3 +179,9 @@ def test_every_known_model_type_reads_with_nothing_stated() -> None:
         model = Model.from_hf({"model_type": model_type})
         assert model.heads * model.head_dim > 0
         assert model.heads % model.kv_heads == 0
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_gate_that_a_t5_config_states_comes_after_what_its_class_derives(gated: bool) -> None:
+    hf = {"model_type": "t5", "feed_forward_proj": "gated-gelu", "is_gated_act": gated}
+    assert Model.from_hf(hf, "t5").gated_mlp is gated

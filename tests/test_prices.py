@@ -71,6 +71,7 @@ def test_columns_of_a_users_file_are_kept(tmp_path: Path) -> None:
     [
         ("{", "line 1"),
         ('"x"', "a price file is"),
+        ("{}", "a price file is"),
         ('[{"gpu": "h100"}]', "row 1: lacks a column"),
         ('{"h100": "cheap"}', "not a price"),
         ('{"h100": -1}', "not a price"),

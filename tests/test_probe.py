@@ -116,3 +116,14 @@ def test_a_probe_on_the_cpu_measures_all_there_is(
     }  # fmt: skip
     assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["machine"]["world_size"] == 2
     assert (tmp_path / "cache" / "probe" / "cpu-x2.json").exists()
+
+
+def test_a_sheet_that_nobody_could_write_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setattr("trimtab.cli.probe.measure", lambda **_: pytest.fail("it was measured"))
+    for output in (tmp_path, tmp_path / "file" / "sheet.json"):
+        assert main(["probe", "--output", str(output)]) == 2
+        assert "cannot be written: give --output a file" in capsys.readouterr().err
+    kept.check_writable(tmp_path / "new" / "sheet.json")

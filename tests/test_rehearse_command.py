@@ -312,7 +312,7 @@ def test_an_engine_that_moved_leaves_the_arithmetic(
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    monkeypatch.setattr(child, "find_spec", lambda name: None if name == "deepspeed" else object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "deepspeed" else object())
     assert main(["rehearse", NAME, "--phantom"]) == 2
     assert "needs deepspeed, which is not installed: pip install 'trimtab[train]'" in capsys.readouterr().err
 

@@ -334,7 +334,7 @@ def test_every_path_has_a_page(version: str) -> None:
         text = known.page(path)
         assert text.startswith(known.canonical(path) + "\n")
         assert "  source " in text
-        assert max(map(len, text.splitlines())) <= 100
+        assert max(map(len, text.splitlines()[1:])) <= 80  # below the path, which has no place to break
     for kind in ("optimizer", "scheduler"):
         for name in table()[f"{kind}s"]:
             assert f"({kind})" in known.page(name)
@@ -351,7 +351,8 @@ def test_a_page(newest: schema.Schema) -> None:
         "  checked     the engine checks its type and bounds\n"
         "  releases    since 0.12.3\n"
         "  source      deepspeed/runtime/zero/offload_config.py:99 (DeepSpeed 0.19.8)\n"
-        "              deepspeed/runtime/zero/offload_config.py:100 (unit, found by reading)\n"
+        "              deepspeed/runtime/zero/offload_config.py:100 (unit, found by\n"
+        "              reading)\n"
         "\n"
         "  Below 1 only at stage 3. [deepspeed/runtime/zero/config.py:395]\n"
     )

@@ -121,3 +121,9 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         except UsageError:
             continue
         assert amount >= 0
+
+
+@pytest.mark.parametrize("text", ["1e400", "1e308T"])
+def test_a_number_beyond_all_counting_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="more than can be counted"):
+        parse_count(text)

@@ -45,6 +45,8 @@ _GATED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "ge
 _EMBEDDING_DROPOUT_AS_RESIDUAL = _BERTS | {"gpt_neox", "t5", "mt5"}
 # A head of these classes has its own width, free of hidden_size / heads.
 _FREE_HEAD_DIM = frozenset({"llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3_text", "t5", "mt5"})
+# Their heads divide hidden_size all the same (validate_architecture of these classes, transformers 5.17).
+_DIVIDED_BY_HEADS = frozenset({"llama", "gemma2", "gemma3_text"})
 # No scaled_dot_product_attention in their files of transformers 5.17 (models/gptj, gpt_neo, bloom).
 EAGER_ONLY = frozenset(("gptj", "gpt_neo", "bloom"))
 ACTIVATIONS = frozenset((  # of transformers 5.17, activations.py:324
@@ -109,11 +111,17 @@ def figures(c: Fields) -> dict[str, Any]:
     hidden = c.size("hidden_size", "n_embd", "d_model", "dim")
     heads = c.size("num_attention_heads", "n_head", "num_heads", "n_heads")
     layers = c.size("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-    if layers > MOST_LAYERS:
-        raise UnreadableFile(f"{c.where}: {layers} layers are more than the {MOST_LAYERS} that are counted.")
+    decoder_layers = c.size_or(layers, "num_decoder_layers") if kind == "encoder-decoder" else 0
+    most = max(layers, decoder_layers)
+    if most > MOST_LAYERS:
+        raise UnreadableFile(f"{c.where}: {most} layers are more than the {MOST_LAYERS} that are counted.")
+    if heads > hidden:
+        raise UnreadableFile(f"{c.where}: {heads} attention heads are more than the hidden size, {hidden}.")
     head_dim = c.size_or(hidden // heads, "d_kv" if family == "t5" else "head_dim")
     if head_dim * heads != hidden and model_type not in _FREE_HEAD_DIM:
         raise UnreadableFile(f"{c.where}: hidden size {hidden} is not {heads} heads of {head_dim}.")
+    if hidden % heads and model_type in _DIVIDED_BY_HEADS:
+        raise UnreadableFile(f"{c.where}: hidden size {hidden} is no multiple of {heads} attention heads.")
     kv_heads = _kv_heads(c, heads)
     if heads % kv_heads:
         raise UnreadableFile(
@@ -132,7 +140,7 @@ def figures(c: Fields) -> dict[str, Any]:
             4 * hidden, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "hidden_dim"
         ),
         "layers": layers,
-        "decoder_layers": c.size_or(layers, "num_decoder_layers") if kind == "encoder-decoder" else 0,
+        "decoder_layers": decoder_layers,
         "heads": heads,
         "kv_heads": kv_heads,
         "head_dim": head_dim,
@@ -180,7 +188,10 @@ def _activation(c: Fields, family: str, gated: bool) -> tuple[bool, str]:
     if (dash and gate != "gated") or activation not in ACTIVATIONS:
         raise c.wrong("feed_forward_proj", "an activation that transformers knows, or 'gated-' and one")
     c.size("relative_attention_num_buckets")
-    return bool(dash), "gelu_new" if feed_forward_proj == "gated-gelu" else activation
+    said = c.hf.get("is_gated_act")  # what a file states comes after what __post_init__ derives
+    return bool(dash) if said is None else bool(said), (
+        "gelu_new" if feed_forward_proj == "gated-gelu" else activation
+    )
 
 
 def _positions(hf: Mapping[str, Any], model_type: str) -> Positions:
@@ -193,6 +204,8 @@ def _positions(hf: Mapping[str, Any], model_type: str) -> Positions:
 
 def _rotary_dim(c: Fields, head_dim: int) -> int:
     if c.hf.get("rotary_dim") is not None:
+        if c.size("rotary_dim") > head_dim:
+            raise c.wrong("rotary_dim", f"no more than the width of a head, {head_dim}")
         return c.size("rotary_dim")
     nested = c.hf.get("rope_parameters")
     if isinstance(nested, Mapping) and nested.get("partial_rotary_factor") is not None:

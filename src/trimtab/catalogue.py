@@ -8,6 +8,7 @@ joined by name.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,8 +20,12 @@ from trimtab.errors import NotFound, UnreadableFile
 
 if TYPE_CHECKING:
     from trimtab.cards import Card
+    from trimtab.source import Source
+    from trimtab.source.read import Written
 
 _DATA = Path(__file__).parent / "data"
+_POINTING = frozenset(("deepspeed", "deepspeed_config", "distributed_type"))
+"""Keys of files of Accelerate and of training arguments, which point at a configuration."""
 FAMILIES = ("llama", "gpt", "bert", "t5")
 
 
@@ -75,11 +80,30 @@ def load_config(name_or_path: str) -> Config:
     """
     file = _paths().get(name_or_path)
     if file is None:
+        if not name_or_path:
+            raise NotFound("configuration", "", (), cure="`trimtab list` shows the ready ones.")
         file = Path(name_or_path)
         looks_like_a_path = file.suffix or "/" in name_or_path
         if not file.exists() and not looks_like_a_path:
             path(name_or_path)
     return Config.from_mapping(_read(file), name=name_or_path)
+
+
+def read(given: str | os.PathLike[str] | Mapping[str, Any], *, written: Written | None = None) -> Source:
+    """The text of a catalogue name, or of what `trimtab.source.read_source` takes; a file wins over a name.
+
+    Raises:
+        NotFound: neither a catalogue name nor a file; carries the nearest ones.
+        UnreadableFile: a folder, or a file that the system does not let us read.
+    """
+    from trimtab.source import read_source
+
+    try:
+        return read_source(given, written=written)
+    except NotFound:
+        if not isinstance(given, str) or not given or Path(given).suffix or "/" in given:
+            raise
+        return read_source(path(given), written=written)
 
 
 def _read(file: Path) -> Mapping[str, Any]:
@@ -89,6 +113,8 @@ def _read(file: Path) -> Mapping[str, Any]:
         raise UnreadableFile(
             f"{file}: no such file. `trimtab list` shows the ready configurations."
         ) from None
+    except IsADirectoryError:
+        raise UnreadableFile(f"{file} is a folder: name a configuration file in it") from None
     except OSError as error:
         raise UnreadableFile(f"{file}: cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -100,10 +126,17 @@ def _read(file: Path) -> Mapping[str, Any]:
 
         source = read_text(text, file=str(file))
         if not source.complete:
-            raise UnreadableFile(f"{file}: not readable as a configuration: {error}") from None
+            raise UnreadableFile(
+                f"{file}: not readable as a configuration: {error}. `trimtab check {file}` shows the place"
+            ) from None
         value = source.value
     if not isinstance(value, dict):
-        raise UnreadableFile(f"{file}: a configuration is an object, not {type(value).__name__}")
+        kind = "a list" if isinstance(value, list) else "a single value"
+        raise UnreadableFile(f"{file}: the top is {kind}: a configuration is an object {{ }}")
+    if not _POINTING.isdisjoint(value):
+        from trimtab.source import read_dict, refuse_pointer
+
+        refuse_pointer(read_dict(value, file=str(file)))
     return value
 
 

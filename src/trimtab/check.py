@@ -111,12 +111,10 @@ def collect(
     for item in items:
         if not isinstance(item, Mapping):
             name = os.fspath(item)
-            if name in catalogue.names() and not os.path.exists(name):
-                item = catalogue.path(name)
-            elif _is_folder(name):
+            if _is_folder(name):
                 yield from _configurations_in(name, settings)
                 continue
-        yield read_source(item, written=written)
+        yield catalogue.read(item, written=written)
 
 
 def check_sources(sources: Iterable[Source], options: Options) -> Report:

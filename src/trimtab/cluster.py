@@ -266,17 +266,27 @@ def find_link(name: str) -> Link:
     return links()[canonical]
 
 
-def parse_gpus(text: str) -> tuple[Gpu, int]:
-    """A GPU and how many of it, as in ``"H100:8"``, ``"8xH100"`` or ``"a100-80gb"`` (one).
+def name_and_count(text: str, gpus_per_node: int | None = None) -> tuple[str, int | None]:
+    """A GPU's canonical name and its number in a node, as ``"H100:8"``, ``"8xH100"`` or a flag say.
 
-    >>> gpu, count = parse_gpus("H100:8")
-    >>> gpu.name, count
-    ('h100-80gb', 8)
+    Raises:
+        NotFound: nobody knows the GPU.
+        UsageError: the text and ``gpus_per_node`` contradict each other, or a count below 1.
+
+    >>> name_and_count("H100:8"), name_and_count("A100", 4), name_and_count("t4")
+    (('h100-80gb', 8), ('a100-80gb', 4), ('t4', None))
     """
     match = re.fullmatch(r"\s*(?:(\d+)\s*[x×*]\s*)?([^:]+?)\s*(?::\s*(\d+))?\s*", text)
-    if not match or (match[1] and match[3]):
+    if not match:
+        return find_gpu(text).name, gpus_per_node
+    if match[1] and match[3]:
         raise UsageError(f"'{text}' names no GPUs; write for example H100:8.")
-    count = int(match[1] or match[3] or 1)
-    if count < 1:
+    said = match[1] or match[3]
+    count = int(said) if said else gpus_per_node
+    if count is not None and count < 1:
         raise UsageError(f"'{text}' asks for {count} GPUs; a cluster needs at least 1.")
-    return find_gpu(match[2]), count
+    if gpus_per_node is not None and count != gpus_per_node:
+        raise UsageError(
+            f"'{text}' has {count} GPUs a node and --gpus-per-node {gpus_per_node}: give one of them."
+        )
+    return find_gpu(match[2]).name, count

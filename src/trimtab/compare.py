@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from trimtab import schema
 from trimtab.config import AUTO, BLOCK
+from trimtab.errors import UnreadableFile
 from trimtab.rules.coercion import Misfit, coerced
 from trimtab.rules.subject import Subject, walk
-from trimtab.source import Source
+from trimtab.source import Source, refuse_pointer
 
 ABSENT: Final = "(absent)"
 
@@ -64,7 +65,16 @@ class Difference:
 
 
 def compare(before: Source, after: Source, *, deepspeed: str | None = None) -> Difference:
-    """How ``after`` differs from ``before`` in effect, by the keys of one release (default: the newest)."""
+    """How ``after`` differs from ``before`` in effect, by the keys of one release (default: the newest).
+
+    Raises:
+        UnreadableFile: one of them is no configuration, or cannot be read to its end.
+    """
+    for source in (before, after):
+        if not source.complete or not isinstance(source.value, Mapping):
+            said = source.problems[0].message if source.problems else "not a configuration"
+            raise UnreadableFile(f"{source.file}: {said}. `trimtab check {source.file}` shows the place")
+        refuse_pointer(source)
     keys = schema.load(deepspeed)
     left, right = _Effect(before, keys), _Effect(after, keys)
     changes, same = [], []

@@ -112,13 +112,14 @@ class Config:
         value: Any = self.raw
         keys = path.split(".")
         for place, key in enumerate(keys):
-            if value is None or value == AUTO:
-                return default
-            if not isinstance(value, Mapping):
-                section = ".".join(keys[:place])
-                if section == "zero_optimization" and isinstance(value, bool):  # deprecated, see `zero`
+            if type(value) is not dict:  # which takes no time to ask
+                if value is None or value == AUTO:
                     return default
-                raise RefusedConfig(f"{self.name}: {section} must be an object, not {value!r}")
+                if not isinstance(value, Mapping):
+                    section = ".".join(keys[:place])
+                    if section == "zero_optimization" and isinstance(value, bool):  # deprecated, see `zero`
+                        return default
+                    raise RefusedConfig(f"{self.name}: {section} must be an object, not {value!r}")
             if key not in value:
                 return default
             value = value[key]
@@ -130,13 +131,13 @@ class Config:
 
     def with_values(self, changes: Mapping[str, Any]) -> Config:
         """A new configuration with the dotted paths of ``changes`` set; None removes a key."""
-        raw = copy.deepcopy(dict(self.raw))
+        raw = dict(self.raw)  # sections that do not change are the same
         for path, value in changes.items():
             *parents, last = path.split(".")
             place = raw
             for key in parents:
-                if not isinstance(place.get(key), dict):
-                    place[key] = {}
+                section = place.get(key)
+                place[key] = dict(section) if isinstance(section, dict) else {}
                 place = place[key]
             if value is None:
                 place.pop(last, None)

@@ -63,6 +63,15 @@ class MissingExtra(TrimtabError):
         super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'trimtab[{extra}]'")
 
 
+def need_packages(purpose: str) -> None:
+    """Raises MissingExtra unless torch, DeepSpeed and transformers are installed; imports none of them."""
+    from importlib.util import find_spec  # only what runs the engine needs it
+
+    for package in ("torch", "deepspeed", "transformers"):
+        if find_spec(package) is None:
+            raise MissingExtra(package, "train", purpose)
+
+
 class Unsupported(TrimtabError):
     """This machine, or these versions, cannot do what was asked."""
 

@@ -67,6 +67,8 @@ class Estimate:
     fits: bool
     fits_probability: float
     assumptions: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    """Why the run would not be what was counted: it would end, or compute something else."""
     run: WholeRun | None = None
     """The whole run, if a number of tokens was asked for."""
     method: str = "arithmetic"
@@ -167,7 +169,8 @@ def estimate(
         price=_price(cluster),
         fits=probability >= 0.5,
         fits_probability=probability,
-        assumptions=_assumptions(config, model, cluster, host, speed.source),
+        assumptions=_assumptions(config, cluster, speed.source),
+        warnings=_warnings(config, model, cluster, host, nvme),
     )
     return answer if tokens is None else with_run(answer, tokens)
 
@@ -249,7 +252,7 @@ def _price(cluster: Cluster) -> Price | None:
         return None
 
 
-def _assumptions(config: Config, model: Model, cluster: Cluster, host: Range, source: str) -> tuple[str, ...]:
+def _assumptions(config: Config, cluster: Cluster, source: str) -> tuple[str, ...]:
     job = config.job
     said = [
         f"{job.kernels} kernels, {job.attention} attention, activations {job.activations}",
@@ -262,23 +265,35 @@ def _assumptions(config: Config, model: Model, cluster: Cluster, host: Range, so
         said.append(f"every sample's tokens over {config.sequence_parallel} neighbouring GPUs")
     if config.stage == 3 and config.zero("zero_quantized_gradients"):
         said.append("zero_quantized_gradients: the quantized copies of collectives are not counted")
-    if model.positions == "learned" and 0 < model.max_positions < job.sequence_length:
+    return (*said, *(f"assumed: {text}" for text in cluster.assumptions))
+
+
+def _warnings(
+    config: Config, model: Model, cluster: Cluster, host: Range, nvme_bytes: int
+) -> tuple[str, ...]:
+    said = []
+    longest, tokens = model.longest_sequence, config.job.sequence_length
+    if longest is not None and longest < tokens:
         said.append(
-            f"{model.name} has {model.max_positions} positions, fewer than {job.sequence_length} tokens a "
-            "sample: the run would end at its first batch"
+            f"{model.name} has {longest} positions, fewer than {tokens} tokens a sample: the run would end "
+            "at its first batch"
         )
+    if config.precision == "bf16" and not cluster.gpu.bf16:
+        said.append(f"{cluster.gpu.name} has no bf16 arithmetic: the run needs fp16 instead")
     if model.hf.get("quantization_config"):
         said.append(f"the model's quantization_config is left out: its weights count as {config.precision}")
     if config.optimizer_type is not None and config.optimizer_type not in MOMENTS:
         said.append(f"{config.optimizer_type} is not known: it counts with two states a parameter, as Adam")
-    if config.precision == "bf16" and not cluster.gpu.bf16:
-        said.append(f"{cluster.gpu.name} has no bf16 arithmetic: the run needs fp16 instead")
     if host.expected > cluster.host_memory_bytes:
         said.append(
             f"host memory short: {host.expected / GIB:.0f} GiB wanted of "
             f"{cluster.host_memory_bytes / GIB:.0f} GiB"
         )
-    return (*said, *(f"assumed: {text}" for text in cluster.assumptions))
+    if nvme_bytes > cluster.nvme_bytes:
+        said.append(
+            f"NVMe short: {nvme_bytes / GIB:.0f} GiB wanted of {cluster.nvme_bytes / GIB:.0f} GiB a node"
+        )
+    return tuple(said)
 
 
 def to_json(answer: Estimate) -> Mapping[str, object]:
@@ -295,6 +310,7 @@ def to_json(answer: Estimate) -> Mapping[str, object]:
         "fits_probability": answer.fits_probability,
         "method": answer.method,
         "assumptions": list(answer.assumptions),
+        "warnings": list(answer.warnings),
         "corrections": [
             {
                 "what": one.what,

@@ -13,7 +13,7 @@ from typing import Literal
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.estimate import Estimate, estimate
-from trimtab.model import Model
+from trimtab.model import Model, find_model
 
 Question = Literal["micro-batch", "sequence-length", "gpus", "model"]
 QUESTIONS: tuple[Question, ...] = ("micro-batch", "sequence-length", "gpus", "model")
@@ -51,12 +51,14 @@ def largest_micro_batch(config: Config, cluster: Cluster) -> Edge:
 
 
 def longest_sequence(config: Config, cluster: Cluster) -> Edge:
-    """The most tokens of a sample, in steps of 128."""
+    """The most tokens of a sample, in steps of 128, and no more than the model has positions."""
+    model = find_model(config.job.model) if config.job.model else None
 
     def at(tokens: int) -> Estimate:
         return estimate(config.with_values({"trimtab.sequence_length": tokens}), cluster)
 
-    return _edge("sequence-length", at, SEQUENCE_STEP, LONGEST_SEQUENCE, SEQUENCE_STEP)
+    longest = (model and model.longest_sequence) or LONGEST_SEQUENCE
+    return _edge("sequence-length", at, min(SEQUENCE_STEP, longest), longest, SEQUENCE_STEP)
 
 
 def fewest_gpus(config: Config, cluster: Cluster) -> Edge:
@@ -101,12 +103,12 @@ def _edge(question: Question, at: Callable[[int], Estimate], low: int, high: int
     bad: Estimate | None = None
     best = 0
     size = low
-    while size <= high:
+    while best < high:
         answer = at(size)
         if answer.fits_probability < SURE:
             bad = answer
             break
-        good, best, size = answer, size, size * 2
+        good, best, size = answer, size, min(size * 2, high)
     if good is None or bad is None:
         return Edge(question=question, value=best or None, answer=good, beyond=bad)
     floor, ceiling = best, size

@@ -64,7 +64,7 @@ def complete(given: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         raise UnknownArchitecture(
             f"{where}: the arithmetic does not know the model type '{model_type}'. Known: "
             f"{', '.join(known_model_types())}. `trimtab rehearse --phantom` builds the real model through "
-            "transformers and measures any other architecture."
+            "transformers and measures any other model of text."
         )
     if given.get("per_layer_config"):
         raise UnknownArchitecture(

@@ -73,7 +73,7 @@ class Job:
 
     @classmethod
     def from_block(cls, block: Mapping[str, Any] | None, *, where: str = "the configuration") -> Job:
-        """The job that a ``"trimtab"`` block states; None or an empty block gives the defaults.
+        """The job that a ``"trimtab"`` block states; None or an empty block gives the defaults, as null does.
 
         Raises:
             UsageError: a key or value that the block cannot hold, named with its cure.
@@ -89,7 +89,7 @@ class Job:
                     f'{where}: "trimtab" has no key "{key}".'
                     + (f' Did you mean "{hint[0]}"?' if hint else f" It knows {', '.join(known)}.")
                 )
-        values = dict(block)
+        values = {key: value for key, value in block.items() if value is not None}
         task = _choice(values.get("task", "causal-lm"), TASKS, "task", where)
         values["task"] = task
         values.setdefault(

@@ -65,11 +65,9 @@ def make_options(
     gpus_per_node = gpus_per_node or settings.gpus_per_node
     nodes = nodes or settings.nodes
     if gpu is not None:
-        from trimtab.cluster import parse_gpus
+        from trimtab.cluster import name_and_count
 
-        card, count = parse_gpus(gpu)
-        gpus_per_node = gpus_per_node or (count if count > 1 or ":" in gpu else None)
-        gpu = card.name
+        gpu, gpus_per_node = name_and_count(gpu, gpus_per_node)
     model = model or settings.model
     if model is not None:
         _model(model)

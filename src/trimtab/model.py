@@ -68,6 +68,11 @@ class Model:
     labels: int
 
     @property
+    def longest_sequence(self) -> int | None:
+        """The most tokens of a sample that can run: learned positions end, all others go on."""
+        return self.max_positions if self.positions == "learned" and self.max_positions > 0 else None
+
+    @property
     def all_layers(self) -> int:
         """Transformer layers, an encoder-decoder's in both stacks."""
         return self.layers + self.decoder_layers
@@ -142,6 +147,8 @@ def find_hf(name_or_path: str | os.PathLike[str]) -> HfConfig:
     'gpt2'
     """
     text = os.fspath(name_or_path)
+    if not text.strip():
+        raise NotFound("model", text, (), cure="Give a catalogue name, a Hugging Face id or a config.json.")
     canonical = _names().get(text.strip().lower().replace("_", "-")) or _names().get(text.strip().lower())
     if canonical:
         row = catalogue()[canonical]
@@ -160,7 +167,8 @@ def find_hf(name_or_path: str | os.PathLike[str]) -> HfConfig:
         "model",
         text,
         _names(),
-        cure="Give a catalogue name, a Hugging Face id in the local cache, or a path to a config.json.",
+        cure="Give a catalogue name, a Hugging Face id in the local cache (`hf download ID config.json` puts "
+        "it there), or a path to a config.json.",
     )
 
 

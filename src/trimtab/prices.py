@@ -123,7 +123,7 @@ def _read(path: Path) -> tuple[_Row, ...]:
         records = records.get(
             "rows", [{"gpu": name, "usd_per_gpu_hour": usd} for name, usd in records.items()]
         )
-    if not isinstance(records, Sequence) or isinstance(records, str):
+    if not isinstance(records, Sequence) or isinstance(records, str) or not records:
         raise UnreadableFile(f"{path}: a price file is {_SHAPE}.")
     return tuple(
         _row(record, f"{path}, row {number}", today) for number, record in enumerate(records, start=1)

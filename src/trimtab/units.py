@@ -56,7 +56,10 @@ def _parse(text: str, units: dict[str, int], wanted: str) -> float:
     unit = match[2].lower() if match else ""
     if not match or unit not in units:
         raise UsageError(f"'{text}' is not {wanted}")
-    return float(match[1]) * units[unit]
+    value = float(match[1]) * units[unit]
+    if not math.isfinite(value):
+        raise UsageError(f"'{text}' is more than can be counted; give {wanted}")
+    return value
 
 
 def format_bytes(count: float) -> str:

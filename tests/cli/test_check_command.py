@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sources import ROOT, SRC, python, trimtab
+from trimtab import catalogue
 from trimtab.report.rule_pages import markdown
 from trimtab.rules.registry import rules
 
@@ -136,3 +137,37 @@ def test_no_torch_is_imported() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'deepspeed', 'transformers', 'numpy')))"
     )
     assert python("-c", program).returncode == 0
+
+
+def test_neither_the_file_nor_a_ready_configuration_is_overwritten(wrong: Path) -> None:
+    before = wrong.read_bytes()
+    done = trimtab("check", str(wrong), "-o", str(wrong))
+    assert (done.returncode, wrong.read_bytes()) == (2, before)
+    assert "name another file" in done.stderr
+    ready = catalogue.path("llama_70b_multi_node")
+    before = ready.read_bytes()
+    done = trimtab("fix", "llama_70b_multi_node", "--unsafe")
+    assert (done.returncode, ready.read_bytes()) == (2, before)
+    assert "`trimtab init llama_70b_multi_node` copies it" in done.stderr
+    assert trimtab("fix", "llama_70b_multi_node", "--unsafe", "--diff").stdout.startswith("---")
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest_ready_one() -> None:
+    for words in (["check", "llama_7b_single_nod"], ["diff", "gpt2_baseline", "llama_7b_single_nod"]):
+        done = trimtab(*words)
+        assert done.returncode == 2
+        assert "Did you mean llama_7b_single_node" in done.stderr
+
+
+def test_a_folder_without_configurations_is_said(tmp_path: Path) -> None:
+    done = trimtab("check", str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, f"note: no configuration was found in {tmp_path}\n")
+
+
+@pytest.mark.parametrize(
+    "words", [["schema"], ["explain", "gradient_clipping"], ["diff", "gpt2_baseline", "gptj_6b_zero2"]]
+)
+def test_a_release_that_nobody_knows_is_said(words: list[str]) -> None:
+    done = trimtab(*words, "--deepspeed", "99.0")
+    assert done.stderr.startswith("note: DeepSpeed 99.0 is newer than any release known here")
+    assert done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -312,3 +313,32 @@ def test_the_module_is_the_command(capsys: Capture) -> None:
     assert trimtab("--version").stdout == f"trimtab {__version__}\n"
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"trimtab {__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["estimate", "gpt2_baseline"]])
+def test_a_full_disk_behind_stdout_is_one_line(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "trimtab", *words], stdout=full, stderr=subprocess.PIPE, text=True,
+            check=False, env={**os.environ, "PYTHONPATH": str(SRC)},
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "error: the output: the disk is full.\n")
+
+
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 0), ("2>&-", 0)])
+def test_a_stream_that_is_closed_is_no_mistake(closed: str, code: int) -> None:
+    done = subprocess.run(
+        f"{shlex.quote(sys.executable)} -m trimtab estimate gpt2_baseline {closed}", shell=True, text=True,
+        capture_output=True, check=False, env={**os.environ, "PYTHONPATH": str(SRC)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+@pytest.mark.parametrize("words", [["train", "gpt2_baseline", "--data", "x.txt"], ["demo"]])
+def test_training_without_its_packages_names_the_extra(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(words) == 2
+    said = "error: training needs torch, which is not installed: pip install 'trimtab[train]'\n"
+    assert capsys.readouterr().err == said

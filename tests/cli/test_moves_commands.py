@@ -121,3 +121,21 @@ def test_ladder_says_no_with_exit_code_1(capsys: Capture) -> None:
     code, found = document(capsys, "ladder", "llama_13b_zero3_offload", "--gpu", "rtx4090",
                            "--gpus-per-node", "4")  # fmt: skip
     assert (code, found["fits"]) == (1, False)
+
+
+def test_adapt_overwrites_nothing_unasked(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text("{}", encoding="utf-8")
+    words = ["adapt", "llama_7b_single_node", "--gpu", "v100-32gb", "-o", str(file)]
+    assert main(words) == 2
+    assert "--force overwrites it" in capsys.readouterr().err
+    assert file.read_text(encoding="utf-8") == "{}"
+    assert main([*words, "--force"]) == 0
+    assert '"stage": 3' in file.read_text(encoding="utf-8")
+
+
+def test_adapt_gives_no_number_for_what_the_engine_refuses(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(MINE.replace('"stage"', '"stge"'), encoding="utf-8")
+    assert main(["adapt", str(file), "--gpu", "a100-40gb"]) == 2
+    assert "no key 'stge'" in capsys.readouterr().err

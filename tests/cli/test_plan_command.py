@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -100,6 +101,14 @@ def test_the_report_needs_nothing_else(tmp_path: Path) -> None:
         ElementTree.fromstring("<svg" + picture.partition("</svg>")[0] + "</svg>")
     for part in ("Memory of a GPU", "Why", "Considered", "train_batch_size"):
         assert part in page
+    # what is wider than a phone scrolls in a frame; the bar has no words and may shrink
+    assert page.count("<table") == page.count('<div class="wide considered"><table') == 1
+    assert [picture.startswith(' class="bar"') for picture in pictures] == [True, False]
+    assert '<div class="wide"><svg' in page
+    # and the name of the axis that goes up stands above the figures on it
+    heights = [float(y) for y in re.findall(r'<text x="[\d.]+" y="([\d.]+)"', pictures[1])]
+    assert heights.count(min(heights)) == 1
+    assert "rotate(" not in page
 
 
 def test_proofs_are_told(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -134,3 +143,10 @@ def test_nothing_heavy_is_imported() -> None:
     heavy = {"torch", "deepspeed", "transformers", "numpy", "matplotlib"}
     done = python("-c", program + f"sys.exit(str(sorted({heavy!r} & set(sys.modules))))")
     assert done.stderr.strip() == "[]"
+
+
+def test_two_files_cannot_be_one(tmp_path: Path, capsys: Capture) -> None:
+    file = str(tmp_path / "plan")
+    assert main([*QUICK, "-o", file, "--html", file]) == 2
+    assert "give them two files" in capsys.readouterr().err
+    assert not (tmp_path / "plan").exists()

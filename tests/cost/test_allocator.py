@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from trimtab.config import Config
 from trimtab.cost.allocator import (
+    AGAIN,
     EMPTY,
     FLATTEN,
     LARGE_SEGMENT,
@@ -17,11 +18,12 @@ from trimtab.cost.allocator import (
     RESET,
     SMALL_SEGMENT,
     WORKSPACE_BYTES,
+    Block,
     CachingAllocator,
+    Course,
     OutOfMemory,
     Reading,
     Replay,
-    begun,
 )
 from trimtab.cost.memory import profile
 from trimtab.model import Model
@@ -87,6 +89,16 @@ def test_the_smallest_block_that_fits_is_taken() -> None:
     assert allocator.take(18 * MIB).address == 40 * MIB
 
 
+def test_of_equal_blocks_the_one_at_the_lowest_address_is_taken() -> None:
+    """BlockComparatorSize in CUDACachingAllocator.cpp; which was cut last does not matter."""
+    allocator = CachingAllocator()
+    first, _, second, _ = (allocator.take(4 * MIB) for _ in range(4))
+    allocator.give(second)
+    allocator.give(first)
+    third, fourth = (allocator.take(4 * MIB) for _ in range(2))
+    assert (third.address, fourth.address) == (0, 8 * MIB)
+
+
 def test_streams_have_pools_of_their_own() -> None:
     allocator = CachingAllocator()
     allocator.give(allocator.take(40 * MIB, 0))
@@ -119,21 +131,101 @@ def test_what_does_not_fit_twice_is_flattened_on_the_host() -> None:
         replay(record, 70 * MIB)
 
 
-def test_a_replay_that_was_begun_goes_on_as_a_whole_one_would() -> None:
+def test_a_course_tells_what_a_whole_replay_on_each_card_would() -> None:
     record = [30 * MIB, 40 * MIB, -1, 2 * MIB, 35 * MIB, -2, -4, 60 * MIB, 3 * MIB, -3, -5, 5 * MIB, NOTE]
-    shared = begun(record, 70 * MIB)
-    found = [outcome(shared.on(size)) for size in range(70 * MIB, 200 * MIB, MIB)]
-    assert found == [outcome(fresh(record, size)) for size in range(70 * MIB, 200 * MIB, MIB)]
-    assert None in found
-    assert found[-1] == outcome(shared.on(None)) == outcome(fresh(record))
-    assert shared.allocator.reserved == 70 * MIB
+    course = Course(record, 70 * MIB)
+    found = [course.fits(size) for size in range(70 * MIB, 200 * MIB, MIB)]
+    assert found == [outcome(fresh(record, size)) is not None for size in range(70 * MIB, 200 * MIB, MIB)]
+    assert {False, True} == set(found)
+    assert course.readings == replay(record)
 
 
-def test_a_replay_is_begun_up_to_a_request_that_may_go_to_the_host() -> None:
+def test_a_course_parts_at_a_request_that_may_go_to_the_host() -> None:
     record = [30 * MIB, 30 * MIB, FLATTEN, 60 * MIB, -1, -2, 2 * MIB, NOTE]
-    shared = begun(record, 60 * MIB)
-    for size in (70, 100, 120, 122):
-        assert outcome(shared.on(size * MIB)) == outcome(fresh(record, size * MIB))
+    course = Course(record, 60 * MIB)
+    for size in (61, 70, 83, 84, 100, 120, 122):
+        assert course.fits(size * MIB) == (outcome(fresh(record, size * MIB)) is not None)
+
+
+def replays_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Where each replay from here on begins in its record."""
+    begins: list[int] = []
+    run = Replay.run
+
+    def counted(self: Replay) -> list[Reading]:
+        begins.append(self._at)
+        return run(self)
+
+    monkeypatch.setattr(Replay, "run", counted)
+    return begins
+
+
+def test_capacities_among_which_nothing_differs_share_a_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    course = Course([60 * MIB, -1, 80 * MIB, NOTE], 80 * MIB)
+    assert course.readings[0].reserved == 140 * MIB
+    begins = replays_of(monkeypatch)
+    assert all(course.fits(size * MIB) for size in range(80, 200))
+    assert begins == [2]
+
+
+def test_a_replay_starts_where_cards_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = [50 * MIB, -1, 60 * MIB, -2, 80 * MIB, -3, NOTE]
+    course = Course(record, 80 * MIB)
+    begins = replays_of(monkeypatch)
+    assert course.fits(120 * MIB)
+    assert course.fits(80 * MIB)
+    assert begins == [4, 2]
+
+
+STEP = [20 * MIB, 3 * MIB, -1, NOTE, 5 * MIB, -2, -3, NOTE]
+
+
+def steps(times: int, marked: bool) -> list[int]:
+    """A step again and again, with marks or without."""
+    found: list[int] = []
+    for turn in range(times):
+        found += [AGAIN] * marked
+        found += [entry - 3 * turn if entry < 0 else entry for entry in STEP]
+    return found
+
+
+def test_a_step_that_leaves_all_as_it_found_it_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    take = CachingAllocator.take
+
+    def counted(self: CachingAllocator, size: int, stream: int = 0) -> Block:
+        taken.append(size)
+        return take(self, size, stream)
+
+    monkeypatch.setattr(CachingAllocator, "take", counted)
+    once = replay(steps(9, marked=True))
+    assert len(taken) == 6  # the second finds a cache where the first found none
+    assert once[-2:] == replay(steps(9, marked=False))[-2:]
+
+
+@given(st.lists(st.tuples(st.integers(1, 40_000), st.integers(0, 30)), min_size=1, max_size=25))
+def test_repeated_steps_are_read_as_if_all_were_made(made: list[tuple[int, int]]) -> None:
+    """Requests of a step that live for some entries, or on into the next step."""
+    count, times = len(made), 5
+    ends: dict[int, list[int]] = {}
+    for turn in range(times):
+        for index, (_, life) in enumerate(made):
+            ends.setdefault(turn * count + min(index + life, index + count - 1), []).append(
+                turn * count + index + 1
+            )
+    plain, marked = [], []
+    for turn in range(times):
+        step = []
+        for index, (size, _) in enumerate(made):
+            step += [512 * size, *(-number for number in ends.get(turn * count + index, ()))]
+        plain += [*step, NOTE]
+        marked += ([AGAIN] if turn else []) + [*step, NOTE]
+    highest = replay(plain)[-1]
+    assert replay(marked)[-1] == highest
+    for share in (8, 9, 10):
+        capacity = highest.peak_allocated + (highest.peak_reserved - highest.peak_allocated) * share // 10
+        mine, theirs = outcome(fresh(marked, capacity)), outcome(fresh(plain, capacity))
+        assert (mine and mine[-1]) == (theirs and theirs[-1])
 
 
 SIZES = st.integers(1, 80_000).map(lambda units: 512 * units)

@@ -282,3 +282,17 @@ def test_samples_are_spread_where_no_gpu_holds_one() -> None:
     assert long.chosen is not None
     assert int(long.chosen.config.get("sequence_parallel_size", 1)) > 1
     assert any("Ulysses" in said for said in long.why)
+
+
+def test_of_machines_that_are_as_fast_the_cheapest_is_taken() -> None:
+    cards = ("b200", "h200")  # a step that waits for its host takes no longer on the slower card
+    answer = plan("gpt2", gpu=",".join(cards), gpus_per_node=1, global_batch=8, sequence_length=128)
+    alone = [plan("gpt2", gpu=card, gpus_per_node=1, global_batch=8, sequence_length=128) for card in cards]
+    bills = [one.chosen.bill for one in alone if one.chosen is not None]
+    faster, cheaper = (
+        min(bills, key=lambda one: one.seconds_per_token),
+        min(bills, key=lambda one: one.usd_per_token),
+    )
+    assert cheaper.seconds_per_token <= faster.seconds_per_token * (1 + TIE)
+    assert answer.chosen is not None
+    assert answer.chosen.bill.cluster.gpu.name == cheaper.cluster.gpu.name == "h200"

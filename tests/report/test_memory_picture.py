@@ -18,9 +18,9 @@ import pytest
 from trimtab import catalogue
 from trimtab.cli.main import main
 from trimtab.cluster import Cluster
+from trimtab.drawing.shapes import INKS, Drawing, Rectangle, Words, to_svg, width_of
 from trimtab.estimate import estimate, to_json
 from trimtab.rehearse.course import course
-from trimtab.report.drawing import INKS, Drawing, Rectangle, Words, to_svg, width_of
 from trimtab.report.memory_chart import course_text
 from trimtab.report.memory_page import memory_page
 from trimtab.report.memory_picture import COLOURS, OUTSIDE, UNDIVIDED, _on, bars, picture, verdict
@@ -219,6 +219,14 @@ def test_the_page_is_whole_and_needs_nothing_else(document: Document) -> None:
     assert "<script" not in text
     assert document["config"] in read.text
     assert all(one in read.text for one in document["assumptions"])
+    assert all(f'<p class="bad">{one}</p>' in text for one in document.get("warnings", ()))
+
+
+@each
+def test_what_is_wider_than_a_phone_scrolls_in_a_frame(document: Document) -> None:
+    text = memory_page(document)
+    for part in ("<svg", "<table"):
+        assert text.count(part) == text.count(f'<div class="wide">{part}') > 0
 
 
 def test_the_page_tells_where_memory_ran_out() -> None:

@@ -145,3 +145,16 @@ def test_a_shrunken_model_is_small_and_the_same_kind(model: str) -> None:
     if groups is not None and groups < whole.num_attention_heads:
         assert small.num_key_value_heads < small.num_attention_heads
     assert whole.hidden_size > 128
+
+
+@pytest.mark.parametrize(
+    ("change", "near"),
+    [
+        ("train_batch_sze=64", "train_batch_size"),
+        ("zero_optimization.stge=1", "stage"),
+        ("optimizer.params.lrr=1", "lr"),
+    ],
+)
+def test_a_key_that_nothing_reads_cannot_be_set(change: str, near: str) -> None:
+    with pytest.raises(UsageError, match=rf"^--set {change.partition('=')[0]}: .*Did you mean {near}\?"):
+        effective_config(settings(changes=(change,)), world=4)

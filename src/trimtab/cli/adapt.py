@@ -21,6 +21,7 @@ def adapt(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the result there.")
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Change CONFIG itself; comments stay.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
     as_json: job.JsonOption = False,
 ) -> int:
     """Change a configuration to fit other machines.
@@ -39,6 +40,7 @@ def adapt(
 
     from trimtab import catalogue
     from trimtab.adapt import adapt as answer_for
+    from trimtab.cli.settling import hold_to_the_engine
     from trimtab.errors import UsageError
     from trimtab.report import console
     from trimtab.report.adapt import adapt_document, adapt_text
@@ -50,9 +52,12 @@ def adapt(
         raise UsageError(f"{config} is a ready configuration, which stays as it is: give --output FILE")
     if write and output is not None:
         raise UsageError("--write changes CONFIG and --output writes another file: give one of them")
+    if output is not None and output.exists() and not force:
+        raise UsageError(f"{output} is there already; --force overwrites it.")
     named = {name: flags.pop(name) for name in job.MACHINES}
     stated, notes = job.stated(config, **flags)
     cluster = job.machines(config, stated, **named)
+    hold_to_the_engine(config, stated, None)
     answer = answer_for(stated, cluster, home=job.home(config), fastest=fastest)
     source = read_source(catalogue.path(config) if ready else config)
     if ready:

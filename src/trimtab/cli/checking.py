@@ -115,6 +115,12 @@ def run(
     if options.version.problem:
         print(f"note: {options.version.problem}", file=sys.stderr)  # noqa: T201
     sources = list(collect(paths, settings))
+    if output_file is not None and any(_same(output_file, source.file) for source in sources):
+        raise UsageError(f"-o {output_file}: that is the configuration to check; name another file")
+    if not sources:
+        print(f"note: no configuration was found in {', '.join(paths)}", file=sys.stderr)  # noqa: T201
+    if (fix or unsafe_fixes) and not diff:
+        _refuse_ready(sources)
     if fix or unsafe_fixes or diff:
         from trimtab.fixing import fixed
 
@@ -140,6 +146,27 @@ def _start(paths: Sequence[str]) -> Path:
         return first if first.is_dir() else first.parent
     except (OSError, ValueError):
         return Path()
+
+
+def _same(file: Path, name: str) -> bool:
+    try:
+        return file.samefile(name)
+    except (OSError, ValueError):  # one of them is no file
+        return False
+
+
+def _refuse_ready(sources: Sequence[Source]) -> None:
+    """The ready configurations stay as they were proven."""
+    from trimtab import catalogue
+
+    ready = {str(catalogue.path(name)): name for name in catalogue.names()}
+    for source in sources:
+        if source.file in ready:
+            name = ready[source.file]
+            raise UsageError(
+                f"{name} is a ready configuration, which stays as it is: `trimtab init {name}` copies it, "
+                "--diff shows the fixes"
+            )
 
 
 def _split(texts: Sequence[str] | None) -> list[str]:

@@ -27,6 +27,9 @@ def demo(
       trimtab demo
       trimtab demo --run /tmp/demo --steps 50
     """
+    from trimtab.errors import need_packages
+
+    need_packages("training")
     from trimtab.train.demo import STEPS, demo_settings
     from trimtab.train.report import describe
     from trimtab.train.start import settle_device, start

@@ -29,11 +29,9 @@ def diff(
     from trimtab.compare import compare
     from trimtab.report.difference import text
     from trimtab.report.document import to_json
-    from trimtab.source import read_source
 
-    sources = [
-        read_source(catalogue.path(name) if name in catalogue.names() else name) for name in (before, after)
-    ]
-    found = compare(*sources, deepspeed=deepspeed)
+    found = compare(catalogue.read(before), catalogue.read(after), deepspeed=deepspeed)
+    if found.version.problem:
+        typer.echo(f"note: {found.version.problem}", err=True)
     typer.echo(to_json(found.to_dict()) if as_json else text(found), nl=as_json)
     return int(not found.equal)

@@ -53,6 +53,8 @@ def explain(
         typer.echo(to_json(answer) if as_json else rule_pages.listing(name.upper()))
         return
     keys = schema.load(deepspeed)
+    if keys.version.problem:
+        typer.echo(f"note: {keys.version.problem}", err=True)
     try:
         page = keys.page(name)
     except NotFound as error:
@@ -61,9 +63,10 @@ def explain(
             answer = {"moves": [move_pages.document(move) for move in moves]}
             typer.echo(to_json(answer) if as_json else "\n".join(map(move_pages.text, moves)), nl=as_json)
             return
-        raise NotFound(
-            "rule, key or move", name, [*rules(), *keys.paths(), *MOVES], cure=str(error).partition(". ")[2]
-        ) from None
+        meant = str(error).partition(". ")[2]
+        names = () if meant else [*rules(), *keys.paths(), *MOVES]
+        cure = meant or "`trimtab explain` lists the rules."
+        raise NotFound("rule, key or move", name, names, cure=cure) from None
     key = keys.key(name)
     if as_json:
         facts = None if key is None else rule_pages.key_document(key)

@@ -9,11 +9,14 @@ import typer
 from trimtab import fit as edges
 from trimtab.cli import job_flags as job
 from trimtab.cli.settling import hold_to_the_engine
-from trimtab.errors import NotFound
+from trimtab.errors import UsageError
 from trimtab.estimate import to_json as estimate_document
 from trimtab.model import catalogue, find_model
 from trimtab.report.document import to_json
 from trimtab.units import format_bytes, format_count
+
+SOUGHT = {"micro-batch": "micro_batch", "sequence-length": "sequence_length"}
+"""The flag that states what a question looks for."""
 
 
 @job.takes(
@@ -39,7 +42,9 @@ def fit(
       trimtab fit llama_70b_multi_node --find gpus
     """
     if find not in edges.QUESTIONS:
-        raise NotFound("question", find, edges.QUESTIONS)
+        raise UsageError(f"--find {find}: it is one of {', '.join(edges.QUESTIONS)}")
+    if find in SOUGHT and flags[SOUGHT[find]] is not None:
+        raise UsageError(f"--find {find} looks for what --{find} states: leave one of them out")
     settled, cluster, notes = job.settle(config, **flags)
     hold_to_the_engine(config, settled, cluster)
     if find == "micro-batch":

@@ -13,7 +13,8 @@ from trimtab.cli.checking import run
 def fix(
     paths: Paths,
     unsafe: Annotated[
-        bool, typer.Option("--unsafe", help="Apply fixes that change what the run does too.")
+        bool,
+        typer.Option("--unsafe", "--unsafe-fixes", help="Apply fixes that change what the run does too."),
     ] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Show the changes, and change nothing.")] = False,
     deepspeed: Annotated[

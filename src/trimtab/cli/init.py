@@ -41,4 +41,4 @@ def init(
             raise UsageError(f"{target} is there already; --force overwrites it.") from None
         raise UnreadableFile(f"{target}: cannot be written: {error.strerror}.") from None
     typer.echo(f"wrote {target}", err=True)
-    typer.echo(f"Next: edit it, then `trimtab train {target}`", err=True)
+    typer.echo(f"Next: edit it, then `trimtab train {target} --data DATA`", err=True)

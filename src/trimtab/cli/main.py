@@ -27,6 +27,9 @@ FAILED = 2
 
 def run() -> None:
     """The console script: the process's arguments in, its exit code out."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without × is no reason to fail
@@ -179,9 +182,12 @@ def _say(details: dict[str, Any], exit_code: int, arguments: Sequence[str]) -> i
     if "--json" in own:
         from trimtab.report.document import to_json
 
-        _print(to_json({"error": {**details, "exit_code": exit_code}}))
-    else:
-        print(f"error: {details['message']}", file=sys.stderr)  # noqa: T201
+        try:
+            print(to_json({"error": {**details, "exit_code": exit_code}}), flush=True)  # noqa: T201
+            return exit_code
+        except OSError:  # stdout takes nothing any more
+            pass
+    print(f"error: {details['message']}", file=sys.stderr)  # noqa: T201
     return exit_code
 
 

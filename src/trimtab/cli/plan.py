@@ -105,6 +105,8 @@ def plan(
     """
     for file in (output, html):
         _refuse_overwriting(file, force)
+    if output is not None and html is not None and output.absolute() == html.absolute():
+        raise UsageError(f"-o and --html both name {output}: give them two files")
     lora = None
     if lora_r is not None or lora_targets is not None:
         targets = tuple(one.strip() for one in lora_targets.split(",")) if lora_targets else None
@@ -172,9 +174,9 @@ def _write(answer: Plan, output: Path | None, html: Path | None) -> None:
     if output is not None and answer.chosen is not None:
         _save(output, json.dumps(file_of(answer.chosen), indent=2) + "\n")
     if html is not None:
-        from trimtab.report.plan_html import page
+        from trimtab.report.plan_page import plan_page
 
-        _save(html, page(answer))
+        _save(html, plan_page(answer))
 
 
 def _save(file: Path, text: str) -> Any:

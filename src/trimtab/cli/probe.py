@@ -48,6 +48,8 @@ def probe(
       torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d \\
         --rdzv-endpoint HOST:29500 -m trimtab probe
     """
+    if output is not None:
+        kept.check_writable(output)
     found = gpus_here()
     sheet = measure(device="cuda" if found else "cpu", ranks=ranks or found or 2, disk=disk, build=build)
     if sheet is None:

@@ -64,14 +64,17 @@ def rehearse(
     settled, cluster, notes = job.settle(config, **flags)
     if phantom is None:
         phantom = not gpu_is_here()
+    recorded = "--timeline: only a phantom rehearsal records a step's order; add --phantom"
+    if timeline is not None and not phantom:
+        raise UsageError(recorded)
     answer = answer_for(settled, cluster, phantom=phantom, rank=rank, use_cache=not no_cache)
-    if timeline is not None:
-        if answer.seen is None or answer.seen.simulated is None:
-            raise UsageError("--timeline: only a phantom rehearsal records a step's order; add --phantom")
-        write_timeline(answer.seen.simulated, timeline)
     entry = entry_of(answer)
     if entry is not None:
         keep(entry)
+    if timeline is not None:
+        if answer.seen is None or answer.seen.simulated is None:
+            raise UsageError(recorded)
+        write_timeline(answer.seen.simulated, timeline)
     if picture:
         write_picture({**document(answer), "notes": list(notes)}, picture)
     if as_json:

@@ -71,7 +71,7 @@ def _page(what: str) -> tuple[str, Path]:
 
 def _answer(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UnreadableFile(f"{path}: not JSON: {error}") from None
     if not isinstance(found, dict) or not {"method", "gpu", "host", "speed"} <= set(found):

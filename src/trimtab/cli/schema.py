@@ -28,7 +28,10 @@ def schema(
     """
     from trimtab.schema import load
 
-    text = json.dumps(load(deepspeed).json_schema(), indent=2, ensure_ascii=False) + "\n"
+    keys = load(deepspeed)
+    if keys.version.problem:
+        typer.echo(f"note: {keys.version.problem}", err=True)
+    text = json.dumps(keys.json_schema(), indent=2, ensure_ascii=False) + "\n"
     if output_file is None:
         typer.echo(text, nl=False)
         return

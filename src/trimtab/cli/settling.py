@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab import catalogue
-from trimtab.cluster import Cluster, find_gpu, find_link
+from trimtab.cluster import Cluster, find_link, name_and_count
 from trimtab.config import Config, fit_world
 from trimtab.errors import RefusedConfig, UnknownArchitecture, UsageError
 from trimtab.folders import history_file
@@ -50,12 +51,21 @@ def settle(
     """
     config, notes = stated(name, **job)
     cluster = machines(name, config, gpu, gpus_per_node, nodes, link, host_memory)
+    if (
+        name not in catalogue.names()
+        and nodes is None
+        and name_and_count(gpu or "", gpus_per_node)[1] is None
+    ):
+        whence = ", as the file's batch keys have it" if _stated_world(config) > 1 else ""
+        notes = (*notes, f"no number of GPUs is stated: {cluster.world_size}{whence}")
     config, moved = fit_world(config, cluster.world_size)
     return config, cluster, notes + moved
 
 
-def hold_to_the_engine(name: str, config: Config, cluster: Cluster) -> None:
+def hold_to_the_engine(name: str, config: Config, cluster: Cluster | None) -> None:
     """Let no figure stand where there will be no run: a file of the user's own is checked first.
+
+    Without ``cluster`` the batch is left open, for a command that will fit it.
 
     Raises:
         RefusedConfig: DeepSpeed stops as it reads the configuration or builds the engine.
@@ -66,7 +76,8 @@ def hold_to_the_engine(name: str, config: Config, cluster: Cluster) -> None:
 
     # "auto" is for transformers to fill in
     loader = "transformers" if '"auto"' in json.dumps(config.raw) else None
-    report = check(config.raw, loader=loader, gpus_per_node=cluster.gpus_per_node, nodes=cluster.nodes)
+    per_node, nodes = (None, None) if cluster is None else (cluster.gpus_per_node, cluster.nodes)
+    report = check(config.raw, loader=loader, gpus_per_node=per_node, nodes=nodes)
     for finding in report.findings:
         if finding.refused in ("reading", "building"):
             raise RefusedConfig(
@@ -107,7 +118,7 @@ def stated(
         changes["trimtab.lora"] = {**lora, "target_modules": targets} if targets else lora
     stated = config.raw.get("trimtab") or {}
     notes: tuple[str, ...] = ()
-    if task is None and "task" not in stated:
+    if task is None and stated.get("task") is None:
         usual = _usual_task(model or config.job.model)
         if usual != config.job.task:
             changes["trimtab.task"] = usual
@@ -117,7 +128,12 @@ def stated(
             changes[f"{section}.enabled"] = True
             notes = (*notes, f'{section}.enabled is "auto": taken as true')
             break
-    return _with_batch(config.with_values(changes), micro_batch, grad_accum), notes
+    config = config.with_values(changes)
+    if sequence_length is None and stated.get("sequence_length") is None:
+        tokens = _usual_length(config)
+        config = config.with_values({"trimtab.sequence_length": tokens})
+        notes = (*notes, f"no sequence length is stated: {tokens} tokens a sample")
+    return _with_batch(config, micro_batch, grad_accum), notes
 
 
 def _is_auto(section: Any) -> bool:
@@ -129,9 +145,28 @@ def _usual_task(model: str | None) -> str:
     try:
         kind: str = find_model(model).kind if model else "causal"
     except UnknownArchitecture:  # a rehearsal can still build it
-        both = find_hf(model or "").hf.get("is_encoder_decoder")
-        kind = "encoder-decoder" if both else "causal"
+        kind = _kind_of(find_hf(model or "").hf)
     return {"causal": "causal-lm", "encoder": "masked-lm", "encoder-decoder": "seq2seq-lm"}[kind]
+
+
+def _kind_of(hf: Mapping[str, Any]) -> str:
+    """What kind of model a config says that it is, whose architecture the arithmetic does not know."""
+    if hf.get("is_encoder_decoder"):
+        return "encoder-decoder"
+    heads = hf.get("architectures")
+    return (
+        "encoder" if isinstance(heads, list) and any("ForMaskedLM" in str(one) for one in heads) else "causal"
+    )
+
+
+def _usual_length(config: Config) -> int:
+    """The task's own length where nobody says, and no more than the model has positions."""
+    usual = config.job.sequence_length
+    try:
+        positions = find_model(config.job.model).max_positions if config.job.model else 0
+    except UnknownArchitecture:  # a rehearsal can still build it
+        positions = 0
+    return min(usual, positions) if positions > 0 else usual
 
 
 def _with_batch(config: Config, micro: int | None, accumulation: int | None) -> Config:
@@ -163,8 +198,10 @@ def machines(
     intra = joint if joint is not None and joint.kind == "intra" else None
     memory = parse_bytes(host_memory) if host_memory is not None else None
     hardware = catalogue.hardware(name) if name in catalogue.names() else None
+    if gpu is not None:
+        gpu, gpus_per_node = name_and_count(gpu, gpus_per_node)
     if hardware is not None:
-        own = gpu is None or find_gpu(gpu).name == hardware.gpu
+        own = gpu is None or gpu == hardware.gpu
         gpu, nodes = gpu or hardware.gpu, nodes or hardware.nodes
         if own and inter is None and hardware.inter_node_link is not None:
             inter = find_link(hardware.inter_node_link)

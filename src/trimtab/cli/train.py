@@ -95,7 +95,9 @@ def train(
       trimtab train bert_base_finetuning --from bert-base-uncased \\
         --data reviews.csv --epochs 3 --set train_batch_size=64
     """
-    from trimtab.errors import UsageError
+    from trimtab.errors import UsageError, need_packages
+
+    need_packages("training")
     from trimtab.train.predict import prediction
     from trimtab.train.settings import DEVICES, Settings
     from trimtab.train.start import settle_device, settle_ranks, start

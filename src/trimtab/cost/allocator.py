@@ -9,9 +9,9 @@ stream.
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from copy import copy
 from itertools import islice
 from typing import NamedTuple
@@ -24,12 +24,12 @@ LARGE_REQUEST = 10 << 20  # kMinLargeAlloc: from here on a request gets a segmen
 LARGE_UNIT = 2 << 20  # kRoundLarge
 LARGE_REST = SMALL_REQUEST + 1  # should_split: what must be left of a large block for it to be cut
 
-RESET, NOTE, EMPTY, FLATTEN = 1, 2, 3, 4
-"""Marks in a record: peaks start anew, statistics are read, ``torch.cuda.empty_cache``, and a request that
-may wait until what ends right after it has gone (DeepSpeed flattens on the host where the device has no room,
-stage_1_and_2.py:450)."""
-STREAMS = 8
-"""A request's low bits tell its stream."""
+RESET, NOTE, EMPTY, FLATTEN, AGAIN = 1, 2, 3, 4, 5
+"""Marks in a record: peaks start anew, statistics are read, ``torch.cuda.empty_cache``, a request that may
+wait until what ends right after it has gone (DeepSpeed flattens on the host where the device has no room,
+stage_1_and_2.py:450), and a moment of a step after which nothing but that step comes, again and again."""
+STREAMS = 64
+"""A request's low bits tell its stream: torch has pools of 32 at two priorities (c10/cuda/CUDAStream.cpp)."""
 WORKSPACE_BYTES = {True: 32 << 20, False: (4096 * 2 + 16 * 8) << 10}
 """What one cuBLAS handle takes at its first product, on Hopper and later, and before.
 
@@ -80,6 +80,9 @@ class CachingAllocator:
 
     def __init__(self, capacity_bytes: int | None = None, *, gives_back: bool = True) -> None:
         self.capacity_bytes, self.gives_back = capacity_bytes, gives_back
+        self.served, self.refused = 0, sys.maxsize
+        """The most that was ever reserved, and the least that there was no room for: what has happened would
+        be the same with every capacity from the one up to below the other."""
         self.allocated = self.peak_allocated = 0
         self.reserved = self.peak_reserved = 0
         self.used = self.peak_used = 0
@@ -176,17 +179,21 @@ class CachingAllocator:
         Raises:
             OutOfMemory: it has not, and nothing is to be given back.
         """
-        has_room = self.capacity_bytes is None or self.reserved + size <= self.capacity_bytes
-        if not has_room and not self.gives_back:
+        total = self.reserved + size
+        if self.capacity_bytes is None or total <= self.capacity_bytes:
+            self.served = max(self.served, total)
+            return True
+        self.refused = min(self.refused, total)
+        if not self.gives_back:
             raise self._out_of_memory(size)
-        return has_room
+        return False
 
     def copy(
         self, taken: Mapping[int, Block], capacity_bytes: int | None
     ) -> tuple[CachingAllocator, dict[int, Block]]:
         """The same on a card of ``capacity_bytes``, with its copies of all blocks that are ``taken``."""
         other = copy(self)
-        other.capacity_bytes, other.gives_back = capacity_bytes, True
+        other.capacity_bytes, other.gives_back, other.refused = capacity_bytes, True, sys.maxsize
         blocks = [*taken.values(), *(block for free in self._free for _, _, block in free)]
         twins = {one: Block(one.size, one.pool, one.address, free=one.free) for one in blocks}
         for one, twin in twins.items():
@@ -194,6 +201,15 @@ class CachingAllocator:
             twin.after = twins[one.after] if one.after else None
         other._free = [[(size, at, twins[block]) for size, at, block in free] for free in self._free]
         return other, {number: twins[block] for number, block in taken.items()}
+
+    def layout(self, taken: Mapping[int, Block]) -> list[tuple[int, int, int, bool, int]]:
+        """Every block in order: pool, address, size, whether a segment begins with it, and its number.
+
+        That is what it has in ``taken``, or 0 if it is free.
+        """
+        every = [(0, block) for free in self._free for _, _, block in free]
+        every += taken.items()
+        return sorted((one.pool, one.address, one.size, one.before is None, number) for number, one in every)
 
     def reset_peaks(self) -> None:
         """Start new peaks from what is there."""
@@ -230,8 +246,8 @@ class CachingAllocator:
         self.reserved += segment
         if self.reserved > self.peak_reserved:
             self.peak_reserved = self.reserved
-        self._address += segment
-        return Block(segment, pool, self._address - segment)
+        self._address -= segment
+        return Block(segment, pool, self._address)
 
 
 class Replay:
@@ -248,6 +264,7 @@ class Replay:
         self._at = self._requests = 0
         self._blocks: dict[int, Block] = {}
         """By number of the request."""
+        self._step: _Step | None = None
 
     def run(self) -> list[Reading]:
         """Go on to the end; the statistics at every ``NOTE``.
@@ -275,6 +292,9 @@ class Replay:
                     self.readings.append(allocator.reading())
                 elif entry == FLATTEN and not allocator.has_room(self._record[at + 1]):
                     self._postpone(at + 1)
+                elif entry == AGAIN and self._goes_round(at, requests):
+                    at = len(self._record)
+                    break
         finally:
             self._at, self._requests = at, requests
         return self.readings
@@ -286,18 +306,86 @@ class Replay:
             after += 1
         record[at:after] = [*record[at + 1 : after], record[at]]
 
+    def _goes_round(self, at: int, requests: int) -> bool:
+        """Whether all lies as it did a step ago: then the rest of the record changes nothing any more.
+
+        It is read as it was in that step, but for peaks, which have all been seen.
+        """
+        allocator, last = self.allocator, self._step
+        step = self._step = _Step(requests, len(self.readings), allocator.layout(self._blocks))
+        if last is None or not step.found_as(last):
+            return False
+        now, read = allocator.reading(), self.readings[last.readings :]
+        for number in range(self._record[at:].count(NOTE)):
+            one = read[number % len(read)]
+            self.readings.append(now._replace(allocated=one.allocated, reserved=one.reserved))
+        return True
+
     def on(self, capacity_bytes: int | None) -> Replay:
         """The same from here on with a card of ``capacity_bytes``; this replay itself stays where it is."""
         allocator, blocks = self.allocator.copy(self._blocks, capacity_bytes)
         other = Replay(self._record, allocator)
         other.readings += self.readings
         other._at, other._requests, other._blocks = self._at, self._requests, blocks
+        other._step = self._step
         return other
 
 
-def begun(record: Sequence[int], capacity_bytes: int) -> Replay:
-    """``record`` as far as it goes the same way on every card of ``capacity_bytes`` and more."""
-    replay = Replay(record, CachingAllocator(capacity_bytes, gives_back=False))
-    with suppress(OutOfMemory):
-        replay.run()
-    return replay
+class _Step(NamedTuple):
+    """A moment of a step: how much had been requested and read, and how all blocks lay."""
+
+    requests: int
+    readings: int
+    layout: list[tuple[int, int, int, bool, int]]
+
+    def found_as(self, before: _Step) -> bool:
+        """Whether all lay ``before``, a step ago, as it does here: what comes finds what it found then.
+
+        A block's request is the same, which lives on, or here a step later than there.  Of addresses only the
+        order matters.
+        """
+        length = self.requests - before.requests
+        return len(self.layout) == len(before.layout) and all(
+            (pool, size, first) == (its_pool, its_size, its_first)
+            and (number == its_number or 0 < its_number == number - length)
+            for (pool, _, size, first, number), (its_pool, _, its_size, its_first, its_number) in zip(
+                self.layout, before.layout, strict=True
+            )
+        )
+
+
+class Course:
+    """A record's way through an allocator without limit, and how far smaller cards go along with it.
+
+    They part where they have no room for what is reserved then, and what happened before need not be done
+    again.  Cards smaller than ``capacity_bytes`` must not be asked about.
+    """
+
+    def __init__(self, record: Sequence[int], capacity_bytes: int) -> None:
+        allocator = CachingAllocator(capacity_bytes, gives_back=False)
+        replay = Replay(record, allocator)
+        self._partings: list[tuple[int, Replay]] = []
+        """Where more is reserved than ever before: how much, and the replay up to there."""
+        while True:
+            try:
+                self.readings = replay.run()
+                break
+            except OutOfMemory:
+                self._partings.append((allocator.refused, replay.on(None)))
+                allocator.capacity_bytes, allocator.refused = allocator.refused, sys.maxsize
+        self._known = [(allocator.served, sys.maxsize, True)]
+        """Capacities from and below which all goes alike, and whether it fits."""
+
+    def fits(self, capacity_bytes: int) -> bool:
+        """Whether a card of ``capacity_bytes`` serves every request."""
+        for served, refused, fits in self._known:
+            if served <= capacity_bytes < refused:
+                return fits
+        replay = next(one for needed, one in self._partings if needed > capacity_bytes).on(capacity_bytes)
+        try:
+            replay.run()
+            fits = True
+        except OutOfMemory:
+            fits = False
+        self._known.append((replay.allocator.served, replay.allocator.refused, fits))
+        return fits

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trimtab.cost import operators as ops
-from trimtab.cost.backward import PASS
+from trimtab.cost.backward import PASS, Summed
 from trimtab.cost.machine import Machine, Tensor
 from trimtab.cost.meter import Storage
 
@@ -78,9 +78,9 @@ def flash(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
     rows = shape.batch * shape.heads * shape.queries
     rounded = -(-shape.queries // 128) * 128 * shape.batch * shape.heads
     # flash_api.cpp, mha_bwd: an fp32 accumulator for dq and the row sums; expanded dk and dv for shared keys
-    scratch = rounded * shape.head_dim * ops.FLOAT + rounded * ops.FLOAT + _unwanted(q, k, v)
+    workspace = rounded * shape.head_dim * ops.FLOAT + rounded * ops.FLOAT
     if shape.kv_heads != shape.heads:
-        scratch += 2 * shape.batch * shape.keys * shape.heads * shape.head_dim * q.item
+        workspace += 2 * shape.batch * shape.keys * shape.heads * shape.head_dim * q.item
     return m.op(
         q.numel,
         (q, k, v),
@@ -89,7 +89,8 @@ def flash(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
         keep=_storages(q, k, v),
         keep_output=True,
         extra=(rows * ops.FLOAT,),
-        scratch=scratch,
+        scratch=_unwanted(q, k, v),
+        workspace=workspace,
         flops=shape.flops,
         kernel="attention",
         shape=shape.kernel(masked=False),
@@ -137,7 +138,8 @@ def efficient(
         keep=keep,
         keep_output=True,
         extra=(rows * ops.FLOAT,),
-        scratch=rows * ops.FLOAT + sums + _unwanted(q, k, v),
+        scratch=_unwanted(q, k, v),
+        workspace=rows * ops.FLOAT + sums,
         flops=shape.flops,
         kernel="attention",
         shape=shape.kernel(masked=bias is not None),
@@ -193,10 +195,9 @@ def plain(
         scores = m.op(
             scores.numel,
             (scores, bias),
-            (PASS, bias.bytes),
+            (PASS, Summed(bias.numel * ops.FLOAT, bias.bytes)),
             item=ops.FLOAT,
             view_of=scores,
-            scratch=bias.numel * ops.FLOAT,
         )
         m.works(ops.LOOKED_UP, 2 * scores.bytes, shape=(scores.numel,))
     softmaxed = ops.safe_softmax(m, scores)
@@ -319,9 +320,9 @@ def _mask_of_numbers(m: Machine, shape: Shape) -> Tensor:
     return mask
 
 
-def _unwanted(*tensors: Tensor) -> int:
+def _unwanted(*tensors: Tensor) -> tuple[int, ...]:
     """Bytes of the gradients that a fused kernel makes though nobody needs them: of frozen projections."""
-    return sum(tensor.bytes for tensor in tensors if tensor.edge is None)
+    return tuple(tensor.bytes for tensor in tensors if tensor.edge is None)
 
 
 def _up(value: int, multiple: int) -> int:

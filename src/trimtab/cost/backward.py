@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from trimtab.cost.meter import COLLECTIVES, Kernel
 
@@ -14,6 +14,22 @@ PASS = -1
 """A gradient that is the incoming one, or a view of it."""
 HELD = -2
 """A gradient made in the forward pass: the first storage that the operator kept; one less, the next."""
+
+
+class Summed(NamedTuple):
+    """A gradient that is made ``whole`` bytes large, or is ``PASS``, and then summed or cast to ``bytes``.
+
+    Autograd does that once the operator has made all its gradients (torch/csrc/autograd/engine.cpp,
+    ``validate_outputs``); the sum takes ``buffer`` bytes while it runs.
+    """
+
+    whole: int
+    bytes: int
+    buffer: int = 0
+
+
+Gradient = int | Summed
+"""Bytes of a gradient, ``PASS``, ``HELD``, or one that is summed."""
 BACKWARD = {
     "native_layer_norm": "native_layer_norm_backward",
     "native_dropout": "native_dropout_backward",
@@ -29,12 +45,16 @@ BACKWARD = {
 
 def backward_kernels(node: Node) -> Iterator[Kernel]:
     """The kernels that make a node's gradients."""
+    scratch = sum(node.scratch)
     if node.kernel in COLLECTIVES:
         yield Kernel("backward", node.kernel, node.moved)
-        if node.scratch:
-            yield Kernel("backward", "moving", 2 * node.scratch)
+        if scratch:
+            yield Kernel("backward", "moving", 2 * scratch)
         return
-    sizes = [size for edge, size in zip(node.inputs, node.gradients, strict=True) if edge and size > PASS]
+    wanted = [size for edge, size in zip(node.inputs, node.gradients, strict=True) if edge]
+    sums = [size for size in wanted if isinstance(size, Summed)]
+    sizes = [size.bytes if isinstance(size, Summed) else size for size in wanted]
+    sizes = [size for size in sizes if size > PASS]
     if not sizes:
         return
     if node.kernel == "attention":  # one kernel makes them all; five products for the forward pass's two
@@ -51,8 +71,9 @@ def backward_kernels(node: Node) -> Iterator[Kernel]:
     elif node.kernel in BACKWARD:
         yield Kernel("backward", BACKWARD[node.kernel], node.moved + sum(sizes), node.flops, node.shape)
     else:
-        moved = node.moved + sum(sizes) + 2 * node.scratch + node.tail
-        count = len(sizes) + (node.scratch > 0) + (node.tail > 0)  # one a gradient, and those between
+        whole = sum(max(0, one.whole) for one in sums)  # written by one kernel, read by the sum
+        moved = node.moved + sum(sizes) + 2 * scratch + 3 * whole + sum(one.buffer for one in sums)
+        count = len(sizes) + (scratch > 0) + len(sums)  # one a gradient, and those between
         for place in range(count):
             first = place == 0  # the gradient of the tensor itself; its factors' are sums over even products
             name, dimensions = (node.kernel, node.shape) if first else ("moving", ())

@@ -96,5 +96,5 @@ def _gelu(m: Machine, x: Tensor) -> Tensor:
         (x.bytes,),
         item=x.item,
         keep=(x.storage,),
-        scratch=GELU_BACKWARD_TENSORS * x.bytes,
+        scratch=(x.bytes,) * GELU_BACKWARD_TENSORS,
     )

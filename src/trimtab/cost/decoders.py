@@ -129,7 +129,7 @@ def _llama_attention(net: Net, path: str, x: Tensor) -> Tensor:
         q = _norm_by_head(net, q, f"{path}.self_attn.q_layernorm", model.heads)
         k = _norm_by_head(net, k, f"{path}.self_attn.k_layernorm", model.kv_heads)
     share = model.rotary_dim / model.head_dim
-    q, k = net.rotary(q, share), net.rotary(k, share)
+    q, k = net.rotary(q, k, share)
     out = net.attend(q, k, v, _shape(net))
     output = "dense" if f"{path}.self_attn.dense.weight" in net.weights else "o_proj"
     return net.linear(out, f"{path}.self_attn.{output}")
@@ -148,12 +148,12 @@ def _llama_qkv(net: Net, path: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _projected(net: Net, path: str, name: str, x: Tensor) -> Tensor:
-    """Queries, keys or values; Qwen 3 and OLMo 2 norm the first two at once."""
-    out = net.linear(x, f"{path}.{name}_proj")
-    norm = f"{path}.{name}_norm"
-    if f"{norm}.weight" in net.weights and net.model.model_type != "gemma3_text":
-        return net.norm(out, norm)
-    return out
+    out, norm = net.linear(x, f"{path}.{name}_proj"), net.weights.get(f"{path}.{name}_norm.weight")
+    normed = norm is not None and net.model.model_type != "gemma3_text"
+    by_head = norm is not None and norm.numel == net.model.head_dim  # any order of the heads will do for it
+    if normed:
+        out = net.norm(out, f"{path}.{name}_norm")
+    return out if name == "v" or by_head else net.by_head(out)
 
 
 def _norm_by_head(net: Net, x: Tensor, path: str, heads: int) -> Tensor:
@@ -279,7 +279,7 @@ def _gptj_attention(net: Net, path: str, x: Tensor) -> Tensor:
     q, k, v = (net.linear(x, f"{path}.attn.{name}_proj") for name in "qkv")
     share, length = model.rotary_dim, net.job.sequence_length
     places = m.tensor(model.max_positions * share, ops.FLOAT), m.tensor(length * share, INDEX_BYTES)
-    turned_k, turned_q = _gptj_turned(net, k), _gptj_turned(net, q)
+    turned_k, turned_q = net.rotary_parts((k, q), share / model.head_dim, partial(_gptj_tables, net))
     del q, k
     out, net.attention_weights = att.eager(
         m, turned_q[0], turned_k[0], v, _shape(net), score_item=ops.FLOAT, dropout=net.dropout
@@ -288,14 +288,10 @@ def _gptj_attention(net: Net, path: str, x: Tensor) -> Tensor:
     return net.dropout(net.linear(out, f"{path}.attn.out_proj"), model.residual_dropout)
 
 
-def _gptj_turned(net: Net, x: Tensor) -> tuple[Tensor, ...]:
+def _gptj_tables(net: Net) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Sines and cosines are repeated for each half anew (``apply_rotary_pos_emb``)."""
-    share = net.model.rotary_dim
-    sines, cosines = (net.m.tensor(net.job.sequence_length * share) for _ in range(2))
-    net.tables = (cosines,), (sines,)
-    parts = net.rotary_parts(x, share / net.model.head_dim)
-    net.tables = NO_TABLES
-    return parts
+    sines, cosines = (net.m.tensor(net.job.sequence_length * net.model.rotary_dim) for _ in range(2))
+    return (cosines,), (sines,)
 
 
 # -- GPT-NeoX and Pythia: models/gpt_neox --------------------------------------------------------------
@@ -332,7 +328,7 @@ def _neox_attention(net: Net, path: str, x: Tensor) -> Tensor:
     packed = net.linear(x, f"{path}.attention.query_key_value")
     q, k, v = ops.split(net.m, packed, *[packed.numel // 3] * 3)
     share = model.rotary_dim / model.head_dim
-    q, k = net.rotary(q, share), net.rotary(k, share)
+    q, k = net.rotary(q, k, share)
     out = net.attend(q, k, v, _shape(net))
     return net.linear(out, f"{path}.attention.dense")
 
@@ -361,11 +357,11 @@ def _phi_layer(net: Net, path: str, x: Tensor) -> Tensor:
 
 def _phi_attention(net: Net, path: str, x: Tensor) -> Tensor:
     model = net.model
-    q, k, v = (net.linear(x, f"{path}.self_attn.{name}_proj") for name in "qkv")
+    q, k, v = (_projected(net, f"{path}.self_attn", name, x) for name in "qkv")
     if model.hf["qk_layernorm"]:
         q, k = net.norm(q, f"{path}.self_attn.q_layernorm"), net.norm(k, f"{path}.self_attn.k_layernorm")
     share = model.rotary_dim / model.head_dim
-    turned_q, turned_k = net.rotary_parts(q, share), net.rotary_parts(k, share)
+    turned_q, turned_k = net.rotary_parts((q, k), share)
     return net.linear(net.attend(turned_q[0], turned_k[0], v, _shape(net)), f"{path}.self_attn.dense")
 
 

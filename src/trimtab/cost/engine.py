@@ -154,9 +154,22 @@ class Engine:
         """The same for one that ends at once."""
         self.meter.momentary(count + -count % BLOCK_BYTES, PART[part], stream)
 
-    def build(self, whole: Sequence[Weight]) -> None:
-        """The model's own weights, before ``deepspeed.initialize``."""
-        self.model = [self.new(weight.bytes, "parameters") for weight in whole]
+    def build(self, whole: Sequence[Weight], given_up: Sequence[tuple[int, int]] = ()) -> None:
+        """The model's own weights, before ``deepspeed.initialize``.
+
+        ``given_up``: elements of further ones, made after so many of ``whole``, that tying them then frees.
+        """
+        extra: list[Storage] = []
+        for place in range(len(whole) + 1):
+            for numel in (numel for before, numel in given_up if before == place):
+                extra += self._built(numel)
+            if place < len(whole):
+                self.model += self._built(whole[place].numel, whole[place].index)
+        del extra
+
+    def _built(self, numel: int, index: int | None = None) -> list[Storage]:
+        """What stays of a weight of ``numel`` elements, the model's ``index``-th."""
+        return [self.new(numel * self.settings.item, "parameters")]
 
     def split(self) -> None:
         """AutoTP puts this rank's part in the place of every weight that it splits."""

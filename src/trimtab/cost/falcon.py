@@ -57,7 +57,7 @@ def _attention(net: Net, path: str, given: tuple[Tensor, ...], x: Tensor) -> Ten
     q, k, v = _heads(net, packed)
     alibi = bool(model.hf["alibi"])
     if not alibi:
-        q, k = net.rotary(q), net.rotary(k)
+        q, k = net.rotary(q, k)
     shape = att.Shape(
         batch=net.batch,
         heads=model.heads,

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from sys import getrefcount
 from typing import Protocol
 
-from trimtab.cost.backward import HELD, PASS, backward_kernels
+from trimtab.cost.backward import HELD, PASS, Gradient, Summed, backward_kernels
 from trimtab.cost.meter import COLLECTIVES, PART, Account, Kernel, Storage
 
 
@@ -58,16 +59,18 @@ class Node:
     """One operator in the autograd graph: what it kept, and what its backward pass allocates."""
 
     __slots__ = (
-        "flops", "gradients", "inputs", "keeps_gathered", "kernel", "module", "moved", "part", "place",
-        "region", "saved", "saves", "scratch", "shape", "slot", "sums", "tail", "transposed", "weights",
+        "by_name", "flops", "gradients", "inputs", "keeps_gathered", "kernel", "module", "moved", "part", "place",
+        "region", "saved", "saves", "scratch", "shape", "slot", "sums", "transposed", "weights",
+        "workspace",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.inputs: tuple[Edge | None, ...] = ()
         self.weights: tuple[Weight, ...] = ()
-        self.gradients: tuple[int, ...] = ()
+        self.gradients: tuple[Gradient, ...] = ()
         self.saved: tuple[Storage, ...] = ()
-        self.scratch = self.flops = self.moved = self.slot = self.part = self.saves = self.tail = 0
+        self.scratch: tuple[int, ...] = ()
+        self.workspace = self.flops = self.moved = self.slot = self.part = self.saves = 0
         self.kernel = "moving"
         self.shape: tuple[int, ...] = ()
         self.region: Region | None = None
@@ -76,6 +79,9 @@ class Node:
         """Whether no input needs a gradient: no hook then tells the engine that its backward pass is over."""
         self.transposed = False
         """Whether its weight's gradient is a view of what it makes: ``mm(...).t()``."""
+        self.by_name = False
+        """Whether its gradients are made last input first: generated code goes by the names of an operator's
+        arguments, such as ``other`` and ``self``, and ``mm``'s are always made so."""
         self.sums = False
         """Whether its own backward pass sums a broadcast gradient, and not autograd after it."""
         self.module = False
@@ -83,6 +89,9 @@ class Node:
 
 
 Edge = Node | Weight
+ALONE = 2
+"""References to a gradient in its place that nobody else has, the one that asks included: a second is added
+to it in place, else the sum is a new tensor (autograd/input_buffer.cpp, ``can_accumulate_inplace``)."""
 _REPLAYED = Node()
 
 
@@ -189,21 +198,23 @@ class Machine:
         self,
         numel: int,
         inputs: tuple[Tensor | Weight | None, ...],
-        gradients: tuple[int, ...],
+        gradients: tuple[Gradient, ...],
         *,
         item: int | None = None,
         keep: tuple[Storage, ...] = (),
         keep_output: bool = False,
         keeps_unseen: bool = False,
         extra: tuple[int, ...] = (),
-        scratch: int = 0,
-        tail: int = 0,
+        extra_first: bool = False,
+        scratch: tuple[int, ...] = (),
+        workspace: int = 0,
         flops: int = 0,
         kernel: str = "moving",
         shape: tuple[int, ...] = (),
         view_of: Tensor | None = None,
         transposed: bool = False,
         sums: bool = False,
+        by_name: bool = False,
         gathered: bool = False,
     ) -> Tensor:
         """Run one operator.
@@ -211,18 +222,20 @@ class Machine:
         Args:
             numel, item: elements of the output and bytes of one (default: the model's precision).
             inputs: tensors and weights that it reads.
-            gradients: per input, the bytes of the gradient that its backward pass makes, or ``PASS``.
+            gradients: per input, the gradient that its backward pass makes (`trimtab.cost.backward.Gradient`).
             keep: storages that autograd keeps for the backward pass.
             keep_output: whether it keeps the output too.
             keeps_unseen: whether it keeps a weight too, which counts for nothing here, but which its backward
                 pass asks recomputation for.
-            extra: bytes of further tensors that it makes and keeps (dropout masks, log-sum-exps).
-            scratch: bytes that its backward pass needs while it runs.
-            tail: bytes that summing a broadcast gradient needs.
+            extra: bytes of further tensors that it makes and keeps (dropout masks, log-sum-exps), after the
+                output or, with ``extra_first``, before it.
+            scratch: bytes of each tensor that its backward pass makes before the gradients, and needs for them.
+            workspace: bytes of one that it makes after them.
             flops: floating-point operations of the forward pass.
             kernel, shape: its kernel's name and sizes, as in `trimtab.cost.meter.Kernel`.
             view_of: the tensor that the output only looks at; nothing is allocated then.
             transposed: whether the gradients of its weights are views.
+            by_name: whether the gradients of its inputs are made last one first.
             sums: whether its own backward pass sums, or autograd once that has returned
                 (torch/csrc/autograd/engine.cpp, ``validate_outputs``).
             gathered: whether its weights are gathered for a module around it.
@@ -243,6 +256,7 @@ class Machine:
             self.works(kernel, moved, flops, shape)
         if recorded and (keep or keeps_unseen):
             keep = self._save(keep, keeps_unseen)
+        more = tuple(self.new(count) for count in extra) if recorded and extra_first else ()
         if view_of is not None:
             out = Tensor(numel, item, view_of.storage)
         elif own is not None:
@@ -253,15 +267,16 @@ class Machine:
         if kernel == "product":
             self.meter.product()
         if recorded and (keep_output or extra):
-            more = tuple(self.new(count) for count in extra)
+            more = more or tuple(self.new(count) for count in extra)
             keep = (*keep, *self._save((*more, out.storage) if keep_output else more))
         if weights:
             self.listener.after_use(weights)
         if recorded:
-            node = self._record(out, edges, weights, gradients, keep, saves, (scratch, tail))
+            node = self._record(out, edges, weights, gradients, keep, saves, scratch)
             if node is not None:
                 node.flops, node.kernel, node.shape = flops, kernel, shape
-                node.transposed, node.sums = transposed, sums
+                node.transposed, node.sums, node.workspace = transposed, sums, workspace
+                node.by_name = by_name
         return out
 
     def adds(self, count: int) -> None:
@@ -293,10 +308,10 @@ class Machine:
         out: Tensor,
         edges: tuple[Edge | None, ...],
         weights: tuple[Weight, ...],
-        gradients: tuple[int, ...],
+        gradients: tuple[Gradient, ...],
         kept: tuple[Storage, ...],
         saves: int,
-        scratch: tuple[int, int],
+        scratch: tuple[int, ...],
     ) -> Node | None:
         if self._replaying is not None:
             self._replayed.append(kept)
@@ -304,8 +319,7 @@ class Machine:
             return None
         node = Node()
         node.inputs, node.gradients, node.saved = edges, gradients, kept
-        node.scratch, node.tail = scratch
-        node.weights, node.part, node.region = weights, self.part, self._region
+        node.scratch, node.weights, node.part, node.region = scratch, weights, self.part, self._region
         node.saves = saves
         node.keeps_gathered = not any(isinstance(edge, Node) for edge in edges)
         node.place = self.meter.place
@@ -385,6 +399,7 @@ class Machine:
     def backward(self, loss: Tensor) -> None:
         """Walk the tape in reverse, as autograd does by sequence number."""
         gradients: dict[Node, Storage] = {}
+        viewed: set[Edge] = set()
         if loss.edge is not None:
             gradients[loss.edge] = self.new(loss.bytes)
         loss.edge = None
@@ -395,7 +410,7 @@ class Machine:
             if node.place is not self.meter.place:
                 self.meter.turn_to(node.place)
             if node in gradients:
-                self._step_back(node, gradients)
+                self._step_back(node, gradients, viewed)
             if node.region is not None and node.slot == 0:
                 node.region.finish()
         self.meter.turn_to(None)
@@ -403,7 +418,8 @@ class Machine:
             self.kept += [*leaf.saved, gradient]
         self.phase = "forward"
 
-    def _step_back(self, node: Node, gradients: dict[Node, Storage]) -> None:
+    def _step_back(self, node: Node, gradients: dict[Node, Storage], viewed: set[Edge]) -> None:
+        """One node's backward pass; what waits in ``viewed`` is a view, and nothing is added to that."""
         incoming = gradients.pop(node)
         if node.weights or node.module:
             self.listener.before_use(node.weights)
@@ -412,28 +428,35 @@ class Machine:
             recomputed = self._replay(node.region)
             saved, recomputed[node.slot] = recomputed[node.slot], ()
         part, self.part = self.part, node.part
-        scratch = self.new(node.scratch) if node.scratch else None
-        made: list[tuple[Edge, Storage]] = []
+        scratch = [self.new(size) for size in node.scratch]
+        made: list[tuple[Edge, Storage, Summed | None]] = []
         wanted = list(zip(node.inputs, node.gradients, strict=True))
         product = node.kernel == "product"
-        backwards = product and not node.sums and not any(node.inputs[2:])
-        if backwards:  # ``mm``: generated code makes its inputs' gradients by the order of their names
-            wanted.reverse()
-        for edge, size in wanted:
-            if edge is not None:
-                made.append((edge, self._gradient(size, incoming, saved)))
-                if product:
-                    self.meter.product()
-        if backwards:
+        by_name = node.by_name or (product and not node.sums and not any(node.inputs[2:]))
+        for edge, size in reversed(wanted) if by_name else wanted:
+            if edge is None:
+                continue
+            if not isinstance(size, Summed):
+                made.append((edge, self._gradient(size, incoming, saved), None))
+            elif node.sums:
+                made.append((edge, self._sum(size), None))
+            else:
+                made.append((edge, self._gradient(size.whole, incoming, saved), size))
+            if product:
+                self.meter.product()
+        if by_name:
             made.reverse()
+        if node.workspace:
+            self.new(node.workspace)
         for kernel in backward_kernels(node):
             self.meter.work[kernel] += 1
         self.part = part
         del scratch
         if not node.sums:
             saved = ()  # the node keeps its own a little longer; what was recomputed is gone
-        if node.tail:
-            self.new(node.tail)
+        for place, (edge, _, size) in enumerate(made):
+            if size is not None:
+                made[place] = (edge, self._sum(size), None)
         node.saved = ()
         del saved, incoming
         made.reverse()
@@ -443,11 +466,17 @@ class Machine:
         if node.weights and (self.sharded or (node.kernel == "product" and any(node.inputs[2:]))):
             made.sort(key=lambda one: isinstance(one[0], Weight))
         while made:
-            edge, gradient = made.pop()
+            edge, gradient, _ = made.pop()
             if isinstance(edge, Node):
-                if edge in gradients:  # a second one is added in place
+                if edge in gradients:
                     self.meter.work[Kernel("backward", "moving", 3 * gradient.bytes)] += 1
-                gradients.setdefault(edge, gradient)
+                    if edge in viewed or getrefcount(gradients[edge]) > ALONE:
+                        gradients[edge] = self.new(gradient.bytes)
+                        viewed.discard(edge)
+                else:
+                    gradients[edge] = gradient
+                    if product and not node.sums:
+                        viewed.add(edge)
                 del gradient
             else:
                 self._accumulate(edge, gradient, shared=node.transposed)
@@ -456,6 +485,12 @@ class Machine:
                     self._complete(edge)
         if node.weights and not node.keeps_gathered:
             self.listener.after_use(node.weights)
+
+    def _sum(self, size: Summed) -> Storage:
+        total = self.new(size.bytes)
+        if size.buffer:
+            self.new(size.buffer)
+        return total
 
     def _gradient(self, size: int, incoming: Storage, saved: tuple[Storage, ...]) -> Storage:
         if size >= 0:

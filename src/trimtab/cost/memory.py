@@ -7,26 +7,25 @@ and the next is measured, as `rehearse` and a GPU measure it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 from trimtab.config import Config
-from trimtab.cost.allocator import NOTE, RESET, UNIT, WORKSPACE_BYTES, OutOfMemory, Reading, Replay, begun
+from trimtab.cost.allocator import AGAIN, NOTE, RESET, UNIT, WORKSPACE_BYTES, Course, Reading
 from trimtab.cost.coordinator import Coordinator, Gathering, first_kept
-from trimtab.cost.engine import AIO_ALIGNMENT, AIO_BYTES, Engine, Settings
-from trimtab.cost.machine import Weight
-from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Storage
-from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, START, Numbers, Recording
+from trimtab.cost.engine import AIO_ALIGNMENT, AIO_BYTES, Settings
+from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Recorder, RequestingMeter, Storage
+from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, START, Numbers
 from trimtab.cost.workload import Workload, recording_of, weights_for, workload_of
 from trimtab.cost.wrappers import engine_for
 from trimtab.errors import Uncounted
 from trimtab.model import Model
-from trimtab.parameters import buffers
+from trimtab.parameters import buffers, given_up
 
 PHASES = ("init", "forward", "backward", "step")
 RECORDED_MICROS = 3
 """Micro steps of a step that a whole replay has: those in the middle cut up the cache too."""
-MORE_STEPS = 2
+MORE_STEPS = 17
 """Steps of stage 3 that a replay adds: what it gathers and frees goes on cutting up a full card.
 
 By bench/near_limit.py: two jobs of 14 that ran out of memory at caps where three steps of a replay end.
@@ -64,8 +63,8 @@ class Profile(Workload):
     nvme_bytes: int
     readings: Mapping[str, Reading]
     """The caching allocator's statistics after each of `PHASES`, if asked for."""
-    replay: Replay | None
-    """Of every request, up to where it depends on the card; none of a quick replay."""
+    course: Course | None
+    """Of every request; none of a quick replay."""
     unseen: int
     """How far the peak of what a quick replay's allocator served stays below ``peak``."""
 
@@ -84,14 +83,8 @@ class Profile(Workload):
 
         Needs a profile made with ``allocator=True``; the CUDA context and NCCL's buffers come on top.
         """
-        assert self.replay is not None, "profile(..., allocator=True) records what this replays"
-        if capacity_bytes < max(self.phase_peaks.values()):
-            return False
-        try:
-            self.replay.on(capacity_bytes).run()
-        except OutOfMemory:
-            return False
-        return True
+        assert self.course is not None, "profile(..., allocator=True) records what this replays"
+        return capacity_bytes >= max(self.phase_peaks.values()) and self.course.fits(capacity_bytes)
 
 
 def settings_of(config: Config, world_size: int) -> Settings:
@@ -221,21 +214,13 @@ def profile(
         RefusedConfig: the batch does not solve for this world.
         UnknownArchitecture: the arithmetic does not know the model type.
     """
-    settings = settings_of(config, world_size)
-    job, split = config.job, config.tensor_parallel
-    weights = weights_for(model, job.task, job.lora, settings.item, split)
-    whole_weights = weights_for(model, job.task, job.lora, settings.item, 1)
-    job_buffers = [one.bytes for one in buffers(model, job.task)]
-    quick = AllocatingMeter() if allocator and not whole else None
-    engine = engine_for(quick or Meter([] if allocator else None), weights, settings)
-    recording = recording_of(config, model, world_size)
-    run = _Run(recording, engine)
-    run.all_steps(whole_weights, job_buffers, workspace_bytes)
+    meter = AllocatingMeter() if allocator else Meter()
+    run = _Run(config, model, world_size, meter)
+    run.all_steps(workspace_bytes)
     peak = max(run.peaks.values())
-    replay = begun(run.record, max(peak, run.init_peak)) if run.record else None
-    readings = replay.on(None).run() if replay else quick.readings if quick else ()
-    computed = workload_of(config, model, recording)
-    return Profile(
+    engine = run.engine
+    computed = workload_of(config, model, run.recording)
+    found = Profile(
         **{one.name: getattr(computed, one.name) for one in fields(Workload)},
         built=run.built,
         initialized=run.initialized,
@@ -246,10 +231,26 @@ def profile(
         host_bytes=engine.host.total,
         host_parts=dict(engine.host.parts),
         nvme_bytes=engine.nvme_bytes,
-        readings=dict(zip(PHASES, (readings[0], *readings[-3:]), strict=True)) if readings else {},
-        replay=replay,
-        unseen=max(0, peak - run.served_peak) if quick else 0,
+        readings=_by_phase(meter.readings) if isinstance(meter, AllocatingMeter) else {},
+        course=None,
+        unseen=max(0, peak - run.served_peak) if allocator else 0,
     )
+    return replayed(found, config, model, world_size, workspace_bytes) if allocator and whole else found
+
+
+def replayed(
+    counted: Profile, config: Config, model: Model, world_size: int, workspace_bytes: int
+) -> Profile:
+    """The profile ``counted`` of the same job with every request replayed."""
+    run = _Run(config, model, world_size, Recorder())
+    run.all_steps(workspace_bytes)
+    course = Course(run.record, max(counted.phase_peaks.values()))
+    return replace(counted, readings=_by_phase(course.readings), course=course, unseen=0)
+
+
+def _by_phase(readings: Sequence[Reading]) -> dict[str, Reading]:
+    """Those after initialization and in the last micro step."""
+    return dict(zip(PHASES, (readings[0], *readings[-3:]), strict=True))
 
 
 class Offloaded(NamedTuple):
@@ -276,11 +277,26 @@ def _repeated(step: Sequence[int], times: int) -> Iterator[int]:
         yield from (entry - turn * requests if entry < 0 else entry for entry in step)
 
 
-class _Run:
-    """One engine from its start over a few steps of a recording."""
+def _marked(step: Sequence[int]) -> list[int]:
+    """A recorded step of which only repetitions follow, marked after its first forward pass."""
+    at = step.index(NOTE)
+    return [*step[:at], AGAIN, *step[at:]]
 
-    def __init__(self, recording: Recording, engine: Engine) -> None:
-        self.recording, self.engine, self.meter = recording, engine, engine.meter
+
+class _Run:
+    """A job's engine from its start over a few steps of a recording."""
+
+    def __init__(self, config: Config, model: Model, world_size: int, meter: Meter) -> None:
+        job, settings = config.job, settings_of(config, world_size)
+        self._whole = weights_for(model, job.task, job.lora, settings.item, 1)
+        """The model as it is built."""
+        self._given_up = given_up(model, job.task)
+        self._buffer_bytes = [one.bytes for one in buffers(model, job.task)]
+        own = weights_for(model, job.task, job.lora, settings.item, config.tensor_parallel)
+        self.recording, self.meter = recording_of(config, model, world_size), meter
+        self.engine = engine_for(meter, own, settings)
+        self.record: list[int] = []
+        """Every request, where a `Recorder` listens."""
         self.peaks: dict[str, int] = {}
         self.served_peak = 0
         """Of what a quick replay's allocator served."""
@@ -290,39 +306,32 @@ class _Run:
         self._numbers: Numbers = {}
         self._steps = 0
 
-    def all_steps(self, whole: Sequence[Weight], buffer_bytes: Sequence[int], workspace_bytes: int) -> None:
-        """The start, a first step and the one that is measured; ``whole`` is the model as it is built."""
+    def all_steps(self, workspace_bytes: int) -> None:
+        """The start, a first step and the one that is measured; where all is recorded, more of them."""
         engine, meter = self.engine, self.meter
-        engine.build(whole)
-        registered = [Storage(meter, one, PART["parameters"]) for one in buffer_bytes]
+        engine.build(self._whole, self._given_up)
+        registered = [Storage(meter, one, PART["parameters"]) for one in self._buffer_bytes]
         self.built = meter.live
-        if whole is not engine.weights:
+        if self._whole is not engine.weights:
             engine.split()
         engine.initialize()
         self.initialized, self.init_peak = meter.live, meter.peak
         meter.mark(NOTE)
-        if meter.record is not None:
+        if isinstance(meter, Recorder):
+            self._record_steps(meter, workspace_bytes)
+            self.record, meter.record = meter.record, []  # what ends from here on ends with the run
+            return
+        if isinstance(meter, AllocatingMeter):
             self._step(workspace_bytes)
             meter.mark(RESET)
-            self._step(workspace_bytes)
-            # a third finds the cache as the second has cut it up, and may no longer fit where that did
-            begins = len(meter.record)
-            self._step(workspace_bytes)
-            if engine.settings.stage == 3:
-                meter.record += _repeated(meter.record[begins:], MORE_STEPS)
         else:
-            if isinstance(meter, AllocatingMeter):
-                self._step(workspace_bytes)
-                meter.mark(RESET)
-            else:
-                self._skip_first_step()
-            if isinstance(engine, Coordinator):
-                engine.learn(self.recording.order)
-                if engine.settings.accumulation > 1:
-                    weights, gathering = tuple(engine.weights), engine.gathering
-                    engine.kept = dict(first_kept(self.recording.heard, weights, gathering))
-            self._step(workspace_bytes)
-        self.record, meter.record = meter.record or (), None
+            self._skip_first_step()
+        if isinstance(engine, Coordinator):
+            engine.learn(self.recording.order)
+            if engine.settings.accumulation > 1:
+                weights, gathering = tuple(engine.weights), engine.gathering
+                engine.kept = dict(first_kept(self.recording.heard, weights, gathering))
+        self._step(workspace_bytes)
         del registered
 
     @property
@@ -334,6 +343,24 @@ class _Run:
         recorded_parts = self.recording.parts_at(phase, moment, uses=self.engine.hears_uses)
         return [one + more for one, more in zip(self._parts, recorded_parts, strict=True)]
 
+    def _record_steps(self, meter: Recorder, workspace_bytes: int) -> None:
+        """A first step, the one that is measured, and more.
+
+        A third finds the cache as the second has cut it up, and may no longer fit where that did.
+        """
+        self._step(workspace_bytes)
+        meter.mark(RESET)
+        second = len(meter.record)
+        self._step(workspace_bytes)
+        third = len(meter.record)
+        self._step(workspace_bytes)
+        first, step = meter.record[second:third], meter.record[third:]
+        # the blocks of two steps lie alike after a forward pass before they do so at an end
+        meter.record[third:] = marked = _marked(step)
+        meter.record += _repeated(marked, MORE_STEPS)
+        if list(_repeated(first, 1)) == step:
+            meter.record[second:third] = _marked(first)
+
     def _skip_first_step(self) -> None:
         """Leave all as a first step does: the optimizer's states are made."""
         self.engine.step()
@@ -343,7 +370,7 @@ class _Run:
     def _step(self, workspace_bytes: int) -> None:
         """An optimizer step; the first one's peaks are not noted."""
         engine, meter = self.engine, self.meter
-        recorded = meter.record is not None
+        recorded = isinstance(meter, Recorder)
         telling = RECORDED_MICROS if recorded else engine.telling_micros if self._steps else 1
         micros = min(engine.settings.accumulation, telling)
         left = engine.after_micro() if micros > 1 and not recorded else None
@@ -376,9 +403,7 @@ class _Run:
 
     def _play(self, phase: int, numbers: Numbers | None = None) -> None:
         meter, numbers = self.meter, self._numbers if numbers is None else numbers
-        if meter.record is not None:
-            self.recording.play_to_record(phase, self.engine, numbers)
-        elif isinstance(meter, AllocatingMeter):
+        if isinstance(meter, RequestingMeter):
             self.recording.play_to_allocate(phase, self.engine, meter, numbers, uses=self._steps > 0)
         else:
             self.recording.play(phase, self.engine)
@@ -391,8 +416,6 @@ class _Run:
                 self._parts = meter.peak_parts
                 at = meter.peak_at
                 self._peak_in = (phase, at - start if at >= 0 else at + start)
-                if meter.record is not None:
-                    self._peak_in = None
             self.peaks[name] = max(meter.peak, self.peaks.get(name, 0))
             if isinstance(meter, AllocatingMeter):
                 self.served_peak = max(self.served_peak, meter.served_peak)

@@ -75,18 +75,13 @@ class Account(Protocol):
 
 
 class Meter:
-    """Live bytes by part, with the peak since the last reset and what it was made of.
-
-    ``record``, if there is one, lists every request and its end for `trimtab.cost.allocator.replay`.
-    """
+    """Live bytes by part, with the peak since the last reset and what it was made of."""
 
     __slots__ = (
-        "live", "now", "parts", "peak", "peak_at", "peak_parts", "place", "record", "requests", "work",
-        "workspace_bytes",
+        "live", "now", "parts", "peak", "peak_at", "peak_parts", "place", "work", "workspace_bytes",
     )  # fmt: skip
 
-    def __init__(self, record: list[int] | None = None) -> None:
-        self.record, self.requests = record, 0
+    def __init__(self) -> None:
         self.live = 0
         self.peak = 0
         self.parts = [0] * len(PARTS)
@@ -99,25 +94,22 @@ class Meter:
         """What cuBLAS takes at a thread's first product; 0 where it has it."""
 
     def product(self) -> None:
-        """Request cuBLAS's workspace."""
-        self.request(self.workspace_bytes)
+        """Nothing of it counts; an allocator serves cuBLAS's workspace."""
 
     def add(self, count: int, part: int, stream: int = 0) -> int:
-        """Count an allocation of ``count`` bytes, a multiple of `BLOCK_BYTES`; its request's number."""
+        """Count an allocation of ``count`` bytes, a multiple of `BLOCK_BYTES`; its request's number or 0."""
         self.parts[part] += count
         self.live += count
         if self.live > self.peak:
             self.peak = self.live
             self.peak_parts = self.parts.copy()
             self.peak_at = self.now
-        return 0 if self.record is None else self.request(count, stream)
+        return 0
 
     def drop(self, count: int, part: int, number: int = 0) -> None:
         """Count the end of ``count`` bytes."""
         self.parts[part] -= count
         self.live -= count
-        if number and self.record is not None:
-            self.record.append(-number)
 
     def momentary(self, count: int, part: int, stream: int = 0) -> None:
         """Count ``count`` bytes that end as soon as they are there."""
@@ -128,18 +120,8 @@ class Meter:
         self.parts[part] -= count
         self.parts[new] += count
 
-    def request(self, size: int, stream: int = 0) -> int:
-        """Record a request of ``size`` bytes and return its number, 0 where nothing is recorded."""
-        if self.record is None or not size:
-            return 0
-        self.requests += 1
-        self.record.append(size + stream)
-        return self.requests
-
     def mark(self, kind: int) -> None:
-        """Record one of the allocator's marks."""
-        if self.record is not None:
-            self.record.append(kind)
+        """One of the allocator's marks, which mean nothing to bytes alone."""
 
     def reset_peak(self) -> None:
         """Start a new peak from what is live."""
@@ -155,14 +137,85 @@ class Meter:
         """A meter does not ask what belongs where."""
 
 
-class AllocatingMeter(Meter):
-    """A meter whose requests PyTorch's allocator serves at once, on a card without limit.
+class RequestingMeter(Meter):
+    """A meter of which an allocator hears; what a tape brings is not asked what it is (`take`, `give`)."""
 
-    What a tape brings is not asked what it is (`take`, `give`), and some of it never comes to the allocator:
-    it is `hidden` in what is live.
-    """
+    __slots__ = ("hidden",)
+    sees_all = True
+    """Whether it hears of everything, or in long stacks only of what outlives its layer."""
 
-    __slots__ = ("allocator", "blocks", "hidden", "readings", "served_peak")
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = 0
+        """Live bytes of which no allocator hears."""
+
+    def take(self, count: int, moment: int) -> int:
+        """As `add` for bytes that a tape brings; a peak is at ``moment`` then."""
+        raise NotImplementedError
+
+    def give(self, count: int, number: int) -> None:
+        """As `drop` for bytes that a tape brought."""
+        raise NotImplementedError
+
+    def request(self, size: int, stream: int = 0) -> int:
+        """A request for ``size`` bytes that count for nothing; its number, 0 for none."""
+        raise NotImplementedError
+
+    def product(self) -> None:
+        """Request cuBLAS's workspace."""
+        self.request(self.workspace_bytes)
+
+
+class Recorder(RequestingMeter):
+    """Counts nothing: writes down every request and its end for `trimtab.cost.allocator.Replay`."""
+
+    __slots__ = ("record", "requests")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.record: list[int] = []
+        self.requests = 0
+
+    def add(self, count: int, part: int, stream: int = 0) -> int:
+        """Write down a request; its number."""
+        return self.request(count, stream)
+
+    def take(self, count: int, moment: int) -> int:
+        """The same."""
+        if not count:
+            return 0
+        self.requests += 1
+        self.record.append(count)
+        return self.requests
+
+    def drop(self, count: int, part: int, number: int = 0) -> None:
+        """Write down its end."""
+        if number:
+            self.record.append(-number)
+
+    def give(self, count: int, number: int) -> None:
+        """The same."""
+        if number:
+            self.record.append(-number)
+
+    def request(self, size: int, stream: int = 0) -> int:
+        """Write down a request; its number."""
+        if not size:
+            return 0
+        self.requests += 1
+        self.record.append(size + stream)
+        return self.requests
+
+    def mark(self, kind: int) -> None:
+        """Write down one of the allocator's marks."""
+        self.record.append(kind)
+
+
+class AllocatingMeter(RequestingMeter):
+    """A meter whose requests PyTorch's allocator serves at once, on a card without limit."""
+
+    __slots__ = ("allocator", "blocks", "readings", "served_peak")
+    sees_all = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,8 +223,8 @@ class AllocatingMeter(Meter):
         self.blocks: list[Block] = []
         """By request, less one."""
         self.readings: list[Reading] = []
-        self.hidden = self.served_peak = 0
-        """Live bytes that the allocator does not know of, and the peak of the others."""
+        self.served_peak = 0
+        """Of the live bytes that are not hidden."""
 
     def add(self, count: int, part: int, stream: int = 0) -> int:
         """Count and request ``count`` bytes; the request's number."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.allocator import WORKSPACE_BYTES
-from trimtab.cost.memory import Profile, profile
+from trimtab.cost.memory import Profile, profile, replayed
 from trimtab.model import Model
 from trimtab.units import GIB
 
@@ -21,6 +24,7 @@ HARDLY, SURELY = 0.02, 0.995
 REPLAY_STEPS = 5
 """Bisections of the smallest capacity: a thirty-second of the span between peak and reserved memory."""
 
+T = TypeVar("T")
 Ratios = tuple[tuple[float, float], ...]
 """Probabilities, and the ratios of truth to expectation that are not passed with that probability."""
 # the smallest capacity of a whole replay over what one quick replay sees in use at once, of jobs that need up
@@ -71,6 +75,10 @@ class Need:
         """Enough with a probability of ``sure``."""
         return self.expected * _ratio(self.ratios, sure)
 
+    def decided(self, decide: Callable[[float], T]) -> T:
+        """``decide(expected)``, where that rises or falls with what is expected and changes in steps."""
+        return decide(self.expected)
+
     def probability_within(self, capacity_bytes: float) -> float:
         """That ``capacity_bytes`` are enough."""
         ratio = capacity_bytes / self.expected
@@ -111,11 +119,11 @@ class CapacitySearch:
             self._halve()
         return self._high
 
-    def is_at_most(self, capacity_bytes: float) -> bool:
-        """Whether `smallest` is no more than ``capacity_bytes``."""
-        while self._left and self._low < capacity_bytes < self._high:
+    def decided(self, decide: Callable[[float], T]) -> T:
+        """``decide(smallest)``, where that rises or falls with it: no further than until it is the same."""
+        while self._left and decide(self._low + 1) != decide(self._high):
             self._halve()
-        return self._high <= capacity_bytes
+        return decide(self._high)
 
     def _halve(self) -> None:
         self._left -= 1
@@ -139,9 +147,14 @@ class SearchedNeed(Need):
         """The smallest capacity."""
         return self._search.smallest()
 
+    def decided(self, decide: Callable[[float], T]) -> T:
+        """As far as ``decide`` tells capacities apart."""
+        return self._search.decided(decide)
+
     def fits(self, capacity_bytes: float, sure: float) -> bool:
         """Whether ``capacity_bytes`` are enough with a probability of ``sure``."""
-        return self._search.is_at_most(capacity_bytes / _ratio(self.ratios, sure))
+        enough = capacity_bytes / _ratio(self.ratios, sure)
+        return self.decided(lambda smallest: smallest <= enough)
 
 
 def _ratio(ratios: Ratios, probability: float) -> float:
@@ -163,22 +176,25 @@ def outside_allocator(world_size: int, stage: int = 0) -> int:
     return CONTEXT_BYTES + (NCCL_STAGE_3_BYTES if stage == 3 else NCCL_BYTES)
 
 
-def needed(config: Config, model: Model, cluster: Cluster) -> tuple[Profile, Need]:
+def needed(
+    config: Config, model: Model, cluster: Cluster, *, quick: tuple[Profile, Need] | None = None
+) -> tuple[Profile, Need]:
     """What the job allocates, and what PyTorch's allocator needs for it on the cards of ``cluster``.
 
     The allocator is replayed quickly first; only where a card's memory is near what that finds is every
-    request replayed, as often as it takes to find the smallest capacity.
+    request replayed, as often as it takes to find the smallest capacity.  ``quick`` is what `quickly_needed`
+    says, where that is known already.
 
     Raises:
         RefusedConfig: the batch does not solve for this world.
         UnknownArchitecture: the arithmetic does not know the model type.
     """
-    counted, quick = quickly_needed(config, model, cluster)
+    counted, need = quick or quickly_needed(config, model, cluster)
     world = cluster.world_size
     room = cluster.gpu.usable_bytes - outside_allocator(world, config.stage)
-    if not HARDLY < quick.probability_within(room) < SURELY:
-        return counted, quick
-    counted = profile(config, model, world, allocator=True, workspace_bytes=_workspace_bytes(cluster))
+    if not HARDLY < need.probability_within(room) < SURELY:
+        return counted, need
+    counted = replayed(counted, config, model, world, _workspace_bytes(cluster))
     return counted, SearchedNeed(CapacitySearch(counted, room))
 
 

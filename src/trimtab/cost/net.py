@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 
@@ -10,7 +10,7 @@ from trimtab.architecture import EAGER_ONLY
 from trimtab.cost import attention as att
 from trimtab.cost import operators as ops
 from trimtab.cost import sequence_parallel, tensor_parallel
-from trimtab.cost.backward import PASS
+from trimtab.cost.backward import PASS, Summed
 from trimtab.cost.machine import Machine, Tensor, Weight
 from trimtab.cost.meter import Storage
 from trimtab.job import Job
@@ -28,7 +28,9 @@ CONCATENATES = ("phi", "phi3", "gpt_neox", "stablelm")
 """Model types that put what is rotated of a head beside the rest of it, though that be nothing."""
 
 
-NO_TABLES: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = ((), ())
+Tables = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+"""Cosines, and sines; of each kind of layer."""
+NO_TABLES: Tables = ((), ())
 
 
 class Net:
@@ -131,22 +133,25 @@ class Net:
             return ops.gemma_norm(m, x, weight)
         return ops.rms_norm(m, x, weight, wide_weight=self.model.model_type == "olmo2")
 
-    def embedding(self, path: str, tokens: int) -> Tensor:
-        """Rows of the embedding at ``path``."""
+    def embedding(self, path: str, tokens: int, *, gathered: bool = False) -> Tensor:
+        """Rows of the embedding at ``path``, which may be ``gathered`` for a module around it."""
         if self.split is not None and path in self.split.styles:
             return tensor_parallel.embedding(self.m, tokens, self.weights[path + ".weight"])
-        return ops.embedding(self.m, tokens, self.weights[path + ".weight"])
+        return ops.embedding(self.m, tokens, self.weights[path + ".weight"], gathered=gathered)
 
     def words(self, path: str, tokens: int) -> Tensor:
         """Rows of the input's embedding, which recomputation makes to need a gradient where it is frozen.
 
         transformers/modeling_utils.py, ``enable_input_require_grads``: by a hook on that module.
         """
-        x = self.embedding(path, tokens)
+        weight = (self.weights[f"{path}.weight"],)
+        if self.model.family == "gemma":  # a module of its own, Gemma's scaled embedding
+            self.m.enter(weight)
+            x = self.m.leave(ops.scale(self.m, self.embedding(path, tokens, gathered=True)), weight)
+        else:
+            x = self.embedding(path, tokens)
         if self.model.rotary_dim and self.model.model_type != "gptj":
             self._turn()
-        if self.model.family == "gemma":  # a module of its own, Gemma's scaled embedding
-            x = ops.scale(self.m, x)
         if x.edge is None and self.job.checkpoint_activations:
             x = self.m.leaf(x, self.weights[path + ".weight"])
         return ops.scale(self.m, x) if self.model.model_type == "granite" else x
@@ -181,45 +186,81 @@ class Net:
             return m.op(a.numel, (a, b), (-1, -1), item=a.item, keep=(a.storage, b.storage))
         return ops.mul(m, self.activation(self.linear(x, gate)), self.linear(x, up))
 
-    def rotary(self, x: Tensor, rotated: float = 1.0) -> Tensor:
+    def rotary(self, q: Tensor, k: Tensor, rotated: float = 1.0) -> tuple[Tensor, Tensor]:
         """``(x * cos) + (rotate_half(x) * sin)`` on a share of each head, and the rest beside it again."""
-        return self.rotary_parts(x, rotated)[0] if self.turned else x
+        if not self.turned:
+            return q, k
+        (q, *_), (k, *_) = self.rotary_parts((q, k), rotated)
+        return q, k
 
-    def rotary_parts(self, x: Tensor, rotated: float) -> tuple[Tensor, ...]:
-        """The same, then what it was made of: names of their own where attention's forward rotates itself."""
+    def rotary_parts(
+        self, tensors: Sequence[Tensor], rotated: float, tables: Callable[[], Tables] | None = None
+    ) -> list[tuple[Tensor, ...]]:
+        """The same, each with what it was made of: names where attention's forward rotates itself.
+
+        ``tables`` makes cosines and sines for each of ``tensors`` anew.
+        """
         m = self.m
-        cosines, sines = (tuple(table.storage for table in kind) for kind in self.tables)
         if self.job.kernels == "fused":  # liger_kernel/ops/rope.py works in place
-            return (m.op(x.numel, (x,), (-1,), item=x.item, keep=cosines + sines),)
-        part = x.view(int(x.numel * rotated))
-        wide = max(x.item, self._table_item)
+            keep = tuple(table.storage for kind in self.tables for table in kind)
+            return [(m.op(x.numel, (x,), (PASS,), item=x.item, keep=keep),) for x in tensors]
+        if rotated >= 1.0 and self.model.model_type not in CONCATENATES:
+            return [(self._turned(x),) for x in tensors]
+        turned, rest = [], []
+        for x in tensors:
+            count = int(x.numel * rotated)
+            turned.append(self._cut(x, count))
+            rest.append(self._cut(x, x.numel - count))
+        for place, part in enumerate(turned):
+            if tables is not None:
+                self.tables = tables()
+            turned[place] = self._turned(part)
+        if tables is not None:
+            self.tables = NO_TABLES
+        return [
+            (m.op(x.numel, (out, other), (PASS, PASS), item=x.item), out, x)
+            for out, other, x in zip(turned, rest, tensors, strict=True)
+        ]
 
-        def times(x: Tensor, table: tuple[Storage, ...], gradient: int) -> Tensor:
+    def by_head(self, x: Tensor) -> Tensor:
+        """A projection, looked at head by head to be rotated: its gradient comes back so, and is copied."""
+        if not self.turned or self.job.kernels == "fused":
+            return x
+        return self.m.op(
+            x.numel, (x,), (x.bytes,), item=x.item, view_of=x, kernel=ops.LOOKED_UP, shape=(x.numel,)
+        )
+
+    def _cut(self, x: Tensor, numel: int) -> Tensor:
+        """A slice, whose gradient is one of all."""
+        return self.m.op(numel, (x,), (x.bytes,), item=x.item, view_of=x)
+
+    def _turned(self, x: Tensor) -> Tensor:
+        m, wide = self.m, max(x.item, self._table_item)
+        cosines, sines = (tuple(table.storage for table in kind) for kind in self.tables)
+
+        def times(x: Tensor, table: tuple[Storage, ...]) -> Tensor:
             # repeated for every head, and heads lie beside each other until they are turned
-            scratch = x.numel * wide if wide > x.item else 0
             return m.op(
                 x.numel,
                 (x,),
-                (gradient,),
+                (Summed(x.numel * wide, x.bytes) if wide > x.item else x.bytes,),
                 item=wide,
                 keep=table,
-                scratch=scratch,
                 kernel=ops.LOOKED_UP,
                 shape=(x.numel,),
             )
 
-        turned = times(self._rotate_half(part), sines, part.bytes)
-        straight = times(part, cosines, x.bytes)
-        out = ops.cast(m, ops.add(m, straight, turned, kernel=ops.LOOKED_UP), x.item)
-        if rotated >= 1.0 and self.model.model_type not in CONCATENATES:
-            return (out,)
-        return m.op(x.numel, (out, x), (-1, x.bytes), item=x.item), out, x
+        straight = times(x, cosines)
+        added = ops.add(m, straight, times(self._rotate_half(x), sines), kernel=ops.LOOKED_UP)
+        return ops.cast(m, added, x.item)
 
     def _rotate_half(self, x: Tensor) -> Tensor:
-        m = self.m
-        half = x.numel // 2
-        negative = m.op(half, (x,), (x.bytes,), item=x.item, kernel=ops.LOOKED_UP, shape=(half,))
-        return m.op(x.numel, (negative, x), (negative.bytes, x.bytes), item=x.item)
+        m, half = self.m, x.numel // 2
+        first, second = self._cut(x, half), self._cut(x, half)
+        negative = m.op(
+            half, (second,), (second.bytes,), item=x.item, kernel=ops.LOOKED_UP, shape=(half,)
+        )
+        return m.op(x.numel, (negative, first), (PASS, PASS), item=x.item)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, masked: bool = True) -> Tensor:
         """Attention without a trained bias, by the job's implementation."""

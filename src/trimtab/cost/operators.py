@@ -7,7 +7,7 @@ transformers 5.17 (file beside each where it is not obvious).
 
 from __future__ import annotations
 
-from trimtab.cost.backward import PASS
+from trimtab.cost.backward import PASS, Summed
 from trimtab.cost.machine import Machine, Tensor, Weight
 from trimtab.cost.reduction import reduction_bytes
 
@@ -32,11 +32,10 @@ def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) ->
     return m.op(
         rows * columns,
         (x, weight, bias),
-        (x.bytes, weight.bytes, bias.bytes if bias else 0),
+        (x.bytes, weight.bytes, _of_rows(PASS, rows, bias, x.item) if bias else 0),
         keep=keep,
         keeps_unseen=x.edge is not None,
         item=x.item,
-        tail=reduction_bytes(rows, columns, x.item) if bias is not None and bias.trainable else 0,
         flops=2 * rows * weight.numel,
         transposed=not (own or weight.written_out),
         sums=own,
@@ -47,15 +46,21 @@ def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) ->
 
 def add_bias(m: Machine, x: Tensor, bias: Weight) -> Tensor:
     """``x + bias`` by an operator of its own."""
-    rows = x.numel // bias.numel
-    tail = reduction_bytes(rows, bias.numel, x.item) if bias.trainable else 0
-    return m.op(x.numel, (x, bias), (PASS, bias.bytes), item=x.item, tail=tail)
+    summed = _of_rows(PASS, x.numel // bias.numel, bias, x.item)
+    return m.op(x.numel, (x, bias), (PASS, summed), item=x.item)
+
+
+def _of_rows(whole: int, rows: int, weight: Weight, item: int, made: int | None = None) -> Summed:
+    """The gradient of a ``weight`` that was read for each of ``rows``, summed in ``item`` bytes."""
+    size = weight.bytes if made is None else made
+    return Summed(whole, size, reduction_bytes(rows, weight.numel, item))
 
 
 def add(m: Machine, a: Tensor, b: Tensor, *, kernel: str = "moving") -> Tensor:
-    """``a + b``, keeps nothing."""
+    """``a + b``, keeps nothing; what is broadcast gets a sum."""
     numel = max(a.numel, b.numel)
-    return m.op(numel, (a, b), (PASS, PASS), item=max(a.item, b.item), kernel=kernel, shape=(numel,))
+    gradients = tuple(PASS if one.numel == numel else Summed(PASS, one.bytes) for one in (a, b))
+    return m.op(numel, (a, b), gradients, item=max(a.item, b.item), kernel=kernel, shape=(numel,))
 
 
 def scale(m: Machine, x: Tensor, *, kernel: str = "moving") -> Tensor:
@@ -71,7 +76,7 @@ def shift(m: Machine, x: Tensor) -> Tensor:
 def mul(m: Machine, a: Tensor, b: Tensor) -> Tensor:
     """``a * b`` of two tensors of one shape: keeps what the other's gradient needs."""
     keep = (*((a.storage,) if b.edge else ()), *((b.storage,) if a.edge else ()))
-    return m.op(a.numel, (a, b), (a.bytes, b.bytes), keep=keep, item=max(a.item, b.item))
+    return m.op(a.numel, (a, b), (a.bytes, b.bytes), keep=keep, item=max(a.item, b.item), by_name=True)
 
 
 def cast(m: Machine, x: Tensor, item: int) -> Tensor:
@@ -94,16 +99,24 @@ def split(m: Machine, packed: Tensor, *sizes: int) -> tuple[Tensor, ...]:
     )
 
 
-def embedding(m: Machine, tokens: int, weight: Weight) -> Tensor:
-    """Rows of ``weight``; its gradient is dense."""
-    return m.op(tokens * weight.columns, (weight,), (weight.bytes,), item=weight.item, kernel="embedding")
+def embedding(m: Machine, tokens: int, weight: Weight, *, gathered: bool = False) -> Tensor:
+    """Rows of ``weight``, which may be ``gathered`` for a module around this; its gradient is dense."""
+    return m.op(
+        tokens * weight.columns,
+        (weight,),
+        (weight.bytes,),
+        item=weight.item,
+        kernel="embedding",
+        gathered=gathered,
+    )
 
 
 def dropout(m: Machine, x: Tensor, probability: float) -> Tensor:
     """``native_dropout``: keeps a mask of one byte an element; x itself where the probability is 0."""
     if not probability:
         return x
-    return m.op(x.numel, (x,), (x.bytes,), item=x.item, extra=(x.numel * MASK,), kernel="native_dropout")
+    mask = (x.numel * MASK,)  # made first (native/cuda/Dropout.cu)
+    return m.op(x.numel, (x,), (x.bytes,), item=x.item, extra=mask, extra_first=True, kernel="native_dropout")
 
 
 def softmax(m: Machine, x: Tensor, item: int | None = None) -> Tensor:
@@ -119,7 +132,7 @@ def softmax(m: Machine, x: Tensor, item: int | None = None) -> Tensor:
         (x.bytes,),
         item=item,
         keep_output=True,
-        scratch=x.numel * item,
+        scratch=(x.numel * item,),
         kernel="_softmax",
     )
 
@@ -147,7 +160,7 @@ def keeps_input(m: Machine, x: Tensor) -> Tensor:
 def new_gelu(m: Machine, x: Tensor) -> Tensor:
     """``NewGELUActivation`` (activations.py:66), written out in elementary operators."""
     half = scale(m, x)
-    return mul(m, half, shift(m, tanh(m, scale(m, add(m, x, scale(m, keeps_input(m, x)))))))
+    return mul(m, half, shift(m, tanh(m, scale(m, add(m, x, scale(m, _power(m, x)))))))
 
 
 def fast_gelu(m: Machine, x: Tensor) -> Tensor:
@@ -158,8 +171,16 @@ def fast_gelu(m: Machine, x: Tensor) -> Tensor:
 
 def python_gelu(m: Machine, x: Tensor) -> Tensor:
     """``GELUActivation`` in Python (activations.py:75): x / 2 times 1 + erf."""
-    half = scale(m, x)
-    return mul(m, half, shift(m, keeps_input(m, scale(m, x))))
+    half, scaled = scale(m, x), scale(m, x)
+    # derivatives.yaml, erf: 2 / sqrt(pi) * exp(-(self.pow(2))) * grad
+    erf = m.op(x.numel, (scaled,), (x.bytes,), item=x.item, keep=(scaled.storage,), scratch=(x.bytes,) * 4)
+    del scaled
+    return mul(m, half, shift(m, erf))
+
+
+def _power(m: Machine, x: Tensor) -> Tensor:
+    """``x.pow(n)``; ``pow_backward`` is grad * (n * x.pow(n - 1)) (FunctionsManual.cpp)."""
+    return m.op(x.numel, (x,), (x.bytes,), item=x.item, keep=(x.storage,), scratch=(x.bytes,) * 2)
 
 
 def activation(m: Machine, x: Tensor, name: str) -> Tensor:
@@ -175,8 +196,7 @@ def activation(m: Machine, x: Tensor, name: str) -> Tensor:
     if name in ("gelu_new", "gelu_accurate"):
         return new_gelu(m, x)
     if name == "relu2":
-        relu = tanh(m, x)
-        return keeps_input(m, relu)
+        return _power(m, tanh(m, x))
     if name == "quick_gelu":
         gate = tanh(m, scale(m, x))
         return mul(m, x, gate)
@@ -220,7 +240,7 @@ def rms_norm(m: Machine, x: Tensor, weight: Weight, *, wide_weight: bool = False
 def clamp(m: Machine, x: Tensor) -> Tensor:
     """``clamp_``: in place, so a copy of what was there is kept; its backward pass makes two masks."""
     return m.op(
-        x.numel, (x,), (x.bytes,), item=x.item, view_of=x, extra=(x.bytes,), scratch=2 * x.numel * MASK
+        x.numel, (x,), (x.bytes,), item=x.item, view_of=x, extra=(x.bytes,), scratch=(x.numel * MASK,) * 2
     )
 
 
@@ -229,7 +249,9 @@ def t5_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
     factor = _rsqrt_of_mean_square(m, cast(m, x, FLOAT), x.numel // weight.numel)
     scaled = _mul_by_rows(m, x, factor, item=FLOAT)
     del factor
-    return _weighted(m, cast(m, scaled, weight.item), weight)
+    narrow = cast(m, scaled, weight.item)
+    del scaled
+    return _weighted(m, narrow, weight)
 
 
 def gemma_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
@@ -238,18 +260,18 @@ def gemma_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
     factor = _rsqrt_of_mean_square(m, wide, x.numel // weight.numel)
     scaled = _mul_by_rows(m, wide, factor)
     del wide, factor
-    rows, full = scaled.numel // weight.numel, scaled.bytes if weight.trainable else 0
+    rows = scaled.numel // weight.numel
     out = m.op(
         scaled.numel,
         (scaled, weight),
-        (scaled.bytes, weight.numel * FLOAT),
+        (scaled.bytes, _of_rows(scaled.bytes, rows, weight, FLOAT, weight.numel * FLOAT)),
         item=FLOAT,
         keep=(scaled.storage,) if weight.trainable else (),
-        scratch=full,
-        tail=full + reduction_bytes(rows, weight.numel, FLOAT) if weight.trainable else 0,
+        by_name=True,
         kernel=LOOKED_UP,
         shape=(scaled.numel,),
     )
+    del scaled
     return cast(m, out, x.item)
 
 
@@ -267,10 +289,7 @@ def fused_rms_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
 
 
 def _rsqrt_of_mean_square(m: Machine, wide: Tensor, rows: int) -> Tensor:
-    # pow_backward: grad * (2 * x.pow(1)), FunctionsManual.cpp
-    square = m.op(
-        wide.numel, (wide,), (wide.bytes,), item=FLOAT, keep=(wide.storage,), scratch=2 * wide.bytes
-    )
+    square = _power(m, wide)
     mean = m.op(rows, (square,), (square.bytes,), item=FLOAT, kernel="mean rows fp32", shape=(wide.numel,))
     m.adds(mean.bytes)  # epsilon
     return m.op(rows, (mean,), (mean.bytes,), item=FLOAT, keep_output=True)
@@ -282,31 +301,27 @@ def _mul_by_rows(m: Machine, x: Tensor, factor: Tensor, item: int | None = None)
     # the factor's gradient is a full product before it is summed over the columns, and that of a narrower x
     # is wide before it is cast
     full = x.numel * item
-    scratch = full if x.item == item else 2 * full
+    own = x.bytes if x.item == item else Summed(full, x.bytes)
     return m.op(
         x.numel,
         (x, factor),
-        (x.bytes, factor.bytes),
+        (own, Summed(full, factor.bytes)),
         item=item,
         keep=keep,
-        scratch=scratch,
+        by_name=True,
         kernel=LOOKED_UP,
         shape=(x.numel,),
     )
 
 
 def _weighted(m: Machine, x: Tensor, weight: Weight) -> Tensor:
-    keep = (x.storage,) if weight.trainable else ()
-    scratch = x.bytes if weight.trainable else 0
-    tail = x.bytes + reduction_bytes(x.numel // weight.numel, weight.numel, x.item) if weight.trainable else 0
     return m.op(
         x.numel,
         (weight, x),
-        (weight.bytes, x.bytes),
+        (_of_rows(x.bytes, x.numel // weight.numel, weight, x.item), x.bytes),
         item=x.item,
-        keep=keep,
-        scratch=scratch,
-        tail=tail,
+        keep=(x.storage,) if weight.trainable else (),
+        by_name=True,
         kernel=LOOKED_UP,
         shape=(x.numel,),
     )

@@ -152,10 +152,14 @@ class Rates:
 
     def _scaled(self, name: str, moved: float) -> float:
         """Seconds of a measured kernel, on a memory as fast as this GPU's."""
-        found = self._curve("moving", name) or self._curve("moving", USUAL)
-        assert found is not None
-        curve, there = found
-        return curve.at(moved * there.memory_bytes_per_second / self.gpu.memory_bytes_per_second)
+        key = (name, moved)
+        if key not in self._memo:
+            found = self._curve("moving", name) or self._curve("moving", USUAL)
+            assert found is not None
+            curve, there = found
+            here = self.gpu.memory_bytes_per_second
+            self._memo[key] = curve.at(moved * there.memory_bytes_per_second / here)
+        return self._memo[key]
 
     def norm(self, name: str, rows: int, columns: int, moved: float) -> float:
         """Seconds of a layer norm, forward or backward, over ``rows`` of ``columns``."""

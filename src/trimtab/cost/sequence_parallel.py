@@ -52,6 +52,4 @@ def to_tokens(m: Machine, x: Tensor, batch: int) -> Tensor:
 
 def _exchanged(m: Machine, x: Tensor, *, strided: bool) -> Tensor:
     """``dim_zero_all_to_all`` (sequence/layer.py:327), both ways; a ``strided`` gradient is copied first."""
-    return m.op(
-        x.numel, (x,), (x.bytes,), item=x.item, kernel="all_to_all", scratch=x.bytes if strided else 0
-    )
+    return m.op(x.numel, (x,), (x.bytes,), item=x.item, kernel="all_to_all", scratch=(x.bytes,) * strided)

@@ -261,11 +261,12 @@ class ShardedOptimizer(Engine):
         if s.offload_optimizer != "none":
             self.accumulated = None
             return
-        largest = max((self._portion(weight) for weight in self.own), default=0)
-        self.momentary(largest * NORM_ITEM, "temporaries")
+        for weight in self.own:
+            self.momentary(self._portion(weight) * NORM_ITEM, "temporaries")
         wide = self.accumulated if self.compact else None  # already flat, and in fp32
         if wide is None:
-            wide = self.new(self.partition * s.gradient_item, "gradients")
+            if len(self.own) > 1:  # of a single one, ``flatten`` returns a view
+                wide = self.new(self.partition * s.gradient_item, "gradients")
             if s.gradient_type != s.master_type:
                 wide = self.new(self.partition * s.master_item, "gradients")
         self.accumulated = None

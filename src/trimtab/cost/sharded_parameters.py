@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trimtab.cost.allocator import EMPTY
 from trimtab.cost.coordinator import Coordinator, Gather
 from trimtab.cost.engine import GATHER, MAIN, NORM_ITEM, REDUCE, Engine, Settings
 from trimtab.cost.machine import Weight
@@ -25,19 +26,24 @@ class ShardedParameters(Coordinator, Engine):
         Engine.__init__(self, meter, weights, settings)
         Coordinator.__init__(self, weights, settings.gathering)
 
-    def build(self, whole: Sequence[Weight]) -> None:
+    def build(self, whole: Sequence[Weight], given_up: Sequence[tuple[int, int]] = ()) -> None:
         """Under ``zero.Init`` every rank holds its shard of each parameter alone."""
         s = self.settings
         self.shards = [-(-weight.numel // s.ranks) for weight in self.weights]
         """By parameter, the elements of a rank's share."""
         self.gather_stream, self.reduce_stream = (GATHER, REDUCE) if s.overlap_comm else (MAIN, MAIN)
         self.secondary: dict[int, Storage] = {}
-        for weight in whole:
-            gathered = self.new(weight.bytes, "parameters")
-            self._let_go(weight.index)
-            if s.offload_param == "none":
-                self.model.append(self.new(self.shards[weight.index] * s.item, "parameters"))
-            del gathered
+        super().build(whole, given_up)
+
+    def _built(self, numel: int, index: int | None = None) -> list[Storage]:
+        s = self.settings
+        gathered = self.new(numel * s.item, "parameters")
+        if index is not None:
+            self._let_go(index)
+        shard = -(-numel // s.ranks) * s.item
+        kept = [self.new(shard, "parameters")] if s.offload_param == "none" else []
+        del gathered
+        return kept
 
     def initialize(self) -> None:
         """The flat shard, fp32 sub-groups, gradient partition, one bucket (:735-800, :1120-1175, :1301)."""
@@ -48,8 +54,10 @@ class ShardedParameters(Coordinator, Engine):
         self.swapped = self._swapped() if s.offload_optimizer == "nvme" else set()
         """Parameters whose optimizer's states are on a disk."""
         if s.offload_param == "none":
-            frozen = [self.shards[weight.index] * s.item for weight in self.frozen]
-            self.model = [self.new(size, "parameters") for size in frozen]
+            both = zip(self.model, self.weights, strict=True)
+            self.model = [storage for storage, weight in both if not weight.trainable]  # as they are
+            del both
+            self.meter.mark(EMPTY)  # zero/utils.py:234, once the others are on the host
             self.model.append(self.new(self.partition * s.item, "parameters"))
         here = int((1 - s.offload_ratio) * len(self.sub_groups)) if s.offload_optimizer != "none" else None
         self.on_device = self.sub_groups[:here]
@@ -321,8 +329,8 @@ class ShardedParameters(Coordinator, Engine):
                 absolute = self.new(self.partition * s.gradient_item, "temporaries", self.reduce_stream)
                 self.momentary(self.partition, "temporaries", self.reduce_stream)
                 del absolute
-            largest = max((self.shards[weight.index] for weight in self.trainable), default=0)
-            self.momentary(largest * NORM_ITEM, "temporaries")
+            for weight in self.trainable:
+                self.momentary(self.shards[weight.index] * NORM_ITEM, "temporaries")
         first = not self.states
         for size in self.on_device:
             wide = None

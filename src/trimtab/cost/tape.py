@@ -21,7 +21,7 @@ from trimtab.cost.meter import PARTS, Storage, Work
 if TYPE_CHECKING:
     from trimtab.cost.engine import Engine
     from trimtab.cost.machine import Weight
-    from trimtab.cost.meter import AllocatingMeter
+    from trimtab.cost.meter import RequestingMeter
 
 SHOWN = 4
 """Layers of a stack that are run."""
@@ -328,46 +328,20 @@ class Recording:
                     engine.on_gradient(weights[index + shift], gradient)
                     del gradient
 
-    def play_to_record(self, phase: int, engine: Engine, numbers: Numbers) -> None:
-        """The same storage by storage, so that ``engine.meter`` records every request."""
-        meter, weights = engine.meter, engine.weights
-        for here, layer, shift in self.reels[phase]:
-            taken: dict[int, int] = {}
-            numbers[self._groups[here], layer] = taken
-            for event in self.sections[here].events:
-                kind = event[0]
-                if kind == TAKE:
-                    taken[event[3]] = meter.add(event[1], event[2])
-                elif kind == GIVE:
-                    _, count, part, home, number = event
-                    meter.drop(count, part, numbers[self._home_of(home, here, layer)][number])
-                elif kind == MOVE:
-                    meter.move(*event[1:])
-                elif kind == GRADIENT:
-                    _, count, part, home, number, index = event
-                    request = numbers[self._home_of(home, here, layer)][number]
-                    gradient = Storage.adopted(meter, count, part, request)
-                    engine.on_gradient(weights[index + shift], gradient)
-                    del gradient
-                elif kind == PRODUCT:
-                    meter.product()
-                elif engine.hears_uses:
-                    told = engine.before_use if kind == USE else engine.after_use
-                    told(event[1:], shift)
-
     def play_to_allocate(
-        self, phase: int, engine: Engine, meter: AllocatingMeter, numbers: Numbers, *, uses: bool = True
+        self, phase: int, engine: Engine, meter: RequestingMeter, numbers: Numbers, *, uses: bool = True
     ) -> None:
-        """The same for an allocator, which in the middle of a long stack sees what outlives its layer alone.
+        """The same storage by storage, for an allocator.
 
-        Without ``uses`` the engine does not hear there either that parameters are used.
+        Unless ``meter`` sees all, it does not hear in the middle of a long stack of what ends in its layer,
+        and the engine without ``uses`` not there either that parameters are used.
         """
         weights, hears = engine.weights, engine.hears_uses
         take, give, before_use, after_use = meter.take, meter.give, engine.before_use, engine.after_use
         now = meter.now
         for here, layer, shift in self.reels[phase]:
             section = self.sections[here]
-            edge = self._is_edge(section, layer)
+            edge = meter.sees_all or self._is_edge(section, layer)
             taken: dict[int, int] = {}
             numbers[self._groups[here], layer] = taken
             end = now + len(section.chunks(hears))

@@ -66,7 +66,7 @@ def cross_entropy(m: Machine, logits: Tensor, samples: int, length: int) -> Tens
             (cut.bytes,),
             item=ops.FLOAT,
             extra=(wide,),
-            scratch=wide,
+            scratch=(wide,),
         )
         for _ in range(3):  # the maximum, the sum of the exponentials, the targets' logits
             m.communicates("all_reduce", tokens * ops.FLOAT)

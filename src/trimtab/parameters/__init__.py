@@ -7,7 +7,9 @@ models on the meta device by ``tests/parameters``.
 from __future__ import annotations
 
 from trimtab.parameters.buffers import Buffer, buffers
-from trimtab.parameters.lists import Parameter, parameters, skeleton, tasks_of
+from trimtab.parameters.lists import Parameter, given_up, parameters, skeleton, tasks_of
 from trimtab.parameters.modules import Module, Skeleton
 
-__all__ = ["Buffer", "Module", "Parameter", "Skeleton", "buffers", "parameters", "skeleton", "tasks_of"]
+__all__ = [
+    "Buffer", "Module", "Parameter", "Skeleton", "buffers", "given_up", "parameters", "skeleton", "tasks_of",
+]  # fmt: skip

@@ -136,6 +136,21 @@ def parameters(model: Model, task: str = "causal-lm", lora: Lora | None = None) 
     )
 
 
+@lru_cache(maxsize=64)
+def given_up(model: Model, task: str = "causal-lm") -> tuple[tuple[int, int], ...]:
+    """Tensors that are built like the others and then tied to an earlier one: how many of `parameters` are
+    there before each, and its elements."""
+    build = skeleton(model, task)
+    aliases, before, found = first_names(build), 0, []
+    for module in build.modules:
+        for name, shape in named(module):
+            if aliases.get(name, name) == name:
+                before += 1
+            else:
+                found.append((before, math.prod(shape)))
+    return tuple(found)
+
+
 def named(module: Module) -> list[tuple[str, Shape]]:
     """A module's tensors under their full names."""
     return [(f"{module.path}.{name}", shape) for name, shape in module.tensors]

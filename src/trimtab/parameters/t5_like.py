@@ -13,24 +13,26 @@ def skeleton(model: Model, task: str) -> Skeleton:
     hidden, labels = model.hidden_size, model.labels
     shared = embedding("shared", model.vocab_size, hidden)
     encoder = under("encoder", _stack(model, model.layers, decoder=False))
+    ties = [(f"{stack}.embed_tokens.weight", "shared.weight") for stack in ("encoder", "decoder")]
+    inner = [tuple(f"transformer.{name}" for name in tie) for tie in ties]
     if task == "token-classification":
         body = under("transformer", [shared, *encoder])
-        return Skeleton([*body, linear("classifier", hidden, labels, True)])
+        return Skeleton([*body, linear("classifier", hidden, labels, True)], inner[:1])
     both = [shared, *encoder, *under("decoder", _stack(model, model.decoder_layers, decoder=True))]
     if task == "sequence-classification":
         head = [
             linear("classification_head.dense", hidden, hidden, True),
             linear("classification_head.out_proj", hidden, labels, True),
         ]
-        return Skeleton(under("transformer", both) + head)
+        return Skeleton(under("transformer", both) + head, inner)
     if task == "question-answering":
-        return Skeleton([*both, linear("qa_outputs", hidden, labels, True)])
+        return Skeleton([*both, linear("qa_outputs", hidden, labels, True)], ties)
     lm_head = linear("lm_head", hidden, model.vocab_size)
-    return Skeleton([*both, lm_head], [("lm_head.weight", "shared.weight")], "lm_head")
+    return Skeleton([*both, lm_head], [*ties, ("lm_head.weight", "shared.weight")], "lm_head")
 
 
 def _stack(model: Model, layers: int, *, decoder: bool) -> list[Module]:
-    modules: list[Module] = []
+    modules = [embedding("embed_tokens", model.vocab_size, model.hidden_size)]
     for index in range(layers):
         parts = [_attention(model, "SelfAttention", biased=index == 0)]
         if decoder:

@@ -10,9 +10,9 @@ That the losses of a split model are those of the whole one was seen on two and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from trimtab.config import GRADIENT_CLIPPING_DEFAULT, Config
 from trimtab.model import Model
@@ -101,8 +101,7 @@ def wrong_norm(config: Config) -> bool:
     return not fused
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
+class Split(NamedTuple):
     """How the modules of one class lie on the ``size`` ranks of a group."""
 
     size: int

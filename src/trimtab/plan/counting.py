@@ -6,8 +6,9 @@ the card; profiles are counted once for all candidates that share them.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
@@ -19,6 +20,7 @@ from trimtab.estimate import PROCESS_BYTES, Estimate, estimate
 from trimtab.model import Model
 from trimtab.parameters import parameters
 
+T = TypeVar("T")
 HOST_HIGH = 1.05
 """Over the expected host memory: its high bound in `trimtab.estimate`; a node that swaps ends the run."""
 FRAGMENTED = 1.35
@@ -52,6 +54,7 @@ class Arithmetic:
     _offloaded: dict[Hashable, Offloaded] = field(default_factory=dict, repr=False, compare=False)
     _operations: dict[Hashable, float] = field(default_factory=dict, repr=False, compare=False)
     _sizes: dict[Hashable, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
+    _quick: dict[Hashable, tuple[Profile, Need]] = field(default_factory=dict, repr=False, compare=False)
     _needs: dict[Hashable, tuple[Profile, Need]] = field(default_factory=dict, repr=False, compare=False)
     _estimates: dict[Hashable, Estimate] = field(default_factory=dict, repr=False, compare=False)
 
@@ -137,7 +140,7 @@ class Arithmetic:
         short = self.shortfall(config, cluster)
         if short is not None or self.profile(config, cluster).peak * FRAGMENTED <= self.room(config, cluster):
             return short
-        _, need = quickly_needed(config, self.model, cluster)
+        need = self._quickly(config, cluster)[1]
         quick = self._short(config, need.expected, cluster)
         return replace(quick, close=True) if quick.lack > 0 else None
 
@@ -159,14 +162,16 @@ class Arithmetic:
             return short
         there = cluster.gpu.usable_bytes
         enough = max(int(self.estimate(config, cluster).needed.expected), there + 1)
-        lack = -self.spare(config, cluster)
+        lack = self.by_spare(config, cluster, lambda spare: -spare)
         return Shortfall(where="GPU memory", needed=enough, there=there, close=True, lack=lack)
 
-    def spare(self, config: Config, cluster: Cluster) -> int:
-        """Bytes that a GPU has and ``config`` does not need, with the probability asked for."""
-        needed = self.estimate(config, cluster).needed.expected
-        inside = needed - outside_allocator(cluster.world_size, config.stage)
-        return -self._short(config, inside, cluster).lack
+    def by_spare(self, config: Config, cluster: Cluster, decide: Callable[[int], T]) -> T:
+        """What ``decide`` makes of the bytes that a GPU has and ``config`` does not need.
+
+        With the probability asked for; it must rise or fall with them, and no more is replayed than it takes.
+        """
+        need = self._need(config, cluster)[1]
+        return need.decided(lambda expected: decide(-self._short(config, expected, cluster).lack))
 
     def estimate(self, config: Config, cluster: Cluster) -> Estimate:
         """The whole estimate, made once."""
@@ -179,8 +184,14 @@ class Arithmetic:
     def _need(self, config: Config, cluster: Cluster) -> tuple[Profile, Need]:
         key = (self._key(config, cluster.world_size), cluster)
         if key not in self._needs:
-            self._needs[key] = needed(config, self.model, cluster)
+            self._needs[key] = needed(config, self.model, cluster, quick=self._quickly(config, cluster))
         return self._needs[key]
+
+    def _quickly(self, config: Config, cluster: Cluster) -> tuple[Profile, Need]:
+        key = (self._key(config, cluster.world_size), cluster)
+        if key not in self._quick:
+            self._quick[key] = quickly_needed(config, self.model, cluster)
+        return self._quick[key]
 
     def states_bytes(self, config: Config, world: int) -> float:
         """What a GPU holds of weights, master weights and Adam's moments: less than it needs."""

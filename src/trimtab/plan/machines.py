@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-from trimtab.cluster import Cluster, Gpu, find_gpu, find_link, gpus
+from trimtab.cluster import Cluster, Gpu, find_gpu, find_link, gpus, name_and_count
 from trimtab.errors import NotFound, UsageError
 from trimtab.plan.wishes import Wishes
 from trimtab.prices import Price, price
@@ -38,6 +38,8 @@ def clusters(
         raise UsageError(f"at most {max_gpus} GPUs leave none to train on")
     if link is not None:
         find_link(link)
+    if isinstance(gpu, str) and gpu != ANY and "," not in gpu:
+        gpu, gpus_per_node = name_and_count(gpu, gpus_per_node)
     stated = (gpus_per_node or 1) * (nodes or 1)
     if max_gpus is not None and stated > max_gpus:
         raise UsageError(f"{stated} GPUs are asked for, and at most {max_gpus}; leave one of the two out")
@@ -62,7 +64,7 @@ def clusters(
 def _cards(gpu: str | Gpu | Iterable[str]) -> tuple[Gpu, ...]:
     if isinstance(gpu, Gpu):
         return (gpu,)
-    names = [part.strip() for part in gpu.split(",")] if isinstance(gpu, str) else list(gpu)
+    names = [part.strip() for part in gpu.strip(", ").split(",")] if isinstance(gpu, str) else list(gpu)
     if names == [ANY]:
         return tuple(gpus().values())
     return tuple({card.name: card for card in map(find_gpu, names)}.values())

@@ -146,14 +146,18 @@ def _within_tie(value: float) -> float:
 
 
 def choose_bill(bills: Sequence[Bill], wishes: Wishes) -> Bill:
-    """The best as the wishes ask; of those within `TIE` of it the one with the fewest GPUs."""
+    """The best as the wishes ask; of those within `TIE` of it the fewest GPUs, then the next wish.
+
+    So of machines that are as fast the cheapest is taken, and of those that are as cheap the fastest.
+    """
     first = min(one.rank(wishes)[0] for one in bills)
     close = [one for one in bills if one.rank(wishes)[0] <= _within_tie(first)]
     return min(
         close,
         key=lambda one: (
             one.contender.cluster.world_size,
-            one.rank(wishes),
+            one.rank(wishes)[1:],
+            one.rank(wishes)[0],
             one.contender.cluster.gpu.name,
             one.contender.cluster.nodes,
         ),

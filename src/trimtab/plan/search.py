@@ -231,8 +231,8 @@ class Field:
             return one
         every = self.wishes.model.all_layers
         done = one.config.job.recomputed_of(every, self.wishes.model.name)
-        spare = self.arithmetic.spare(one.config, self.cluster)
-        layers = max(1, done - int(spare / self._saved_by_a_layer(one)))
+        saved, by_spare = self._saved_by_a_layer(one), self.arithmetic.by_spare
+        layers = by_spare(one.config, self.cluster, lambda spare: max(1, done - int(spare / saved)))
         each = (self._recomputed(one).careful_seconds - one.careful_seconds) / (every - done)
         if (done - layers) * each < WORTH * one.careful_seconds:
             return one

@@ -180,9 +180,10 @@ def _job(
     if sequence_length is None:
         usual = DEFAULT_SEQUENCE_LENGTH.get(task, DEFAULT_ENCODER_SEQUENCE_LENGTH)
         sequence_length = min(usual, model.max_positions or usual)
-    if model.positions in ("learned", "absolute") and 0 < model.max_positions < sequence_length:
+    longest = model.longest_sequence
+    if longest is not None and longest < sequence_length:
         raise UsageError(
-            f"{model.name} has {model.max_positions} positions, fewer than {sequence_length} tokens a sample"
+            f"{model.name} has {longest} positions, fewer than {sequence_length} tokens a sample"
         )
     if task in ENCODER_DECODER_TASKS and target_length is None:
         target_length = DEFAULT_TARGET_LENGTH

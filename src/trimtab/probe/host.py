@@ -16,30 +16,36 @@ CALLS = 400
 WIDTH = 64
 
 
-def measure(notes: Notes) -> None:
-    """Rows of kind ``issue``: seconds of one call on the host."""
+def single_calls(device: str) -> dict[str, Callable[[], Any]]:
+    """What models let the host issue most, by name; for `torch.no_grad`."""
     import torch
 
     dtype = torch.bfloat16
-    x = torch.randn(WIDTH, WIDTH, device=notes.device, dtype=dtype)
+    x = torch.randn(WIDTH, WIDTH, device=device, dtype=dtype)
     y = torch.randn_like(x)
     weight = torch.randn_like(x)
-    norm = torch.nn.LayerNorm(WIDTH, device=notes.device, dtype=dtype)
-    q = torch.randn(1, 2, WIDTH, WIDTH, device=notes.device, dtype=dtype)
+    norm = torch.nn.LayerNorm(WIDTH, device=device, dtype=dtype)
+    q = torch.randn(1, 2, WIDTH, WIDTH, device=device, dtype=dtype)
     functional = torch.nn.functional
-    bodies: dict[str, Callable[[], Any]] = {
+    return {
         "add": lambda: x + y,
         "add_": lambda: x.add_(y),
         "cast": lambda: x.to(torch.float32),
-        "empty": lambda: torch.empty(WIDTH, WIDTH, device=notes.device, dtype=dtype),
+        "empty": lambda: torch.empty(WIDTH, WIDTH, device=device, dtype=dtype),
         "view": lambda: x.view(-1),
         "linear": lambda: torch._C._nn.linear(x, weight),  # what functional.linear is until ZeRO-3 comes
         "layer_norm": lambda: norm(x),
         "dropout": lambda: functional.dropout(x, 0.1),
         "attention": lambda: functional.scaled_dot_product_attention(q, q, q, is_causal=True),
     }
+
+
+def measure(notes: Notes) -> None:
+    """Rows of kind ``issue``: seconds of one call on the host."""
+    import torch
+
     with torch.no_grad():
-        for name, body in bodies.items():
+        for name, body in single_calls(notes.device).items():
             notes.host("issue", _many(body), calls=CALLS, name=name)
     _autograd(notes)
     _modules(notes)

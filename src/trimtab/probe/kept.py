@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,13 @@ def kept_file(sheet: Mapping[str, Any]) -> Path:
     machine = sheet["machine"]
     name = re.sub(r"[^a-z0-9]+", "-", str(machine["gpu"] or "cpu").lower()).strip("-")
     return cache_folder() / "probe" / f"{name}-x{machine['world_size']}.json"
+
+
+def check_writable(file: Path) -> None:
+    """Raises UnreadableFile, before minutes of measuring, where `write` could not put its sheet."""
+    above = next(folder for folder in file.absolute().parents if folder.exists())
+    if file.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
+        raise UnreadableFile(f"{file}: cannot be written: give --output a file in a folder that can")
 
 
 def write(sheet: Mapping[str, Any], file: Path) -> None:

@@ -109,6 +109,11 @@ class Answer:
         return (*said, self._about_time)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the run would not be what was counted, as the arithmetic knows it."""
+        return () if self.predicted is None else self.predicted.warnings
+
+    @property
     def _about_time(self) -> str:
         if self.step_seconds is not None:
             if self.cluster.world_size == 1:

@@ -47,20 +47,15 @@ class Flash(torch.autograd.Function):
         note_kernel(f"attention.flash.{ctx.kind}.backward", query, key, value)
         key_heads, key_length = key.shape[1], key.shape[2]
 
-        def like(heads: int, length: int) -> Any:
-            return query.new_empty(batch, length, heads, width).transpose(1, 2)
-
         d_query, d_key, d_value = (torch.empty_like(tensor) for tensor in (query, key, value))
-        # flash_api.cpp mha_bwd: softmax_d, and dq accumulated in fp32 over rounded sizes
-        rounded = _up(length, 128)
-        sums = query.new_empty(batch, heads, rounded, dtype=torch.float32)
-        accumulated = query.new_empty(
-            batch, rounded, heads, _up(width, 32 if width <= 128 else 64), dtype=torch.float32
-        )
-        if key_heads != heads:  # grouped keys: one gradient per query head, then summed
-            expanded = [like(heads, key_length) for _ in range(2)]
-            del expanded
-        del sums, accumulated
+        # flash_api.cpp mha_bwd: softmax_d, dq accumulated in fp32 over rounded sizes and, of grouped keys, one
+        # gradient per query head before they are summed; an H200's kernel takes them as one block
+        rounded, wide = _up(length, 128), _up(width, 32 if width <= 128 else 64)
+        size = batch * heads * rounded * (wide + 1) * 4
+        if key_heads != heads:
+            size += 2 * batch * heads * key_length * width * query.element_size()
+        workspace = query.new_empty(size, dtype=torch.uint8)
+        del workspace
         return d_query, d_key, d_value, None
 
 
@@ -87,16 +82,14 @@ class Efficient(torch.autograd.Function):
             # attention_backward.cu: grad_bias has bias's expanded sizes, last one a multiple of 16
             *outer, last = bias.shape
             d_bias = bias.new_empty(*outer, _up(last, 16))[..., :last]
-        delta = query.new_empty(batch, heads, _up(length, 32), dtype=torch.float32)
         gradients = [
             tensor.new_empty(batch, tensor.shape[2], heads, tensor.shape[3]).transpose(1, 2)
             for tensor in (query, key, value)
         ]
-        # kernel_backward.h workspace_elements_gq: dq in fp32 for 16-bit types
-        if query.dtype in LOW_PRECISION:
-            accumulated = query.new_empty(batch, heads, _up(length, 64), _up(width, 64), dtype=torch.float32)
-            del accumulated
-        del delta
+        # kernel_backward.h workspace_elements_gq: dq in fp32 for 16-bit types; on an H200 one block with delta
+        sums = _up(length, 64) * _up(width, 64) if query.dtype in LOW_PRECISION else 0
+        workspace = query.new_empty(batch, heads, _up(length, 32) + sums, dtype=torch.float32)
+        del workspace
         return *gradients, d_bias, None
 
 

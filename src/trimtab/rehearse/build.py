@@ -12,7 +12,7 @@ import torch
 from trimtab.errors import Unsupported, UsageError
 from trimtab.rehearse import attention, corners, fused
 from trimtab.rehearse.request import PhantomRequest
-from trimtab.train.model import AUTO_CLASSES, add_lora, recompute, transformer_layers
+from trimtab.train.model import add_lora, auto_class, recompute, transformer_layers
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -54,28 +54,21 @@ def _fill_tokens(config: Any, task: str) -> None:
 
 def model(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: int) -> Any:
     """The model on the device in ``dtype``, partitioned as it is built at stage 3, with its LoRA if any."""
-    import transformers
-
     if request.deepspeed.get("torch_autocast", {}).get("enabled"):
         raise Unsupported(
             "a phantom rehearsal cannot follow torch_autocast: torch has no casting rules for a device made "
             "in Python; rehearse with bf16 or fp16 enabled, or on a GPU"
         )
     config = configuration(request)
-    auto = getattr(transformers, AUTO_CLASSES[request.task])
+    auto = auto_class(request.task, config)
     with _place(request, deepspeed, dtype, stage):
         try:
-            try:
-                built = auto.from_config(config, dtype=dtype)
-            except ValueError as refused:
-                if "scaled_dot_product_attention" not in str(refused):
-                    raise
-                config._attn_implementation = "eager"  # as trimtab.train: the model has nothing else
-                built = auto.from_config(config, dtype=dtype)
-        except ValueError as unknown:
-            raise UsageError(
-                f"{AUTO_CLASSES[request.task]} has no model for {config.model_type}: {str(unknown)[:200]}"
-            ) from unknown
+            built = auto.from_config(config, dtype=dtype)
+        except ValueError as refused:
+            if "scaled_dot_product_attention" not in str(refused):
+                raise
+            config._attn_implementation = "eager"  # as trimtab.train: the model has nothing else
+            built = auto.from_config(config, dtype=dtype)
     if request.attention == "flash":
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

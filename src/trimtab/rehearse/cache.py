@@ -15,7 +15,7 @@ from trimtab.folders import cache_folder
 from trimtab.rehearse.request import PhantomRequest, Rehearsal
 
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "liger-kernel")
-SOURCES = ("config.py", "job.py", "cost/reduction.py", "rehearse", "train/model.py")
+SOURCES = ("config.py", "job.py", "cost/allocator.py", "cost/reduction.py", "rehearse", "train/model.py")
 """What of this package an answer depends on."""
 
 

@@ -16,12 +16,11 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 from trimtab import errors
-from trimtab.errors import EngineMoved, MissingExtra, RefusedConfig, TrimtabError, Unsupported
+from trimtab.errors import EngineMoved, RefusedConfig, TrimtabError, Unsupported
 
 TAIL_LINES = 8
 CURE = "the arithmetic estimate (`trimtab estimate`) needs none of this"
@@ -29,13 +28,6 @@ CURE = "the arithmetic estimate (`trimtab estimate`) needs none of this"
 
 class NoAnswer(Unsupported):
     """A child that was killed, broke, or did not end in time."""
-
-
-def need_packages(purpose: str) -> None:
-    """Raises MissingExtra unless torch, DeepSpeed and transformers are installed; imports none of them."""
-    for package in ("torch", "deepspeed", "transformers"):
-        if find_spec(package) is None:
-            raise MissingExtra(package, "train", purpose)
 
 
 def ask(module: str, request: Mapping[str, Any], timeout_seconds: float, *, device: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ def to_json(answer: Answer) -> dict[str, Any]:
         "fits_probability": answer.fits_probability,
         "method": "arithmetic" if answer.seen is None else answer.seen.method,
         "assumptions": list(answer.assumptions),
+        "warnings": list(answer.warnings),
         # the estimate's own keys: a measurement is not corrected, and nobody asks it for a whole run
         "corrections": [],
         "run": None,

@@ -14,10 +14,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from trimtab.cost.allocator import WORKSPACE_BYTES, CachingAllocator, Reading, Replay
 from trimtab.errors import UsageError
 from trimtab.rehearse import corners, streams
 from trimtab.rehearse.child import answer_with
 from trimtab.rehearse.course import course
+from trimtab.rehearse.replay import Request, record_of, smallest_capacity
 from trimtab.rehearse.request import (
     PHASES,
     Collective,
@@ -29,10 +31,8 @@ from trimtab.rehearse.request import (
     Rehearsal,
 )
 
-# aten/src/ATen/cuda/CublasHandlePool.cpp and CUDABlas.cpp: workspace of one handle; the forward pass and the
-# backward pass's thread have a handle each.  32 MiB from sm_90 on, 8.125 MiB (:4096:2:16:8) below.
-CUBLAS_WORKSPACE_BYTES = {True: 32 * 2**20, False: (4096 * 2 + 16 * 8) * 1024}
 CUBLAS_HANDLES = 2
+"""The forward pass and the backward pass's thread have one each."""
 ROOT = "(model)"
 
 
@@ -252,10 +252,10 @@ class Run:
     @property
     def workspace_bytes(self) -> int:
         """The workspace of one cuBLAS handle."""
-        return CUBLAS_WORKSPACE_BYTES[self.request.compute_capability >= (9, 0)]
+        return WORKSPACE_BYTES[self.request.compute_capability >= (9, 0)]
 
-    def _replay(self, ticks: list[int]) -> tuple[list[Any], int | None]:
-        from trimtab.rehearse.allocator import Request, replay, smallest_capacity
+    def _replay(self, ticks: list[int]) -> tuple[list[Reading], int | None]:
+        """The allocator's statistics at each of ``ticks``, and the smallest capacity if that is asked for."""
         from trimtab.rehearse.ledger import ALIVE
 
         requests = [
@@ -268,20 +268,19 @@ class Run:
             for phase, tick in self.ledger.first_product.items()
             if phase in ("forward", "backward")
         ]
-        drops = [2 * tick + 1 for tick in self.ledger.cache_drops]
-        readings = replay(
+        record = record_of(
             requests,
             [2 * tick + 1 for tick in ticks],
             reset_at=2 * self.measured_from + 1,
-            cache_drops=drops,
+            cache_drops=[2 * tick + 1 for tick in self.ledger.cache_drops],
         )
+        readings = Replay(record, CachingAllocator()).run()
         if not self.request.find_capacity:
             return readings, None
-        end = [2 * ticks[-1] + 1]
         capacity = smallest_capacity(
-            lambda size: replay(requests, end, cache_drops=drops, capacity_bytes=size),
-            max(reading.peak_allocated_bytes for reading in readings),
-            max(reading.peak_reserved_bytes for reading in readings),
+            record,
+            max(reading.peak_allocated for reading in readings),
+            max(reading.peak_reserved for reading in readings),
         )
         return readings, capacity
 
@@ -297,10 +296,10 @@ class Run:
                 name=name,
                 allocated_bytes=allocated,
                 peak_bytes=peak,
-                blocks_bytes=reading.allocated_bytes,
-                peak_blocks_bytes=reading.peak_allocated_bytes,
-                reserved_bytes=reading.reserved_bytes,
-                peak_reserved_bytes=reading.peak_reserved_bytes,
+                blocks_bytes=reading.allocated,
+                peak_blocks_bytes=reading.peak_allocated,
+                reserved_bytes=reading.reserved,
+                peak_reserved_bytes=reading.peak_reserved,
                 host_bytes=host,
                 host_pinned_bytes=pinned,
                 parts=sorter.parts(ledger.alive(at)),

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.config import Config
+from trimtab.cost.allocator import UNIT
 from trimtab.errors import Unsupported
 from trimtab.rehearse.child import answer_with
 from trimtab.rehearse.on_gpu import PHASES, GpuRehearsal, GpuRequest
@@ -33,7 +34,6 @@ TIMED_SECONDS = 60.0
 """No further step is timed once this much time has gone."""
 UNEVEN = 0.02
 """Cards of one name differ by this share of their usable memory, at most."""
-ALLOCATION_UNIT = 512  # c10/cuda/CUDACachingAllocator.h: kMinBlockSize
 
 
 class Memory:
@@ -96,7 +96,7 @@ class Held:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())
-            self.bytes[part] += -(-storage.nbytes() // ALLOCATION_UNIT) * ALLOCATION_UNIT
+            self.bytes[part] += -(-storage.nbytes() // UNIT) * UNIT
 
 
 class Clock:

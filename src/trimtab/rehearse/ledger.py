@@ -17,12 +17,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from trimtab.cost.allocator import UNIT
 from trimtab.cost.reduction import reduction_bytes
 from trimtab.rehearse import corners
 from trimtab.rehearse.fakes import Fakes
 from trimtab.rehearse.timeline import Timeline
 
-ALLOCATION_UNIT = 512  # c10/cuda/CUDACachingAllocator.h: kMinBlockSize
 ALIVE = 1 << 62
 READABLE = 64
 """Tensors made from no more values than this give them back when read."""
@@ -222,7 +222,7 @@ class Ledger(TorchDispatchMode):
         host = place != corners.DEVICE
         size = storage.nbytes()
         if not host:
-            size = -(-size // ALLOCATION_UNIT) * ALLOCATION_UNIT
+            size = -(-size // UNIT) * UNIT
         self.clock += 1
         allocation = Allocation(size, host, self.clock, self.phase)
         allocation.operator = str(self._operator)

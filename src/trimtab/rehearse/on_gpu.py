@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.errors import Unsupported
+from trimtab.errors import Unsupported, need_packages
 from trimtab.probe.start import gpus_here
-from trimtab.rehearse.child import ask, need_packages
+from trimtab.rehearse.child import ask
 
 PHASES = ("forward", "backward", "step")
 """The phases of a step that are measured, in order; ``init`` and ``first step`` come before them."""

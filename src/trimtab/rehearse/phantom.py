@@ -7,8 +7,9 @@ with the fields of `trimtab.rehearse.request.Rehearsal`, or ``{"error": {"kind":
 
 from __future__ import annotations
 
+from trimtab.errors import need_packages
 from trimtab.rehearse import cache
-from trimtab.rehearse.child import ask, need_packages
+from trimtab.rehearse.child import ask
 from trimtab.rehearse.request import PhantomRequest, Rehearsal
 
 

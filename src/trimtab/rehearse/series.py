@@ -16,7 +16,8 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-from trimtab.rehearse.child import answer_with, environment, need_packages, read, too_slow
+from trimtab.errors import need_packages
+from trimtab.rehearse.child import answer_with, environment, read, too_slow
 from trimtab.rehearse.request import PhantomRequest, Rehearsal
 
 IMPORTED = (

@@ -21,7 +21,10 @@ def estimate_text(
 ) -> str:
     """The estimate in words and bars, made for 80 columns and wider."""
     paint = Paint(colour)
-    lines = [*_verdict(answer, paint), "", *_memory(answer, paint), ""]
+    lines = _verdict(answer, paint, columns)
+    for warning in answer.warnings:
+        lines += _styled(f"warning: {warning}", "warning", paint, columns)
+    lines += ["", *_memory(answer, paint), ""]
     lines += _paragraph("by phase", _phases(answer), paint, columns)
     host = _host(answer)
     if host:
@@ -55,7 +58,7 @@ def _styled(text: str, style: str, paint: Paint, columns: int) -> list[str]:
     return [paint(line, style) for line in wrapped(text, columns)]
 
 
-def _verdict(answer: Estimate, paint: Paint) -> list[str]:
+def _verdict(answer: Estimate, paint: Paint, columns: int) -> list[str]:
     cluster, config = answer.cluster, answer.config
     batch = config.batch(cluster.world_size)
     machines = f"{cluster.world_size} × {cluster.gpu.name}" + (
@@ -63,17 +66,19 @@ def _verdict(answer: Estimate, paint: Paint) -> list[str]:
     )
     percent = answer.fits_probability
     odds = ">99 %" if percent > 0.99 else "<1 %" if percent < 0.01 else f"{percent:.0%}".replace("%", " %")
-    verdict = paint("fits", "yes") if answer.fits else paint("does not fit", "no")
+    verdict = "fits" if answer.fits else "does not fit"
     trained = ""
     if answer.profile.trainable != answer.profile.parameters:
         trained = f", {format_count(answer.profile.trainable)} trained"
     parameters = f"{answer.model.name}, {format_count(answer.profile.parameters)} parameters{trained}"
-    return [
-        f"{verdict} ({odds} sure)   {parameters}",
+    first, *rest = wrapped(f"{verdict} ({odds} sure)   {parameters}", columns)
+    job = (
         f"{machines}, ZeRO-{config.stage}, {config.precision}, "
         f"batch {batch.train} = {batch.micro} × {batch.accumulation} × {batch.data_parallel}, "
-        f"{config.job.sequence_length} tokens",
-    ]
+        f"{config.job.sequence_length} tokens"
+    )
+    coloured = paint(verdict, "yes" if answer.fits else "no") + first[len(verdict) :]
+    return [coloured, *rest, *wrapped(job, columns)]
 
 
 def _memory(answer: Estimate, paint: Paint) -> list[str]:

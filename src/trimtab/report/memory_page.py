@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-from trimtab import __version__
-from trimtab.report.drawing import INKS, to_svg
+from trimtab.drawing.shapes import to_svg
 from trimtab.report.memory_picture import bars, picture, title_of, verdict
+from trimtab.report.page import Row, items, page, table, wide
 from trimtab.units import format_bytes, format_count, format_seconds
-
-STYLE = (
-    ":root{color-scheme:light dark}"
-    f"body{{font:15px/1.5 system-ui,sans-serif;max-width:880px;margin:2rem auto;padding:0 1rem;"
-    f"background:{INKS['ground'][0]};color:{INKS['ink'][0]}}}"
-    "h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .5rem}"
-    "svg{max-width:100%;height:auto;margin:1rem 0}"
-    "table{border-collapse:collapse}td,th{padding:.25rem 1.5rem .25rem 0;text-align:left;font-weight:400;"
-    f"border-bottom:1px solid {INKS['line'][0]}}}thead th{{font-weight:600}}"
-    "td{text-align:right;font-variant-numeric:tabular-nums}tr.sum>*{font-weight:600}"
-    "th{white-space:nowrap}.words td{text-align:left}"
-    f".good{{color:{INKS['good'][0]}}}.bad{{color:{INKS['bad'][0]}}}"
-    f"footer,.soft{{color:{INKS['soft'][0]}}}pre{{overflow:auto}}"
-    "@media(prefers-color-scheme:dark){"
-    f"body{{background:{INKS['ground'][1]};color:{INKS['ink'][1]}}}td,th{{border-color:{INKS['line'][1]}}}"
-    f".good{{color:{INKS['good'][1]}}}.bad{{color:{INKS['bad'][1]}}}"
-    f"footer,.soft{{color:{INKS['soft'][1]}}}}}"
-)
-Row = tuple[str, Sequence[str]]
-
-
-def page(title: str, sections: Iterator[str] | Sequence[str]) -> str:
-    """A whole page of ``sections``, in the look of all our pages."""
-    body = "\n".join(sections)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n"
-        f"<footer><p>Trimtab {__version__}</p></footer>\n</body>\n</html>\n"
-    )
 
 
 def memory_page(document: Mapping[str, Any]) -> str:
@@ -48,10 +18,11 @@ def memory_page(document: Mapping[str, Any]) -> str:
 
 
 def memory_sections(document: Mapping[str, Any]) -> Iterator[str]:
-    """Picture, shortage and way out, figures by part and phase, corrections, assumptions."""
+    """Warnings, picture, shortage and way out, figures by part and phase, corrections, assumptions."""
     yield f"<h1>{escape(title_of(document))}</h1>"
     yield f'<p class="{"good" if document["fits"] else "bad"}">{escape(verdict(document))}</p>'
-    yield to_svg(picture(document, heading=False))
+    yield from (f'<p class="bad">{escape(one)}</p>' for one in document.get("warnings") or ())
+    yield wide(to_svg(picture(document, heading=False)))
     yield from _shortage(document)
     yield from _by_part(document)
     yield from _by_phase(document)
@@ -133,19 +104,3 @@ def _time(document: Mapping[str, Any]) -> Iterator[str]:
             rows.append((name, [format_seconds(seconds)]))
     rows.append(("tokens/s per GPU", [format_count(speed["tokens_per_second_per_gpu"])]))
     yield "<h2>Time</h2>" + table((), rows)
-
-
-def table(heads: Sequence[str], rows: Sequence[Row], *, sums: int = 0, words: bool = False) -> str:
-    """A table with names on the left; the last ``sums`` rows stand out, ``words`` stand on the left too."""
-    head = "".join(f"<td>{escape(name)}</td>" for name in heads)
-    parts = [f"<thead><tr><th></th>{head}</tr></thead>"] if heads else []
-    for place, (name, values) in enumerate(rows):
-        kind = ' class="sum"' if place >= len(rows) - sums else ""
-        cells = "".join(f"<td>{escape(value)}</td>" for value in values)
-        parts.append(f'<tr{kind}><th scope="row">{escape(name)}</th>{cells}</tr>')
-    return f"<table{' class=words' * words}>{''.join(parts)}</table>"
-
-
-def items(lines: Any) -> str:
-    """A list of lines."""
-    return f"<ul>{''.join(f'<li>{escape(str(line))}</li>' for line in lines)}</ul>"

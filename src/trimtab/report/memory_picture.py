@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.report.curve import ticks
-from trimtab.report.drawing import Area, Drawing, Line, Rectangle, Shape, Words, width_of
+from trimtab.drawing.curve import ticks
+from trimtab.drawing.shapes import Area, Drawing, Line, Rectangle, Shape, Words, width_of
 from trimtab.units import GIB, format_bytes, format_count, format_dollars, format_seconds
 
 # Okabe and Ito's colours, which the common kinds of colour blindness tell apart; greys for what is no tensor

@@ -12,8 +12,8 @@ from trimtab.config import Config
 from trimtab.errors import NotFound
 from trimtab.model import Model, find_model
 from trimtab.moves import MOVES, Kind, Move, find
+from trimtab.report.paint import DEFAULT_WIDTH
 
-WIDTH = 100
 _SAMPLE = "llama_70b_multi_node"
 EFFECTS = {
     "same": "the training stays the same, but for the order of sums",
@@ -71,7 +71,7 @@ def text(move: Move) -> str:
     """A move's page for a terminal."""
     lines = [f"{move.name}  {move.title}", ""]
     for label, value in _facts(move):
-        lines += textwrap.wrap(f"{label:<8}{value}", WIDTH, subsequent_indent=" " * 8)
+        lines += textwrap.wrap(f"{label:<8}{value}", DEFAULT_WIDTH, subsequent_indent=" " * 8)
     return "\n".join(lines) + "\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 STYLES = {
@@ -11,6 +12,8 @@ STYLES = {
     "corrected": "36",
 }  # fmt: skip
 DEFAULT_WIDTH = 80
+_BREAK = re.compile(r"(?<!\d) | (?!(?:[KMGT]?i?B|ms|s|min|h|days|%)(?!\w))")
+"""A blank, but not the one between a number and its unit."""
 
 
 class Paint:
@@ -44,12 +47,16 @@ def width() -> int:
 def wrapped(text: str, columns: int, *, first: str = "", rest: str = "") -> list[str]:
     """``text`` in lines of at most ``columns``, broken at blanks; they begin with ``first``, then ``rest``.
 
+    A number keeps its unit.
+
     >>> wrapped("one two three", 9, first="- ", rest="  ")
     ['- one two', '  three']
+    >>> wrapped("offload 4.8 s", 12)
+    ['offload', '4.8 s']
     """
     lines = []
     line, fresh = first, True
-    for word in text.split(" "):
+    for word in _BREAK.split(text):
         if not fresh and len(line) + 1 + len(word) > columns:
             lines.append(line.rstrip())
             line, fresh = rest, True

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trimtab.drawing.shapes import to_svg, write_png
 from trimtab.errors import UsageError
-from trimtab.report.drawing import to_svg, write_png
 from trimtab.report.memory_page import memory_page
 from trimtab.report.memory_picture import picture
 

@@ -13,7 +13,7 @@ from trimtab.units import format_dollars, format_seconds
 
 ROWS, COLUMNS = 9, 58
 WIDTH, HEIGHT = 640, 340
-LEFT, RIGHT, TOP, BOTTOM = 78, 16, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 92, 16, 34, 44
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,6 @@ def scatter_svg(points: Sequence[Point]) -> str:
     parts.append(
         f'<text x="{middle:.0f}" y="{HEIGHT - 8}" text-anchor="middle" fill="#777">'
         f"{escape(across.name)}</text>"
-        f'<text x="14" y="{(TOP + HEIGHT - BOTTOM) / 2:.0f}" text-anchor="middle" fill="#777" '
-        f'transform="rotate(-90 14 {(TOP + HEIGHT - BOTTOM) / 2:.0f})">{escape(up.name)}</text></svg>'
+        f'<text x="6" y="16" fill="#777">{escape(up.name)}</text></svg>'
     )
     return "".join(parts)

@@ -42,6 +42,7 @@ def rehearsal_text(answer: Answer, notes: Sequence[str] = (), *, modules: int = 
     if modules and answer.seen.modules:
         blocks += [Text(), _modules(answer.seen, modules)]
     blocks.append(Text())
+    blocks += [Text(f"warning: {one}", style="yellow") for one in answer.warnings]
     blocks += [Text(f"note: {note}", style="yellow") for note in notes]
     blocks.append(Text("how this was got: " + "; ".join(answer.assumptions), style="dim"))
     return Group(*blocks)

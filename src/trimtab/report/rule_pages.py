@@ -5,11 +5,11 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from trimtab.report.paint import DEFAULT_WIDTH
 from trimtab.rules.base import Rule, Sample
 from trimtab.rules.registry import FAMILIES, rules
 from trimtab.schema import Key
 
-WIDTH = 100
 REFUSED = {
     "reading": "DeepSpeed stops as it reads the file.",
     "building": "DeepSpeed stops as it builds the engine.",
@@ -152,11 +152,11 @@ def _code(sample: Sample) -> str:
 
 
 def _filled(paragraph: str) -> str:
-    return textwrap.fill(paragraph, WIDTH, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(paragraph, DEFAULT_WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _indented(paragraph: str) -> str:
     return textwrap.fill(
-        " ".join(paragraph.split()), WIDTH, initial_indent="    ", subsequent_indent="    ",
+        " ".join(paragraph.split()), DEFAULT_WIDTH, initial_indent="    ", subsequent_indent="    ",
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip

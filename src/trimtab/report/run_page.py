@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from trimtab.report.curve import SMOOTH, Curve, curves, loss_curves, smoothed
-from trimtab.report.drawing import to_svg
-from trimtab.report.memory_page import Row, items, memory_page, page, table
+from trimtab.drawing.curve import SMOOTH, Curve, curves, loss_curves, smoothed
+from trimtab.drawing.shapes import to_svg
+from trimtab.report.memory_page import memory_page
+from trimtab.report.page import Row, items, page, table, wide
 from trimtab.store.entry import Entry
 from trimtab.train.folder import RunFolder
 from trimtab.train.metrics import read_events, read_steps
@@ -50,8 +51,8 @@ def _sections(folder: RunFolder, title: str) -> Iterator[str]:
     yield from _beside(report.get("predicted") or ())
     if steps:
         validation = [row for row in events if row["event"] == "evaluation"]
-        yield "<h2>Loss</h2>" + to_svg(loss_curves(steps, validation))
-        yield "<h2>Speed</h2>" + to_svg(_speed_curves(steps))
+        yield "<h2>Loss</h2>" + wide(to_svg(loss_curves(steps, validation)))
+        yield "<h2>Speed</h2>" + wide(to_svg(_speed_curves(steps)))
     if report.get("sample"):
         yield f"<h2>A sample of what it writes</h2><pre>{escape(report['sample'])}</pre>"
     yield from _course(events)

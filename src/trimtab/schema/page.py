@@ -13,7 +13,7 @@ from trimtab.schema.values import Component, Key, Kind, Section
 if TYPE_CHECKING:
     from trimtab.schema.release import Schema
 
-WIDTH = 100
+WIDTH = 80
 LABEL = 12
 ROUND_FROM = 10_000
 KINDS: tuple[Kind, ...] = ("optimizer", "scheduler")

@@ -13,7 +13,7 @@ from trimtab.source.edit import (
     rename_key,
     set_value,
 )
-from trimtab.source.pointer import OwnedValue, Pointer, find_pointer
+from trimtab.source.pointer import OwnedValue, Pointer, find_pointer, refuse_pointer
 from trimtab.source.read import read_bytes, read_dict, read_source, read_text
 from trimtab.source.tree import Extent, Format, KeyPath, Problem, ProblemKind, Source, Span
 from trimtab.source.write import dump_json, unified_diff, write_atomic
@@ -40,6 +40,7 @@ __all__ = [
     "read_dict",
     "read_source",
     "read_text",
+    "refuse_pointer",
     "remove_key",
     "rename_key",
     "set_value",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trimtab.errors import UnreadableFile
 from trimtab.source.tree import KeyPath, Source, Span
 
 # accelerate/utils/dataclasses.py:1280-1289 of 1.15.0 (plugin_to_config_mapping), under "deepspeed_config"
@@ -102,6 +103,16 @@ def find_pointer(source: Source) -> Pointer | None:
         inline: KeyPath | None = ("deepspeed",) if isinstance(named, dict) else None
         return _pointer(source, "trainer", ("deepspeed",), named, inline, _owned(source, (), top, _TRAINER))
     return None
+
+
+def refuse_pointer(source: Source) -> None:
+    """Raises UnreadableFile where ``source`` is no DeepSpeed configuration but a file that points at one."""
+    pointer = find_pointer(source)
+    if pointer is None:
+        return
+    what = "a file of Accelerate" if pointer.kind == "accelerate" else "a file of training arguments"
+    where = "stands inside it" if pointer.path is None else f"is {pointer.path}: give that one"
+    raise UnreadableFile(f"{source.file} is {what}; its DeepSpeed configuration {where}")
 
 
 def _pointer(

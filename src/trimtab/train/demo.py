@@ -9,7 +9,8 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import DataError
+from trimtab.errors import DataError, UsageError
+from trimtab.train.folder import RunFolder
 from trimtab.train.settings import Settings
 
 PACKAGES = ("asyncio", "collections", "concurrent", "email", "html", "http", "importlib", "json", "logging",
@@ -67,10 +68,16 @@ def demo_settings(run: Path, *, device: str, steps: int = STEPS) -> Settings:
     """The demo's settings; writes its configuration and model files beside the run's folder.
 
     The files lie in ``<run>-files`` so that the demo's run can be started again by `trimtab train`.
+
+    Raises:
+        UsageError: the folder holds a run that is no demo's, which a demo does not replace.
     """
     files = run.with_name(f"{run.name}-files")
-    files.mkdir(parents=True, exist_ok=True)
     model, config = files / "gpt.json", files / "demo.json"
+    folder = RunFolder(run)
+    if folder.exists() and Path(Settings.load(folder.settings).config).parts[-2:] != config.parts[-2:]:
+        raise UsageError(f"{run} holds another run, which a demo does not replace: give --run DIR")
+    files.mkdir(parents=True, exist_ok=True)
     model.write_text(json.dumps(MODEL, indent=2) + "\n", encoding="utf-8")
     config.write_text(json.dumps(demo_config(model), indent=2) + "\n", encoding="utf-8")
     return Settings(

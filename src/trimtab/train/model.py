@@ -254,13 +254,34 @@ def transformer_layers(module: Any) -> list[Any]:
     return [one for one in module.modules() if isinstance(one, GradientCheckpointingLayer)]
 
 
+def auto_class(task: str, hf: Any) -> Any:
+    """The class of transformers that builds a model of the config ``hf`` for ``task``.
+
+    Raises:
+        UsageError: this architecture has no head for the task; names those that it has.
+    """
+    import transformers
+
+    classes = {one: getattr(transformers, name) for one, name in AUTO_CLASSES.items()}
+    having = [one for one, auto in classes.items() if type(hf) in auto._model_mapping]
+    if task in having:
+        return classes[task]
+    if not having:
+        raise UsageError(
+            f"{hf.model_type} has no head for any task that can be trained here: {', '.join(AUTO_CLASSES)}"
+        )
+    raise UsageError(
+        f'{hf.model_type} has no head for {task}; it has {", ".join(having)}. Give --task, or "task" in the '
+        '"trimtab" block'
+    )
+
+
 def count_parameters(config: Config, hf: Any, build: Build) -> tuple[int, int]:
     """All and trained parameters of the model for ``config``'s job, without its weights."""
     import torch
-    import transformers
 
     with torch.device("meta"):
-        module = getattr(transformers, AUTO_CLASSES[config.job.task]).from_config(hf)
+        module = auto_class(config.job.task, hf).from_config(hf)
     parameters = _count(module.parameters())
     if config.job.lora is not None:
         module = add_lora(module, config.job.lora, config.job.task)
@@ -274,9 +295,8 @@ def count_parameters(config: Config, hf: Any, build: Build) -> tuple[int, int]:
 
 def _create(config: Config, hf: Any, build: Build, *, dtype: Any, device: str) -> tuple[Any, Any]:
     import torch
-    import transformers
 
-    auto = getattr(transformers, AUTO_CLASSES[config.job.task])
+    auto = auto_class(config.job.task, hf)
     if not build.initialize:
         return _create_filled(config, hf, auto, dtype=dtype, device=device), None
     zero3 = None

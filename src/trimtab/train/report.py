@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.report.curve import loss_curves
-from trimtab.report.drawing import to_svg
+from trimtab.drawing.curve import loss_curves
+from trimtab.drawing.shapes import to_svg
 from trimtab.train.folder import RunFolder
 from trimtab.train.metrics import read_events, read_steps
 from trimtab.units import format_bytes, format_count, format_seconds

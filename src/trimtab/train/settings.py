@@ -98,6 +98,10 @@ class Settings:
             raise UnreadableFile(f"{path}: no readable settings of a run: {error}") from error
 
 
+UNREAD = ("unknown-key", "ignored-key", "unknown-optimizer-parameter", "unknown-scheduler-parameter")
+"""The rules of `trimtab check` about keys that nothing reads."""
+
+
 def effective_config(settings: Settings, *, world: int) -> tuple[Config, tuple[str, ...]]:
     """The configuration that this run really uses on ``world`` ranks, and what was changed in it and why.
 
@@ -107,6 +111,7 @@ def effective_config(settings: Settings, *, world: int) -> tuple[Config, tuple[s
     """
     config = load_config(settings.config)
     config = config.with_values(_asked_for(settings, config))
+    _refuse_unknown(settings, config)
     notes: list[str] = []
     if settings.shrink:
         changes: dict[str, Any] = {}
@@ -145,6 +150,18 @@ def _asked_for(settings: Settings, config: Config) -> dict[str, Any]:
             raise UsageError(f"--set {change}: write KEY=VALUE, such as --set zero_optimization.stage=2")
         changes[key] = _value(text)
     return changes
+
+
+def _refuse_unknown(settings: Settings, config: Config) -> None:
+    """A key that ``--set`` names and nothing reads: the run would be another than the one asked for."""
+    asked = {change.partition("=")[0] for change in settings.changes}
+    if not asked:
+        return
+    from trimtab.check import check
+
+    for finding in check(config.raw, select=UNREAD).findings:
+        if finding.dotted in asked:
+            raise UsageError(f"--set {finding.dotted}: {finding.message} [{finding.code}]")
 
 
 def _value(text: str) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.report.drawing import Drawing, Line, Rectangle, Words, width_of
+from trimtab.drawing.shapes import Drawing, Line, Rectangle, Words, width_of
 
 WIDTH, HEIGHT = 720.0, 380.0
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 20.0, 44.0, 52.0

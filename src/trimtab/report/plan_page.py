@@ -6,43 +6,35 @@ import json
 from collections.abc import Iterator
 from html import escape
 
-from trimtab import __version__
 from trimtab.plan.answer import Choice, Plan
 from trimtab.plan.document import file_of
 from trimtab.plan.frontier import points
 from trimtab.plan.reasons import machines
+from trimtab.report.page import items, page, wide
 from trimtab.report.plan_picture import scatter_svg
 from trimtab.units import format_bytes, format_count, format_dollars, format_seconds
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --good: #1a9850; --bad: #c0392b; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-pre { background: var(--soft); padding: 1rem; overflow: auto; font-size: 13px; border-radius: 6px; }
-table { border-collapse: collapse; width: 100%; font-size: 14px; }
-td, th { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line);
-         vertical-align: top; }
-td.number, th.number { text-align: right; white-space: nowrap; }
-tr.chosen { color: var(--good); font-weight: 600; } tr.unfit { opacity: .65; }
-.figures { display: flex; flex-wrap: wrap; gap: 1.6rem; margin: 1rem 0; }
-.figures div { min-width: 7rem; } .figures b { display: block; font-size: 1.25rem; }
-.no { color: var(--bad); } svg { max-width: 100%; height: auto; } footer { color: #777; font-size: 13px; }
-.key span { display: inline-block; width: .8em; height: .8em; margin: 0 .4em 0 1em; border-radius: 2px; }
-"""
+_STYLE = (
+    ".considered table{width:100%;min-width:44rem;font-size:14px}"
+    ".considered td,.considered th{padding-right:.7rem;text-align:left}"
+    ".considered .number{text-align:right;white-space:nowrap}.considered .machines{white-space:nowrap}"
+    "tr.chosen{font-weight:600}tr.unfit{opacity:.65}"
+    ".figures{display:flex;flex-wrap:wrap;gap:1.6rem;margin:1rem 0}"
+    ".figures div{min-width:7rem}.figures b{display:block;font-size:1.25rem}"
+    "svg.bar{display:block;width:100%;height:auto;margin:1rem 0}"
+    ".key span{display:inline-block;width:.8em;height:.8em;margin:0 .4em 0 0;border-radius:2px}"
+    ".key i{font-style:normal}.key{display:flex;flex-wrap:wrap;gap:0 1.2em}"
+)
 _COLOURS = ("#2a7de1", "#e67e22", "#27ae60", "#8e44ad", "#16a085", "#c0392b", "#7f8c8d", "#d4ac0d", "#5d6d7e",
             "#af7ac5", "#48c9b0")  # fmt: skip
 BAR_WIDTH, BAR_HEIGHT = 640, 34
 
 
-def page(plan: Plan) -> str:
+def plan_page(plan: Plan) -> str:
     """The whole report; no script, no font and no picture from elsewhere."""
-    title = f"{plan.wishes.objective} {plan.wishes.model.name}"
-    body = "\n".join(_sections(plan))
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width">\n<title>Plan: {escape(title)}</title>\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+    title = f"Plan: {plan.wishes.objective} {plan.wishes.model.name}"
+    said = "; figures by arithmetic alone unless it says otherwise."
+    return page(title, _sections(plan), style=_STYLE, said=said)
 
 
 def _sections(plan: Plan) -> Iterator[str]:
@@ -54,27 +46,27 @@ def _sections(plan: Plan) -> Iterator[str]:
     )
     choice = plan.chosen or (plan.nearest.choice if plan.nearest else None)
     if plan.chosen is None:
-        yield '<p class="no"><b>No plan.</b></p>' + _list(plan.broken)
+        yield '<p class="bad"><b>No plan.</b></p>' + items(plan.broken)
         if plan.nearest is not None:
             yield f"<h2>Nearest: {escape(plan.nearest.change)}</h2>"
     if choice is not None:
         yield from _choice(choice)
     if plan.chosen is not None:
-        yield "<h2>Why</h2>" + _list(plan.why)
+        yield "<h2>Why</h2>" + items(plan.why)
     if plan.considered:
         yield "<h2>Considered</h2>" + _table(plan)
     if plan.counterfactuals:
-        yield "<h2>Other machines</h2>" + _list([one.sentence for one in plan.counterfactuals])
+        yield "<h2>Other machines</h2>" + items([one.sentence for one in plan.counterfactuals])
     shown = points(plan)
     if len(shown) > 1:
-        yield "<h2>Time, money and free memory</h2>" + scatter_svg(shown)
+        yield "<h2>Time, money and free memory</h2>" + wide(scatter_svg(shown))
         yield (
-            '<p class="key"><span style="background:#1a9850"></span>chosen<span style="background:#2a7de1">'
-            '</span>beaten in nothing<span style="background:#888"></span>beaten; larger points leave more '
-            "memory free</p>"
+            '<p class="key"><i><span style="background:#1a9850"></span>chosen</i>'
+            '<i><span style="background:#2a7de1"></span>beaten in nothing</i>'
+            '<i><span style="background:#888"></span>beaten</i>larger points leave more memory free</p>'
         )
     if plan.proven:
-        yield "<h2>Proven by the real engine</h2>" + _list(
+        yield "<h2>Proven by the real engine</h2>" + items(
             [
                 f"{machines(one.contender.cluster)}, ZeRO-{one.contender.config.stage}, micro batch "
                 f"{one.contender.micro}: {'fits' if one.proof.fits else 'does not fit'} ({one.proof.how})"
@@ -82,8 +74,7 @@ def _sections(plan: Plan) -> Iterator[str]:
                 for one in plan.proven
             ]
         )
-    yield f"<footer>{_list(plan.notes)}<p>Trimtab {__version__}; figures by arithmetic alone unless it says "
-    yield "otherwise.</p></footer>"
+    yield f'<div class="soft">{items(plan.notes)}</div>'
 
 
 def _choice(choice: Choice) -> Iterator[str]:
@@ -129,11 +120,11 @@ def memory_svg(choice: Choice) -> str:
             f'<rect x="{x:.1f}" y="0" width="{width:.1f}" height="{BAR_HEIGHT}" fill="{colour}">'
             f"<title>{escape(name)}: {format_bytes(size)}</title></rect>"
         )
-        key.append(f'<span style="background:{colour}"></span>{escape(name)} {format_bytes(size)}')
+        key.append(f'<i><span style="background:{colour}"></span>{escape(name)} {format_bytes(size)}</i>')
         x += width
     edge = answer.capacity_bytes / whole * BAR_WIDTH
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" '
+        f'<svg class="bar" xmlns="http://www.w3.org/2000/svg" role="img" '
         f'viewBox="-1 -1 {BAR_WIDTH + 2} {BAR_HEIGHT + 2}" '
         f'aria-label="GPU memory by part">{"".join(bar)}<rect x="0" y="0" width="{edge:.1f}" '
         f'height="{BAR_HEIGHT}" fill="none" stroke="#777"/></svg><p class="key">{"".join(key)}</p>'
@@ -146,16 +137,13 @@ def _table(plan: Plan) -> str:
         '<th class="number">a billion tokens</th><th>why not</th></tr>'
     ]
     for row in plan.considered:
-        kind = "chosen" if row.why_not is None else "" if row.fits else "unfit"
+        kind = "chosen good" if row.why_not is None else "" if row.fits else "unfit"
         step = "–" if row.step_seconds is None else format_seconds(row.step_seconds)
         usd = "–" if row.usd_per_billion_tokens is None else format_dollars(row.usd_per_billion_tokens)
         rows.append(
-            f'<tr class="{kind}"><td>{escape(row.machines)}</td><td>{escape(row.summary)}</td>'
+            f'<tr class="{kind}"><td class="machines">{escape(row.machines)}</td>'
+            f"<td>{escape(row.summary)}</td>"
             f'<td class="number">{step}</td><td class="number">{usd}</td>'
             f"<td>{escape(row.why_not or 'chosen')}</td></tr>"
         )
-    return f"<table>{''.join(rows)}</table>"
-
-
-def _list(lines: tuple[str, ...] | list[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
+    return f'<div class="wide considered"><table>{"".join(rows)}</table></div>'

@@ -1,0 +1,58 @@
+"""The search for the smallest capacity goes no further than a question needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimtab.cost.allocator import Reading
+from trimtab.cost.memory import Profile
+from trimtab.cost.need import REPLAY_STEPS, CapacitySearch, SearchedNeed
+
+PEAK, MOST = 10_000, 42_000
+
+
+@dataclass
+class Job:
+    """Fits from ``enough`` bytes on, and remembers what was tried."""
+
+    enough: int
+    tried: list[int] = field(default_factory=list)
+    readings: dict[str, Any] = field(default_factory=dict)
+
+    def fits(self, capacity_bytes: int) -> bool:
+        self.tried.append(capacity_bytes)
+        return capacity_bytes >= self.enough
+
+
+def search(enough: int, room: int) -> tuple[Job, CapacitySearch]:
+    reading = Reading(PEAK, PEAK, MOST, MOST, MOST)
+    job = Job(enough, readings={"step": reading})
+    return job, CapacitySearch(cast(Profile, job), room)
+
+
+def test_the_room_is_tried_first_and_the_span_halved_five_times() -> None:
+    job, found = search(enough=20_000, room=26_000)
+    assert found.smallest() == 20_000
+    assert job.tried == [26_000, 18_000, 22_000, 20_000, 19_000, 19_500]
+    assert len(job.tried) == 1 + REPLAY_STEPS
+
+
+def test_what_the_first_tries_settle_needs_no_more() -> None:
+    job, found = search(enough=20_000, room=26_000)
+    assert found.decided(lambda smallest: smallest <= 18_000) is False
+    assert job.tried == [26_000, 18_000]
+    assert found.decided(lambda smallest: smallest // 8_000) == 2
+    assert job.tried == [26_000, 18_000, 22_000]
+
+
+@given(st.integers(PEAK, MOST), st.integers(PEAK, MOST), st.integers(500, 20_000))
+def test_deciding_early_is_deciding_by_the_smallest(enough: int, room: int, step: int) -> None:
+    smallest = search(enough, room)[1].smallest()
+    assert search(enough, room)[1].decided(lambda size: -(size // step)) == -(smallest // step)
+    need = SearchedNeed(search(enough, room)[1])
+    if need.fits(room, 0.9):
+        assert need.probability_within(room) >= 0.9
