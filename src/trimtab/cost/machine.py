@@ -471,7 +471,7 @@ class Machine:
                 if edge in gradients:
                     self.meter.work[Kernel("backward", "moving", 3 * gradient.bytes)] += 1
                     if edge in viewed or getrefcount(gradients[edge]) > ALONE:
-                        gradients[edge] = self.new(gradient.bytes)
+                        gradients[edge] = Storage.summed(self.meter, gradient.bytes, self.part)
                         viewed.discard(edge)
                 else:
                     gradients[edge] = gradient

@@ -56,6 +56,9 @@ class Account(Protocol):
     def add(self, count: int, part: int, stream: int = 0) -> int:
         """``count`` bytes are taken as ``part``; the number returned stands for them."""
 
+    def add_sum(self, count: int, part: int) -> int:
+        """The same of a sum of gradients, which of equal layers only some may make."""
+
     def drop(self, count: int, part: int, number: int) -> None:
         """They end."""
 
@@ -105,6 +108,10 @@ class Meter:
             self.peak_parts = self.parts.copy()
             self.peak_at = self.now
         return 0
+
+    def add_sum(self, count: int, part: int) -> int:
+        """The same."""
+        return self.add(count, part)
 
     def drop(self, count: int, part: int, number: int = 0) -> None:
         """Count the end of ``count`` bytes."""
@@ -308,6 +315,11 @@ class Storage:
         self.account, self.part = account, part
         self.bytes = count + -count % BLOCK_BYTES
         self.number = account.add(self.bytes, part, stream)
+
+    @classmethod
+    def summed(cls, account: Account, count: int, part: int) -> Storage:
+        """A sum of gradients of ``count`` bytes, a multiple of `BLOCK_BYTES`."""
+        return cls.adopted(account, count, part, account.add_sum(count, part))
 
     @classmethod
     def adopted(cls, account: Account, count: int, part: int, number: int) -> Storage:

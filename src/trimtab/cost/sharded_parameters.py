@@ -155,8 +155,9 @@ class ShardedParameters(Coordinator, Engine):
     # -- gathering -------------------------------------------------------------------------------------
 
     def begin_micro(self, *, boundary: bool) -> None:
-        """A pass begins too."""
+        """A pass begins too; what waits for the optimizer's step is of the last one alone."""
         super().begin_micro(boundary=boundary)
+        self.unwritten.clear()
         self.reset_step()
 
     def after_micro(self) -> object:

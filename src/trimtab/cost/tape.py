@@ -57,7 +57,7 @@ class Section:
         """(TAKE, bytes, part, number), (GIVE, bytes, part, section, number), (MOVE, bytes, part, part),
         (USE, weight…), (USED, weight…), (GRADIENT, bytes, part, section, number, weight) or (PRODUCT,), a
         phase's first; a storage is known by its section and its number among what was taken there."""
-        self.takes = 0
+        self.takes = self.sums = 0
         self.work: Work = Counter()
         self._chunks: dict[bool, list[Chunk]] = {}
         self._steps: dict[tuple[bool, bool], list[Step]] = {}
@@ -201,6 +201,14 @@ class Tape:
         self._homes.append((len(self.sections) - 1, section.takes))
         section.takes += 1
         section.events.append((TAKE, count, part, section.takes - 1))
+        return len(self._homes) - 1
+
+    def add_sum(self, count: int, part: int) -> int:
+        """The same of what only some of equal layers make, numbered apart: the numbers of the others agree."""
+        section = self._section
+        section.sums += 1
+        self._homes.append((len(self.sections) - 1, -section.sums))
+        section.events.append((TAKE, count, part, -section.sums))
         return len(self._homes) - 1
 
     def drop(self, count: int, part: int, number: int) -> None:
