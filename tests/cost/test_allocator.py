@@ -76,7 +76,7 @@ def test_freed_neighbours_join_and_are_used_again() -> None:
     assert allocator.reserved == LARGE_SEGMENT
     allocator.give(first)
     allocator.give(second)
-    assert allocator.take(9 * MIB).address == 0
+    assert allocator.take(9 * MIB).address == -LARGE_SEGMENT
     allocator.give(third)
     assert allocator.reserved == LARGE_SEGMENT
 
@@ -86,7 +86,17 @@ def test_the_smallest_block_that_fits_is_taken() -> None:
     large, small = allocator.take(40 * MIB), allocator.take(20 * MIB)
     allocator.give(large)
     allocator.give(small)
-    assert allocator.take(18 * MIB).address == 40 * MIB
+    assert allocator.take(18 * MIB).address == -60 * MIB
+
+
+def test_a_later_segment_has_a_lower_address() -> None:
+    """So that of equal free blocks the one in the segment that came last is taken."""
+    allocator = CachingAllocator()
+    first, second = allocator.take(40 * MIB), allocator.take(40 * MIB)
+    addresses = (first.address, second.address)
+    allocator.give(first)
+    allocator.give(second)
+    assert allocator.take(40 * MIB).address == min(addresses) == addresses[1]
 
 
 def test_of_equal_blocks_the_one_at_the_lowest_address_is_taken() -> None:
@@ -96,7 +106,7 @@ def test_of_equal_blocks_the_one_at_the_lowest_address_is_taken() -> None:
     allocator.give(second)
     allocator.give(first)
     third, fourth = (allocator.take(4 * MIB) for _ in range(2))
-    assert (third.address, fourth.address) == (0, 8 * MIB)
+    assert (third.address, fourth.address) == (-LARGE_SEGMENT, 8 * MIB - LARGE_SEGMENT)
 
 
 def test_streams_have_pools_of_their_own() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from trimtab.cost import operators as ops
-from trimtab.cost.backward import PASS
+from trimtab.cost.backward import PASS, Summed
 from trimtab.cost.machine import Machine, Node, Tensor, Weight
 from trimtab.cost.meter import BLOCK_BYTES, PART, PARTS, Meter, Storage
 from trimtab.cost.reduction import reduction_bytes
@@ -147,7 +147,7 @@ def test_what_was_recomputed_is_gone_when_autograd_sums_but_not_when_the_operato
 
         def run(x: Tensor) -> Tensor:
             kept = (ops.scale(m, x).storage,)
-            return m.op(K, (x, bias), (PASS, bias.bytes), keep=kept, sums=sums)
+            return m.op(K, (x, bias), (PASS, Summed(PASS, bias.bytes, 64 * K)), keep=kept, sums=sums)
 
         m.backward(loss_of(m, m.checkpoint(run, m.leaf(m.tensor(K)))))
         return meter_of(m).peak

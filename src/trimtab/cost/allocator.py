@@ -255,10 +255,9 @@ class CachingAllocator:
 def settling(record: Sequence[int], second: int, third: int) -> list[int]:
     """``record`` with as many steps more as cutting up a card's memory goes on for.
 
-    Its last two steps begin at ``second`` and ``third``.  Other cards than the largest may take twenty steps
-    until each finds all blocks as the one before did, or one no longer fits (bench/near_limit.py).  Nothing is
-    added where the last step cannot be repeated: it requests more or less than the one before it, or ends
-    what is older than that.
+    Its last two steps begin at ``second`` and ``third``.  On a full card it may take twenty until each finds
+    all blocks as the one before did, or one no longer fits (bench/near_limit.py).  Nothing is added where the
+    last step cannot be repeated: it requests more or less than the one before it, or ends what is older.
     """
     start, first, step = record[:second], list(record[second:third]), list(record[third:])
     older = _requests(start)

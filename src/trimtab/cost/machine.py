@@ -17,6 +17,7 @@ from typing import Protocol
 
 from trimtab.cost.backward import HELD, PASS, Gradient, Summed, backward_kernels
 from trimtab.cost.meter import COLLECTIVES, PART, Account, Kernel, Storage
+from trimtab.cost.region import Region, Stop
 
 
 class Weight:
@@ -59,7 +60,8 @@ class Node:
     """One operator in the autograd graph: what it kept, and what its backward pass allocates."""
 
     __slots__ = (
-        "by_name", "flops", "gradients", "inputs", "keeps_gathered", "kernel", "module", "moved", "part", "place",
+        "by_name", "flops", "gradients", "inputs", "keeps_gathered", "kernel", "module", "moved", "part",
+        "place",
         "region", "saved", "saves", "scratch", "shape", "slot", "sums", "transposed", "weights",
         "workspace",
     )  # fmt: skip
@@ -124,29 +126,6 @@ class Listener(Protocol):
 
     def on_gradient(self, weight: Weight, gradient: Storage) -> None:
         """The gradient of ``weight`` for this micro step is complete."""
-
-
-def _nothing(*_: Tensor) -> Tensor:
-    raise AssertionError("a finished region runs no more")
-
-
-class _Stop(Exception):
-    """Recomputation has made the last tensor that the backward pass needs."""
-
-
-class Region:
-    """A stretch of the forward pass whose activations are recomputed (non-reentrant checkpointing)."""
-
-    __slots__ = ("arguments", "nodes", "recomputed", "run", "saves")
-
-    def __init__(self, run: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> None:
-        self.run, self.arguments = run, arguments
-        self.nodes = self.saves = 0
-        self.recomputed: list[tuple[Storage, ...]] | None = None
-
-    def finish(self) -> None:
-        """Let go of everything: its backward pass is done."""
-        self.run, self.arguments, self.recomputed = _nothing, (), None
 
 
 class Machine:
@@ -222,14 +201,14 @@ class Machine:
         Args:
             numel, item: elements of the output and bytes of one (default: the model's precision).
             inputs: tensors and weights that it reads.
-            gradients: per input, the gradient that its backward pass makes (`trimtab.cost.backward.Gradient`).
+            gradients: per input, what its backward pass makes (`trimtab.cost.backward.Gradient`).
             keep: storages that autograd keeps for the backward pass.
             keep_output: whether it keeps the output too.
             keeps_unseen: whether it keeps a weight too, which counts for nothing here, but which its backward
                 pass asks recomputation for.
             extra: bytes of further tensors that it makes and keeps (dropout masks, log-sum-exps), after the
                 output or, with ``extra_first``, before it.
-            scratch: bytes of each tensor that its backward pass makes before the gradients, and needs for them.
+            scratch: bytes of each tensor that its backward pass makes for the gradients, before them.
             workspace: bytes of one that it makes after them.
             flops: floating-point operations of the forward pass.
             kernel, shape: its kernel's name and sizes, as in `trimtab.cost.meter.Kernel`.
@@ -297,7 +276,7 @@ class Machine:
             self._replayed_saves += len(storages) + more
             if self._replayed_saves >= self._replaying.saves:
                 self._replayed.append(storages)
-                raise _Stop
+                raise Stop
         elif self._region is not None:
             self._region.saves += len(storages) + more
             return ()
@@ -386,7 +365,7 @@ class Machine:
         if region.recomputed is None:
             self._replaying, self._replayed, self._replayed_saves = region, [], 0
             part, self.part = self.part, PART["activations"]
-            with suppress(_Stop):
+            with suppress(Stop):
                 region.run(*region.arguments)
             self.part = part
             self._replaying = None
@@ -454,9 +433,9 @@ class Machine:
         del scratch
         if not node.sums:
             saved = ()  # the node keeps its own a little longer; what was recomputed is gone
-        for place, (edge, _, size) in enumerate(made):
-            if size is not None:
-                made[place] = (edge, self._sum(size), None)
+        for place, (edge, _, summed) in enumerate(made):
+            if summed is not None:
+                made[place] = (edge, self._sum(summed), None)
         node.saved = ()
         del saved, incoming
         made.reverse()

@@ -6,7 +6,7 @@ and the next is measured, as `rehearse` and a GPU measure it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 

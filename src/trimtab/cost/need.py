@@ -127,7 +127,8 @@ class CapacitySearch:
 
     def _halve(self) -> None:
         self._left -= 1
-        self._try((self._low + self._high) // 2)
+        if self._high - self._low > 1:
+            self._try((self._low + self._high) // 2)
 
     def _try(self, capacity_bytes: int) -> None:
         if self._counted.fits(capacity_bytes):

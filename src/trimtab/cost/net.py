@@ -257,9 +257,7 @@ class Net:
     def _rotate_half(self, x: Tensor) -> Tensor:
         m, half = self.m, x.numel // 2
         first, second = self._cut(x, half), self._cut(x, half)
-        negative = m.op(
-            half, (second,), (second.bytes,), item=x.item, kernel=ops.LOOKED_UP, shape=(half,)
-        )
+        negative = m.op(half, (second,), (second.bytes,), item=x.item, kernel=ops.LOOKED_UP, shape=(half,))
         return m.op(x.numel, (negative, first), (PASS, PASS), item=x.item)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, masked: bool = True) -> Tensor:

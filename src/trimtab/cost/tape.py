@@ -204,7 +204,7 @@ class Tape:
         return len(self._homes) - 1
 
     def add_sum(self, count: int, part: int) -> int:
-        """The same of what only some of equal layers make, numbered apart: the numbers of the others agree."""
+        """The same of what only some of equal layers make, numbered apart: others' numbers agree."""
         section = self._section
         section.sums += 1
         self._homes.append((len(self.sections) - 1, -section.sums))

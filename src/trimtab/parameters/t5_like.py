@@ -14,7 +14,7 @@ def skeleton(model: Model, task: str) -> Skeleton:
     shared = embedding("shared", model.vocab_size, hidden)
     encoder = under("encoder", _stack(model, model.layers, decoder=False))
     ties = [(f"{stack}.embed_tokens.weight", "shared.weight") for stack in ("encoder", "decoder")]
-    inner = [tuple(f"transformer.{name}" for name in tie) for tie in ties]
+    inner = [(f"transformer.{tied}", f"transformer.{first}") for tied, first in ties]
     if task == "token-classification":
         body = under("transformer", [shared, *encoder])
         return Skeleton([*body, linear("classifier", hidden, labels, True)], inner[:1])

@@ -48,8 +48,8 @@ class Flash(torch.autograd.Function):
         key_heads, key_length = key.shape[1], key.shape[2]
 
         d_query, d_key, d_value = (torch.empty_like(tensor) for tensor in (query, key, value))
-        # flash_api.cpp mha_bwd: softmax_d, dq accumulated in fp32 over rounded sizes and, of grouped keys, one
-        # gradient per query head before they are summed; an H200's kernel takes them as one block
+        # flash_api.cpp mha_bwd: softmax_d, dq in fp32 over rounded sizes and, of grouped keys, one gradient
+        # per query head before they are summed; an H200's kernel takes them as one block
         rounded, wide = _up(length, 128), _up(width, 32 if width <= 128 else 64)
         size = batch * heads * rounded * (wide + 1) * 4
         if key_heads != heads:
@@ -86,7 +86,7 @@ class Efficient(torch.autograd.Function):
             tensor.new_empty(batch, tensor.shape[2], heads, tensor.shape[3]).transpose(1, 2)
             for tensor in (query, key, value)
         ]
-        # kernel_backward.h workspace_elements_gq: dq in fp32 for 16-bit types; on an H200 one block with delta
+        # kernel_backward.h workspace_elements_gq: dq in fp32 for 16-bit types, here one block with delta
         sums = _up(length, 64) * _up(width, 64) if query.dtype in LOW_PRECISION else 0
         workspace = query.new_empty(batch, heads, _up(length, 32) + sums, dtype=torch.float32)
         del workspace

@@ -57,10 +57,10 @@ def record_of(
 
 
 def smallest_capacity(record: Sequence[int], low: int, *, step: int = CAPACITY_STEP_BYTES) -> int:
-    """The least capacity in bytes that serves the whole ``record`` and what `settling` adds, to ``step`` bytes.
+    """The least capacity that serves all of ``record`` and what `settling` adds, to ``step`` bytes.
 
-    ``record`` is read where its last two steps begin, and at its end; ``low`` is where the search starts (what
-    is allocated at the peak).
+    ``record`` is read where its last two steps begin, and at its end; ``low`` is where the search starts
+    (what is allocated at the peak).
     """
     second, third, end = [place for place, entry in enumerate(record) if entry == NOTE]
     course = Course([*settling(record[:end], second, third), NOTE], low)
