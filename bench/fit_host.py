@@ -1,12 +1,13 @@
 """What the host needs for its work, from measured phases: the costs of ``trimtab.cost.rates.Host``.
 
     python bench/fit_host.py            prints the costs, and how each measured phase lies to them
-    python bench/fit_host.py --count    counts the work of the rows of settled_steps.jsonl anew (5 minutes)
+    python bench/fit_host.py --count    counts the work of the rows of paced_steps.jsonl anew (5 minutes)
 
-A row of ``bench/data/settled_steps.jsonl`` has what each phase took its host, begun with the GPU idle, and
-what single calls took that process (``profile``, scripts/profiled_step.py): over those of the shipped tables
-that is its pace.  ``--count`` rehearses each as a phantom and writes ``bench/data/host_counts.jsonl``: how
-often a phase of the last micro step does what each cost is for.  The costs are the least squares of
+A row of ``bench/data/paced_steps.jsonl`` has what each phase took its host, begun with the GPU idle, and the
+host's pace before and after it (``profile``, scripts/profiled_step.py): what single calls took at that
+moment, over those of the shipped tables.  ``--count`` rehearses each as a phantom and writes
+``bench/data/host_counts.jsonl``: how often a phase of the last micro step does what each cost is for.
+The costs are the least squares of
 ``counts @ costs = measured / pace``, each phase weighed by its own length, none below zero.
 """
 
@@ -29,7 +30,8 @@ from trimtab.rehearse.request import PHASES
 from trimtab.rehearse.simulator import _Replay
 
 DATA = Path(__file__).resolve().parent / "data"
-ROWS, COUNTS = DATA / "settled_steps.jsonl", DATA / "host_counts.jsonl"
+ROWS, COUNTS = DATA / "paced_steps.jsonl", DATA / "host_counts.jsonl"
+SETTLED = DATA / "settled_steps.jsonl"
 FITTED = {
     "forward": ("forward", "module", "fetch", "function"),
     "backward": ("backward", "engine", "fetch_back"),
@@ -99,24 +101,25 @@ def phases() -> Iterator[Phase]:
     """Those that were measured, with their counts."""
     counts = {row["row"]: row["phases"] for row in map(json.loads, COUNTS.read_text("utf-8").splitlines())}
     for row in map(json.loads, ROWS.read_text("utf-8").splitlines()):
-        measured = row["profile"].get("phases")
+        measured = row.get("profile", {}).get("phases")
         if measured is None:
             continue
         for name in FITTED:
             told = dict(counts[row["id"]][name])
+            seconds, _, pace = measured[f"{name} last"]
             yield Phase(
                 row=row["id"],
                 name=name,
-                seconds=measured[f"{name} last"][0],
-                pace=pace_of(row["profile"]["calls"]) or 1.0,
+                seconds=seconds,
+                pace=pace,
                 device_seconds=told.pop("device"),
                 counts=told,
             )
 
 
 def paces() -> list[float]:
-    """Of every process whose single calls were timed."""
-    rows = map(json.loads, ROWS.read_text("utf-8").splitlines())
+    """Of every process of `SETTLED` whose single calls were timed."""
+    rows = map(json.loads, SETTLED.read_text("utf-8").splitlines())
     return [pace for row in rows if (pace := pace_of(row["profile"]["calls"])) is not None]
 
 
@@ -152,7 +155,7 @@ def count_all() -> None:
     """Write `COUNTS` anew."""
     lines = []
     for row in map(json.loads, ROWS.read_text("utf-8").splitlines()):
-        if "phases" not in row["profile"]:
+        if "phases" not in row.get("profile", {}):
             continue
         found = counted(speed_accuracy.measured_case(row, row["id"]))
         rounded = {phase: {name: round(n, 6) for name, n in told.items()} for phase, told in found.items()}

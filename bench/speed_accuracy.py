@@ -36,8 +36,8 @@ PAGE = ROOT / "docs" / "speed.md"
 TASKS = {"causal": "causal-lm", "mlm": "masked-lm", "cls": "sequence-classification", "seq2seq": "seq2seq-lm"}
 CORES_A_GPU = 16
 ROWS = (
-    "real_worlds.jsonl", "settled_steps.jsonl", "quiet_steps.jsonl", "grid_x1.jsonl", "grid_x2.jsonl",
-    "shared_x2.jsonl",
+    "real_worlds.jsonl", "paced_steps.jsonl", "settled_steps.jsonl", "quiet_steps.jsonl", "grid_x1.jsonl",
+    "grid_x2.jsonl", "shared_x2.jsonl",
 )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def cases() -> Iterator[Case]:
         for row in _rows(name):
             apart = "cores" in row  # else processes of the next jobs were importing: bench/data/README.md
             case = measured_case(row if apart else {**row, "beside": "other jobs"}, row["id"])
-            fitted = name == "settled_steps.jsonl" and "phases" in row["profile"]
+            fitted = name == "paced_steps.jsonl" and "phases" in row.get("profile", {})
             yield dataclasses.replace(case, apart=apart, fitted=fitted)
 
 
@@ -141,8 +141,15 @@ def measured_case(row: dict[str, Any], name: str) -> Case:
         group=row["group"],
         seconds=row["step_seconds"],
         beside="beside" in row,
-        pace=pace_of((row.get("profile") or {}).get("calls", {})),
+        pace=_pace(row),
     )
+
+
+def _pace(row: dict[str, Any]) -> float | None:
+    """Its host's while it ran: of the slower rank before and after each step, or of calls timed after all."""
+    if row.get("paces"):
+        return statistics.mean(max(each) for each in zip(*row["paces"], strict=True))
+    return pace_of((row.get("profile") or {}).get("calls", {}))
 
 
 def closed_form(case: Case) -> Speed:
