@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -136,14 +137,15 @@ def judge(
 ) -> Verdict:
     """The plan for one grid's job against its rows; ``given`` is its JSON, else it is asked for."""
     model, world, batch, length, kernels = key
-    times: dict[Point, float] = {}
+    measured: dict[Point, list[float]] = defaultdict(list)
     short: set[Point] = set()
     for row in rows:
         place = point(Config.from_mapping(row["config"]), world)
         if _out_of_memory(row):
             short.add(place)
         else:
-            times[place] = min(times.get(place, float("inf")), float(row["step_seconds"]))
+            measured[place].append(float(row["step_seconds"]))
+    times = {place: statistics.median(seconds) for place, seconds in measured.items()}
     best = min(times, key=lambda place: times[place])
     first: Point | None = None
     proven: tuple[str, ...] = ()

@@ -35,27 +35,27 @@ class Host(NamedTuple):
     """Seconds of the host for what it does: Python, autograd and the engine's hooks.
 
     At the pace of the host that came with the shipped tables.  Least squares over the phases of
-    bench/data/settled_steps.jsonl, each begun with the GPU idle and divided by its own host's pace; made and
-    held by bench/fit_host.py.  Views and what it takes to call a module are in a kernel's and a module's.
+    bench/data/paced_steps.jsonl, each begun with the GPU idle and divided by the host's pace at that moment;
+    made and held by bench/fit_host.py.  Views and what it takes to call a module are in a kernel's and a module's.
     """
 
-    forward: float = 23.7e-6
+    forward: float = 17.3e-6
     """A kernel of the forward pass."""
-    module: float = 14.7e-6
+    module: float = 21.9e-6
     """A module of the forward pass."""
-    backward: float = 23.9e-6
+    backward: float = 26.5e-6
     """A kernel of the model's backward pass, or of what it recomputes."""
-    engine: float = 29.5e-6
+    engine: float = 22.1e-6
     """A kernel of the engine's own in the backward pass."""
-    step: float = 7.2e-6
+    step: float = 6.7e-6
     """An operator or a view of the optimizer's step."""
-    fetch: float = 321e-6
+    fetch: float = 273e-6
     """ZeRO-3's hooks around one use of a module in the forward pass."""
-    fetch_back: float = 192e-6
+    fetch_back: float = 152e-6
     """A fetch, or a finished gradient's way, in the backward pass."""
-    function: float = 120e-6
+    function: float = 117e-6
     """ZeRO-3's linear function, which runs in Python (zero/linear.py:41), in the forward pass."""
-    collective: float = 114e-6
+    collective: float = 93.4e-6
 
     def times(self, factor: float) -> Host:
         """The same host, slower by ``factor``."""

@@ -54,6 +54,8 @@ class Field:
     """By line the smallest micro batch that a proof refused."""
     retimed: dict[tuple[tuple[str, ...], int], float] = field(default_factory=dict)
     """Step seconds that were measured, by family and micro batch."""
+    faster: float = 1.0
+    """The least share of its predicted time that one of them took: others may be as much faster."""
     settled: bool = False
     """Whether nothing more is measured: then only what was can be the best."""
     _every: list[Contender] | None = None
@@ -359,30 +361,28 @@ class Field:
         return None
 
     def rival(self, best: Contender) -> Contender | None:
-        """The fastest that fits, was not measured yet and may still beat ``best``; None without one."""
+        """The fastest that fits, of a family not measured yet, and may beat ``best``; None without one."""
+        measured = {best.family.name, *(name for name, _ in self.retimed)}
         for one in sorted(self.every(), key=lambda each: each.careful_seconds):
-            if one.careful_seconds > best.careful_seconds * (1 + TIE):
+            if one.careful_seconds * self.faster > best.careful_seconds * (1 + TIE):
                 break
-            known = one.config == best.config or (one.family.name, one.micro) in self.retimed
-            fit = None if known else self.fitting(one)
-            if fit is not None:
+            if one.family.name not in measured and (fit := self.fitting(one)) is not None:
                 return fit
         return None
 
     def retime(self, one: Contender, step_seconds: float) -> None:
         """Take a measured time in the place of the predicted one."""
         self.retimed[one.family.name, one.micro] = step_seconds
+        self.faster = min(self.faster, step_seconds / one.careful_seconds)
         self._every = [self._with_time(each) for each in self._every or []]
         self._lean = {key: self._with_time(each) for key, each in self._lean.items()}
         self._partial = {key: self._with_time(each) for key, each in self._partial.items()}
 
     def _with_time(self, one: Contender) -> Contender:
         seconds = self.retimed.get((one.family.name, one.micro))
-        return (
-            one
-            if seconds is None
-            else replace(one, speed=replace(one.speed, step_seconds=seconds, slow_host_seconds=seconds))
-        )
+        if seconds is None:
+            return one
+        return replace(one, speed=replace(one.speed, step_seconds=seconds, slow_host_seconds=seconds))
 
     def _families(self) -> Iterable[list[Contender]]:
         found: dict[tuple[str, ...], list[Contender]] = {}
