@@ -72,13 +72,13 @@ def cases() -> dict[str, dict[str, Any]]:
     return {one["id"]: one for one in (*measured_cases.chosen(), *measured_cases.drawn(24))}
 
 
-def need_of(case: dict[str, Any]) -> float:
-    """Bytes that PyTorch's allocator must be able to take, by a whole replay."""
+def need_of(case: dict[str, Any], room: int | None = None) -> float:
+    """Bytes that PyTorch's allocator must be able to take, by a whole replay; told for a card's ``room``."""
     model = Model.from_hf(case["hf"], case["id"])
     workspace = WORKSPACE_BYTES[True]
     config = Config.from_mapping(case["config"], name=case["id"])
     counted = profile(config, model, case["world"], allocator=True, workspace_bytes=workspace)
-    return CapacitySearch(counted).smallest()
+    return CapacitySearch(counted, room).smallest()
 
 
 def probability(case: dict[str, Any], cap_bytes: float) -> float:
@@ -125,7 +125,7 @@ def tried(files: Iterable[Path]) -> Iterator[Tried]:
             case, cap = known[row["job"]["base"]], row["job"]["cap_gib"] * GIB
             yield Tried(
                 base=case["id"],
-                share=cap / need_of(case),
+                share=cap / need_of(case, int(cap)),
                 probability=probability(case, cap),
                 ran=row["ok"],
             )

@@ -17,15 +17,17 @@ PEAK, MOST = 10_000, 42_000
 
 @dataclass
 class Job:
-    """Fits from ``enough`` bytes on, and remembers what was tried."""
+    """Fits from ``enough`` bytes on but for a ``gap``, and remembers what was tried."""
 
     enough: int
+    gap: tuple[int, int] = (0, 0)
     tried: list[int] = field(default_factory=list)
     readings: dict[str, Any] = field(default_factory=dict)
 
     def fits(self, capacity_bytes: int) -> bool:
         self.tried.append(capacity_bytes)
-        return capacity_bytes >= self.enough
+        first, end = self.gap
+        return capacity_bytes >= self.enough and not first <= capacity_bytes < end
 
 
 def search(enough: int, room: int) -> tuple[Job, CapacitySearch]:
@@ -35,18 +37,32 @@ def search(enough: int, room: int) -> tuple[Job, CapacitySearch]:
 
 
 def test_the_room_is_tried_first_and_the_span_halved_five_times() -> None:
-    job, found = search(enough=20_000, room=26_000)
-    assert found.smallest() == 20_000
-    assert job.tried == [26_000, 18_000, 22_000, 20_000, 19_000, 19_500]
+    job, found = search(enough=20_000, room=18_000)
+    assert found.smallest() == 20_250
+    assert job.tried == [18_000, 30_000, 24_000, 21_000, 19_500, 20_250]
     assert len(job.tried) == 1 + REPLAY_STEPS
+
+
+def test_somewhat_less_than_a_room_that_is_enough_is_tried_too() -> None:
+    job, found = search(enough=25_500, room=26_000)
+    assert 25_500 <= found.smallest() < 25_520
+    assert job.tried[:3] == [26_000, 25_740, 25_480]
+    assert min(job.tried) == 25_480
+
+
+def test_a_room_that_is_enough_by_luck_alone_is_known_by_what_is_less() -> None:
+    job, found = search(enough=20_000, room=26_000)
+    job.gap = (25_400, 25_900)
+    assert 25_900 <= found.smallest() < 25_910
 
 
 def test_what_the_first_tries_settle_needs_no_more() -> None:
     job, found = search(enough=20_000, room=26_000)
     assert found.decided(lambda smallest: smallest <= 18_000) is False
-    assert job.tried == [26_000, 18_000]
+    tried = [26_000, 25_740, 25_480, 25_090, 17_545, 21_317, 19_431]
+    assert job.tried == tried
     assert found.decided(lambda smallest: smallest // 8_000) == 2
-    assert job.tried == [26_000, 18_000, 22_000]
+    assert job.tried == tried
 
 
 @given(st.integers(PEAK, MOST), st.integers(PEAK, MOST), st.integers(500, 20_000))

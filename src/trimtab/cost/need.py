@@ -21,6 +21,8 @@ NCCL_BYTES = int(1.23 * GIB)
 NCCL_STAGE_3_BYTES = int(0.95 * GIB)
 HARDLY, SURELY = 0.02, 0.995
 """The probabilities of fitting by a quick replay that need no whole one: what is taken to fit must."""
+NEAR = (0.99, 0.98, 0.965)
+"""The shares of a room that is enough that are tried too, in order, until one is not."""
 REPLAY_STEPS = 5
 """Bisections of the smallest capacity: a thirty-second of the span between peak and reserved memory."""
 
@@ -102,39 +104,49 @@ class Need:
 class CapacitySearch:
     """The smallest capacity that lets a job run, by replays of its requests: as many as an answer takes.
 
-    A card's ``room`` is tried first, so that the answer never lies on the wrong side of it.  Needs a profile
-    made with ``allocator=True``; the CUDA context and NCCL's buffers come on top.
+    A card's ``room`` is tried first, so that the answer never lies on the wrong side of it; then, if it is
+    enough, what is a little less: a job may run where it would not with somewhat more, by how its blocks
+    happen to lie.  Needs a profile made with ``allocator=True``; the CUDA context and NCCL's buffers come on
+    top.
     """
 
     def __init__(self, counted: Profile, room: int | None = None) -> None:
         self._low = max(reading.peak_allocated for reading in counted.readings.values())
         self._high = max(reading.peak_reserved for reading in counted.readings.values())
         self._counted, self._left = counted, REPLAY_STEPS
-        if room is not None and self._low < room < self._high:
-            self._try(room)
+        self._near: list[int] = []
+        if room is not None and self._low < room < self._high and self._try(room):
+            self._near = [int(room * share) for share in NEAR]
 
     def smallest(self) -> int:
         """In bytes."""
-        while self._left:
-            self._halve()
+        while self._near or self._left:
+            self._narrow()
         return self._high
 
     def decided(self, decide: Callable[[float], T]) -> T:
         """``decide(smallest)``, where that rises or falls with it: no further than until it is the same."""
-        while self._left and decide(self._low + 1) != decide(self._high):
-            self._halve()
+        while (self._near or self._left) and decide(self._low + 1) != decide(self._high):
+            self._narrow()
         return decide(self._high)
 
-    def _halve(self) -> None:
+    def _narrow(self) -> None:
+        if self._near:
+            below = self._near.pop(0)
+            if below <= self._low or not self._try(below):
+                self._near = []
+            return
         self._left -= 1
         if self._high - self._low > 1:
             self._try((self._low + self._high) // 2)
 
-    def _try(self, capacity_bytes: int) -> None:
-        if self._counted.fits(capacity_bytes):
+    def _try(self, capacity_bytes: int) -> bool:
+        fits = self._counted.fits(capacity_bytes)
+        if fits:
             self._high = capacity_bytes
         else:
             self._low = capacity_bytes
+        return fits
 
 
 class SearchedNeed(Need):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from trimtab.cost.allocator import EMPTY, NOTE, RESET, Course, settling
 
-CAPACITY_STEP_BYTES = 64 << 20
+CAPACITY_STEPS = 256
+"""The smallest capacity is found to this share of what is allocated at the peak."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ def record_of(
     return record[:end]
 
 
-def smallest_capacity(record: Sequence[int], low: int, *, step: int = CAPACITY_STEP_BYTES) -> int:
+def smallest_capacity(record: Sequence[int], low: int, *, step: int | None = None) -> int:
     """The least capacity that serves all of ``record`` and what `settling` adds, to ``step`` bytes.
 
     ``record`` is read where its last two steps begin, and at its end; ``low`` is where the search starts
@@ -65,6 +66,7 @@ def smallest_capacity(record: Sequence[int], low: int, *, step: int = CAPACITY_S
     second, third, end = [place for place, entry in enumerate(record) if entry == NOTE]
     course = Course([*settling(record[:end], second, third), NOTE], low)
     high = max(reading.peak_reserved for reading in course.readings)
+    step = low // CAPACITY_STEPS if step is None else step
     while high - low > step:
         middle = (low + high) // 2
         if course.fits(middle):
