@@ -2,12 +2,12 @@
 
     python bench/near_limit.py [--held-back] > jobs.jsonl
     python bench/case_pool.py jobs.jsonl --ready 3 --output bench/data/near_limit.jsonl
-    python bench/near_limit.py bench/data/near_limit.jsonl     how sure it was, and what ran
+    python bench/near_limit.py bench/data/near_limit*.jsonl     how sure it was, and what ran
 
 PyTorch's allocator is held to the caps, so that small jobs stand for large ones.  A job whose larger cap ran
 out of memory is not run at a smaller one.  Of each job the rows say between which shares of the predicted
-need the true one lies; from these come the best normal distribution and its quantiles, in the form of
-``REPLAY_RATIOS`` in trimtab/cost/need.py.
+need the true one lies; the best normal distribution of these and its quantiles are to be no wider than
+``REPLAY_RATIOS`` in trimtab/cost/need.py (`bench/needs.py`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ HELD_BACK = (
     "qwen3-z1", "llama-s-eager", "roberta-mlm-z2", "llama-s-torch-adam-z2", "opt-z3-ckpt", "drawn-18",
     "llama-m-z2-offload",
 )  # fmt: skip
-"""Others, to which nothing is fitted: they say whether the spread that the first gave holds."""
+"""Others, measured later: they said that what held for the first did not for them (docs/plan-quality.md)."""
 SHARES = ((0.99, 1.01, 0.96), (1.0, 1.02, 0.98), (0.995, 1.04, 0.97), (1.005, 1.06, 0.985))
 """Caps over the predicted need, of each job one row in turn; each row's first is the one nearest to it."""
 HELD_BACK_SHARES = ((1.02, 0.975), (1.01, 0.985), (1.03, 0.99))
@@ -64,6 +64,8 @@ class Tried:
     base: str
     share: float
     probability: float
+    replayed: bool
+    """Whether it runs by a replay at the cap."""
     ran: bool
 
 
@@ -125,8 +127,9 @@ def tried(files: Iterable[Path]) -> Iterator[Tried]:
             case, cap = known[row["job"]["base"]], row["job"]["cap_gib"] * GIB
             yield Tried(
                 base=case["id"],
-                share=cap / need_of(case, int(cap)),
+                share=(share := cap / need_of(case, int(cap))),
                 probability=probability(case, cap),
+                replayed=share >= 1,
                 ran=row["ok"],
             )
 
@@ -206,7 +209,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("rows", nargs="*", type=Path, help="measured rows; without any, print the jobs")
-    parser.add_argument("--held-back", action="store_true", help="the jobs that nothing is fitted to")
+    parser.add_argument("--held-back", action="store_true", help="the jobs that were measured later")
     options = parser.parse_args()
     if options.rows:
         show(list(tried(options.rows)))

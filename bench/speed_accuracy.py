@@ -301,15 +301,16 @@ replays the engine's own record of a step over streams (`rehearse/simulator.py`)
 `cost/rates.py`: kernels, copies and collectives as `trimtab probe` measured them one by one on an H200
 (`bench/data/probe_h200.json`; this machine's own probe where it keeps one), with nothing fitted. What the
 host needs to issue a kernel, call a module or go through ZeRO-3's hooks is fitted: nine costs
-(`cost/rates.py`, `Host`) to the phases of `bench/data/settled_steps.jsonl`, by `bench/fit_host.py`.
+(`cost/rates.py`, `Host`) to the phases of `bench/data/paced_steps.jsonl`, by `bench/fit_host.py`.
 
 **Where a step waits for the host nobody can be exact.** The processor of the machines at hand, a virtual
-one, went back and forth between two paces within seconds: single calls took one process 1.0 and another 1.7
+one, goes back and forth between two paces within tenths of a second: single calls take 1.0 or 1.5 to 1.7
 times what they took the probed host, and 1.48 times in the median of 45 processes. That is what is expected
-of a host that nobody probed; of one that was, what its probe found. Rows of known pace timed the same
-single calls a second after their steps, and their predictions are made with what that gave, which by then
-may have changed: half of the phases that the costs are fitted to lie within {phase_error} of them. Rows
-with cores of their own kept all other processes off the cores that issue their kernels
+of a host that nobody probed; of one that was, what its probe found. The rows ending in `-paced` sampled
+single calls before and after every step, and their predictions are made with the mean of that, of the
+slower rank; single steps of one such job still lie up to a third apart. Half of the phases that the costs
+are fitted to lie within {phase_error} of them. Other rows of known pace timed the same calls a second after
+their steps, and by then it may have changed. Rows with cores of their own kept all other processes off the cores that issue their kernels
 (`bench/case_pool.py`); in the others processes of the next jobs were importing meanwhile. The rows of
 `quiet_steps.jsonl` with three to eight timed steps had not settled: with more steps before the first timed
 one `t5-large-z1-m16-recompute` took 0.53 and 0.62 s. Weights are random and small; with weights as the

@@ -414,12 +414,13 @@ LIMITS = """\
   its own requests.
 - How probable it is that a job fits follows from two distributions (`trimtab/cost/need.py`). A quick replay
   of the allocator says what is in use at once; how far the smallest capacity of a whole replay lies from
-  that is known from 724 jobs (`scripts/make_spread.py`: 95 % between 0.92 and 1.15 of it; above 32 GiB
-  between 0.95 and 1.08). Only where that leaves doubt, between 2 % and 99.5 %, the whole replay is made,
-  and the job tried at the card's own room. How far a GPU's smallest capacity lies from a whole replay's was
-  measured with 14 jobs at 34 caps (`bench/near_limit.py`: 95 % between 0.968 and 1.018), in which the
-  replay was mended: no others were held so near. Of 90 jobs on a whole H200, 89 ran or ran out of memory as
-  a whole replay at its room says; the other needed 138.1 of 138.5 GiB and was said to fit.
+  that is known from 736 jobs (`scripts/make_spread.py`: 95 % between 0.92 and 1.17 of it; above 32 GiB
+  between 0.92 and 1.08). Only where that leaves doubt, between 2 % and 99.5 %, the whole replay is made,
+  and the job tried at the card's own room and a little below. How far the phantom's smallest capacity lies
+  from that is known from 200 drawn jobs (`bench/needs.py`: half of them between 1.000 and 1.003 of it,
+  95 % between 0.98 and 1.04). A GPU's is the phantom's: of 32 jobs held to 75 caps within a few per cent of
+  their need (`bench/near_limit.py`) 74 ran or ran out of memory as the arithmetic's replay at the cap says,
+  and so did 102 of 102 on a whole H200.
 - Tokens are random and unpadded.
 """.splitlines()
 

@@ -30,13 +30,11 @@ from trimtab.plan.contender import Contender, Line, Loser
 from trimtab.plan.counting import Arithmetic, Shortfall
 from trimtab.plan.wishes import Wishes
 
-TIE = 0.04
+TIE = 0.06
 """Step times within this share of the fastest count as equal: the arithmetic cannot tell them apart.
-
-The closed form's median error over steps that nothing was fitted to (docs/speed.md).
-"""
+It is the closed form's median error over steps on hosts that it knows no pace of (docs/speed.md)."""
 MEASURED_TIE = 0.02
-"""The same once times are measured: as far as two runs of one job differed (docs/plan-quality.md)."""
+"""The same once times are measured (docs/plan-quality.md)."""
 WORTH = 0.01
 """The share of a step from which on another whole replay of the allocator is made to save layers."""
 
@@ -130,6 +128,8 @@ class Field:
         first = self._recomputing_fewer(first)
         slowest = first.careful_seconds * (1 + (MEASURED_TIE if self.retimed else TIE))
         close = sorted((one for one in self.every() if one.careful_seconds <= slowest), key=self._preference)
+        if first.family.is_partial:  # that a layer's second forward pass takes time is certain
+            close = [one for one in close if not one.family.recomputes]
         simpler = (one for one in close if self._preference(one) < self._preference(first))
         chosen = next((fit for one in simpler if (fit := self.fitting(one)) is not None), first)
         if not chosen.family.is_partial:
