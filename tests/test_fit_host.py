@@ -28,16 +28,16 @@ def test_the_usual_pace_is_the_median_of_the_measured_processes() -> None:
     assert statistics.median(fit_host.paces()) == pytest.approx(USUAL_PACE, rel=0.005)
 
 
-def test_costs_explain_half_of_the_phases_within_a_seventh() -> None:
+def test_costs_explain_half_of_the_phases_within_an_eighth() -> None:
     told = [one for one in fit_host.phases() if one.tells]
     off = [abs(fit_host.expected(one, HOST) / one.seconds - 1) for one in told]
-    assert len(told) >= 60
-    assert statistics.median(off) < 0.15
+    assert len(told) >= 50
+    assert statistics.median(off) < 0.12
 
 
 def test_a_step_dispatches_for_a_tensor_what_gpt2s_records_have() -> None:
     steps = {one.row: one.counts["step"] for one in fit_host.phases() if one.name == "step"}
-    rows = {0: "gpt2-z0-m16-x1-settled", 1: "gpt2-z1-m4-x1-settled", 3: "gpt2-z3-m16-x1-settled"}
+    rows = {0: "gpt2-z0-m16-x1-paced", 1: "gpt2-z1-m4-x1-paced", 3: "gpt2-z3-m16-x1-paced"}
     for stage, row in rows.items():
         assert round(steps[row] / GPT2_TENSORS) == STEP_DISPATCHES[stage]
     assert STEP_DISPATCHES[2] == STEP_DISPATCHES[1]

@@ -38,7 +38,7 @@ def test_choices_are_near_the_best_and_none_ran_out_of_memory(found: list[Any]) 
     assert min(shares) >= TARGET
     assert len(probed) == 3
     missed = {name: one.share for name, one in probed.items() if one.share < TARGET}
-    assert missed == {"gpt2, 1": pytest.approx(0.953, abs=0.001)}  # the page says why
+    assert not missed
     assert not any(one.wrongly_fitting for one in found)
 
 
