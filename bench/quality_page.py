@@ -34,7 +34,8 @@ PAGE = ROOT / "docs" / "plan-quality.md"
 GRIDS = (DATA / "grid_x1.jsonl", DATA / "grid_x2.jsonl")
 NEAR_LIMIT = (DATA / "near_limit.jsonl", DATA / "near_limit_held_back.jsonl")
 AGAIN = (
-    "gpt2-x1-z0-none-keep-m64", "gpt2-x1-z0-none-keep-m64-quiet-1", "gpt2-x1-z0-none-keep-m64-quiet-2", "plan",
+    "gpt2-x1-z0-none-keep-m64", "gpt2-x1-z0-none-keep-m64-quiet-1", "gpt2-x1-z0-none-keep-m64-quiet-2",
+    "plan",
 )  # fmt: skip
 """Rows of the grid and of the autotuner's rival that are one configuration."""
 GPU, REHEARSED = "h200", 3
@@ -207,11 +208,11 @@ memory. A replay at the cap itself said of {right} of the {jobs} what the GPU di
 Nothing of that is fitted to these jobs, but they taught what a replay has to be. Eighteen were measured after
 the others to see whether what those gave held, and eight ran out of memory where they were called fitting. So
 every request of theirs was written down on the GPU (`scripts/allocation_trace.py`) and held against the
-replay's, one by one: backward passes made temporaries as one tensor that PyTorch makes one by one, or in another
-order; tied weights are built before they are tied; the driver hands out addresses from above; and a full card
-goes on being cut up for up to twenty steps. The spread that the probabilities come from (`REPLAY_RATIOS` in
-`src/trimtab/cost/need.py`) is that of other jobs, {drawn} drawn ones whose smallest capacity by the arithmetic
-is held against the phantom engine's (`bench/needs.py`)."""
+replay's, one by one: backward passes made temporaries as one tensor that PyTorch makes one by one, or in
+another order; tied weights are built before they are tied; the driver hands out addresses from above; and a
+full card goes on being cut up for up to twenty steps. The spread that the probabilities come from
+(`REPLAY_RATIOS` in `src/trimtab/cost/need.py`) is that of other jobs, {drawn} drawn ones whose smallest
+capacity by the arithmetic is held against the phantom engine's (`bench/needs.py`)."""
 
 
 def headline(found: Sequence[Searched]) -> str:

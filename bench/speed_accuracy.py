@@ -58,6 +58,8 @@ class Case:
     """Whether the host's costs were fitted to its phases (bench/fit_host.py)."""
     apart: bool = False
     """Whether it had cores of its own."""
+    sampled: bool = False
+    """Whether the pace was sampled before and after each step."""
     pace: float | None = None
     """How much longer single calls took its process than the probed host, where it measured them."""
 
@@ -141,6 +143,7 @@ def measured_case(row: dict[str, Any], name: str) -> Case:
         group=row["group"],
         seconds=row["step_seconds"],
         beside="beside" in row,
+        sampled=bool(row.get("paces")),
         pace=_pace(row),
     )
 
@@ -275,12 +278,16 @@ def against_records() -> list[tuple[Record, float]]:
 
 GROUPS = (
     (
-        "1 and 2 GPUs, cores of its own, its host's pace known, nothing fitted to it",
-        lambda case: case.apart and case.pace is not None and not case.fitted,
+        "1 and 2 GPUs, cores of its own, pace sampled beside each step, nothing fitted to it",
+        lambda case: case.apart and case.sampled and not case.fitted,
     ),
     (
-        "1 and 2 GPUs, cores of its own, its host's pace known, host costs fitted to its phases",
+        "1 and 2 GPUs, cores of its own, pace sampled beside each step, host costs fitted to its phases",
         lambda case: case.fitted,
+    ),
+    (
+        "1 and 2 GPUs, cores of its own, pace timed after all steps",
+        lambda case: case.apart and case.pace is not None and not case.sampled,
     ),
     (
         "1 and 2 GPUs, cores of its own, pace not known",
@@ -310,11 +317,11 @@ of a host that nobody probed; of one that was, what its probe found. The rows en
 single calls before and after every step, and their predictions are made with the mean of that, of the
 slower rank; single steps of one such job still lie up to a third apart. Half of the phases that the costs
 are fitted to lie within {phase_error} of them. Other rows of known pace timed the same calls a second after
-their steps, and by then it may have changed. Rows with cores of their own kept all other processes off the cores that issue their kernels
-(`bench/case_pool.py`); in the others processes of the next jobs were importing meanwhile. The rows of
-`quiet_steps.jsonl` with three to eight timed steps had not settled: with more steps before the first timed
-one `t5-large-z1-m16-recompute` took 0.53 and 0.62 s. Weights are random and small; with weights as the
-architectures ask two jobs took 0.6 and 3.6 % longer (`-initialized`).
+their steps, and by then it may have changed. Rows with cores of their own kept all other processes off
+the cores that issue their kernels (`bench/case_pool.py`); in the others processes of the next jobs were
+importing meanwhile. The rows of `quiet_steps.jsonl` with three to eight timed steps had not settled: with
+more steps before the first timed one `t5-large-z1-m16-recompute` took 0.53 and 0.62 s. Weights are random
+and small; with weights as the architectures ask two jobs took 0.6 and 3.6 % longer (`-initialized`).
 Made-up worlds with offload are left out: one rank then has a host to itself that many would share."""
 
 

@@ -36,7 +36,8 @@ class Host(NamedTuple):
 
     At the pace of the host that came with the shipped tables.  Least squares over the phases of
     bench/data/paced_steps.jsonl, each begun with the GPU idle and divided by the host's pace at that moment;
-    made and held by bench/fit_host.py.  Views and what it takes to call a module are in a kernel's and a module's.
+    made and held by bench/fit_host.py.  Views and what it takes to call a module are in a kernel's and a
+    module's.
     """
 
     forward: float = 17.3e-6
