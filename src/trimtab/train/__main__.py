@@ -98,12 +98,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"stopped at step {outcome.step}; saved {outcome.checkpoint}. Continue with --resume auto",
                 file=sys.stderr,
             )
-    if launched:  # all is written; taking the group down, gloo aborts where a peer was quicker
+    exit_code = 0 if launched else outcome.exit_code
+    if launched or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # all is written; taking the group down, gloo aborts where a peer was quicker
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(exit_code)
     _leave_group()
-    return outcome.exit_code
+    return exit_code
 
 
 def _settings(arguments: Sequence[str] | None) -> Settings:
