@@ -418,7 +418,7 @@ LIMITS = """\
   between 0.92 and 1.08). Only where that leaves doubt, between 2 % and 99.5 %, the whole replay is made,
   and the job tried at the card's own room and a little below. How far the phantom's smallest capacity lies
   from that is known from 200 drawn jobs (`bench/needs.py`: half of them between 1.000 and 1.003 of it,
-  95 % between 0.98 and 1.04). A GPU's is the phantom's: of 32 jobs held to 75 caps within a few per cent of
+  95 % between 0.98 and 1.04). A GPU's is the phantom's: of 32 jobs held to 75 caps within 12 % of
   their need (`bench/near_limit.py`) 74 ran or ran out of memory as the arithmetic's replay at the cap says,
   and so did 102 of 102 on a whole H200.
 - Tokens are random and unpadded.

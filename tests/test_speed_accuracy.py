@@ -39,20 +39,39 @@ def at(errors: list[float], share: float) -> float:
     return sorted(errors)[int(len(errors) * share)]
 
 
+SLOW_DAY = "llama-1b-lora-z2-m4-x1-settled"
+
+
 def test_steps_whose_gpu_works(found: list[Any]) -> None:
+    """All but one of a slow day, a job that took a quarter less on another, and those of the next test."""
     closed, replayed = errors(
-        found, lambda row: row.case.real and not row.case.beside and row.busy >= speed_accuracy.BUSY
+        found,
+        lambda row: (
+            row.case.real
+            and not row.case.beside
+            and not row.case.sampled
+            and row.busy >= speed_accuracy.BUSY
+            and row.case.name != SLOW_DAY
+        ),
     )
     assert len(closed) >= 50
     assert statistics.median(closed) <= 0.03
     assert statistics.median(replayed) <= 0.02
     assert at(closed, 0.9) <= 0.1
-    assert at(replayed, 0.9) <= 0.055
+    assert at(replayed, 0.9) <= 0.05
+    assert max(closed) <= 0.15
     missed = sorted(replayed)
-    assert missed[-3] <= 0.15
-    assert missed[-2] <= 0.175  # llama-7b-tp2-z1-recompute-x2: collectives inside layers
-    assert missed[-1] <= 0.285  # llama-1b-lora-z2-m4-x1-settled: 0.212 s, and 0.165 s on another day
-    assert sorted(closed)[-2] <= 0.15
+    assert missed[-2] <= 0.15
+    assert missed[-1] <= 0.175  # llama-7b-tp2-z1-recompute-x2: collectives inside layers
+    seconds = {row.case.name: row.case.seconds for row in found}
+    assert seconds[SLOW_DAY] > 1.25 * seconds[SLOW_DAY.replace("settled", "paced")]
+
+
+def test_steps_whose_gpu_works_and_whose_hosts_pace_was_sampled(found: list[Any]) -> None:
+    closed, replayed = errors(found, lambda row: row.case.sampled and row.busy >= speed_accuracy.BUSY)
+    assert len(closed) >= 12
+    assert max(closed) <= 0.08
+    assert max(replayed) <= 0.08
 
 
 def test_steps_of_the_grids(found: list[Any]) -> None:

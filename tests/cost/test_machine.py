@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from trimtab.cost import operators as ops
+from trimtab.cost.allocator import UNIT
 from trimtab.cost.backward import PASS, Summed
 from trimtab.cost.machine import Machine, Node, Tensor, Weight
-from trimtab.cost.meter import BLOCK_BYTES, PART, PARTS, Meter, Storage
+from trimtab.cost.meter import PART, PARTS, Meter, Storage
 from trimtab.cost.reduction import reduction_bytes
 
 K = 1024
@@ -60,17 +61,17 @@ def loss_of(m: Machine, x: Tensor) -> Tensor:
 
 def test_storages_are_rounded_to_blocks_and_end_with_their_last_name() -> None:
     meter = Meter()
-    one, two = Storage(meter, 1, 0), Storage(meter, BLOCK_BYTES + 1, 1)
-    assert meter.live == meter.peak == 3 * BLOCK_BYTES
+    one, two = Storage(meter, 1, 0), Storage(meter, UNIT + 1, 1)
+    assert meter.live == meter.peak == 3 * UNIT
     again = two
     del two
-    assert meter.live == 3 * BLOCK_BYTES
+    assert meter.live == 3 * UNIT
     del again
-    assert (meter.live, meter.peak) == (BLOCK_BYTES, 3 * BLOCK_BYTES)
+    assert (meter.live, meter.peak) == (UNIT, 3 * UNIT)
     meter.reset_peak()
-    assert meter.peak == BLOCK_BYTES
+    assert meter.peak == UNIT
     one.move(2)
-    assert meter.parts[:3] == [0, 0, BLOCK_BYTES]
+    assert meter.parts[:3] == [0, 0, UNIT]
 
 
 def test_the_peak_remembers_what_it_was_made_of() -> None:
@@ -87,13 +88,13 @@ def test_two_operators_counted_by_hand(machine: Machine, recorder: Recorder) -> 
     out = ops.keeps_input(m, hidden)  # 2 KiB, keeps hidden
     del x, hidden
     loss = loss_of(m, out)  # 512 bytes
-    assert meter_of(m).live == 3 * 2 * K + BLOCK_BYTES
+    assert meter_of(m).live == 3 * 2 * K + UNIT
     del out
-    assert meter_of(m).live == 2 * 2 * K + BLOCK_BYTES
+    assert meter_of(m).live == 2 * 2 * K + UNIT
     meter_of(m).reset_peak()
     m.backward(loss)
     # at the activation: x, hidden, gradients of out and hidden, beside the loss (whose gradient is spent)
-    assert meter_of(m).peak == 4 * 2 * K + BLOCK_BYTES
+    assert meter_of(m).peak == 4 * 2 * K + UNIT
     assert recorder.gradients == {"w": 2 * K}
     del loss
     assert meter_of(m).live == 0

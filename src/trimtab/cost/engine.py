@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from trimtab.config import TYPE_BYTES
+from trimtab.cost.allocator import UNIT
 from trimtab.cost.coordinator import Gathering
 from trimtab.cost.machine import Weight
-from trimtab.cost.meter import BLOCK_BYTES, PART, Meter, Storage
+from trimtab.cost.meter import PART, Meter, Storage
 
 ALLREDUCE_ELEMENTS = 500_000_000  # engine.py:151, MEMORY_OPT_ALLREDUCE_SIZE
 NORM_ITEM = 8  # zero/utils.py:59: norms are taken in fp64
@@ -152,7 +153,7 @@ class Engine:
 
     def momentary(self, count: int, part: str, stream: int = MAIN) -> None:
         """The same for one that ends at once."""
-        self.meter.momentary(count + -count % BLOCK_BYTES, PART[part], stream)
+        self.meter.momentary(count + -count % UNIT, PART[part], stream)
 
     def build(self, whole: Sequence[Weight], given_up: Sequence[tuple[int, int]] = ()) -> None:
         """The model's own weights, before ``deepspeed.initialize``.

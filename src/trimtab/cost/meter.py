@@ -6,9 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from trimtab.cost.allocator import EMPTY, NOTE, RESET, Block, CachingAllocator, Reading
-
-BLOCK_BYTES = 512
+from trimtab.cost.allocator import EMPTY, NOTE, RESET, UNIT, Block, CachingAllocator, Reading
 
 PARTS = (
     "parameters",
@@ -100,7 +98,7 @@ class Meter:
         """Nothing of it counts; an allocator serves cuBLAS's workspace."""
 
     def add(self, count: int, part: int, stream: int = 0) -> int:
-        """Count an allocation of ``count`` bytes, a multiple of `BLOCK_BYTES`; its request's number or 0."""
+        """Count an allocation of ``count`` bytes, a multiple of `UNIT`; its request's number or 0."""
         self.parts[part] += count
         self.live += count
         if self.live > self.peak:
@@ -313,12 +311,12 @@ class Storage:
 
     def __init__(self, account: Account, count: int, part: int, stream: int = 0) -> None:
         self.account, self.part = account, part
-        self.bytes = count + -count % BLOCK_BYTES
+        self.bytes = count + -count % UNIT
         self.number = account.add(self.bytes, part, stream)
 
     @classmethod
     def summed(cls, account: Account, count: int, part: int) -> Storage:
-        """A sum of gradients of ``count`` bytes, a multiple of `BLOCK_BYTES`."""
+        """A sum of gradients of ``count`` bytes, a multiple of `UNIT`."""
         return cls.adopted(account, count, part, account.add_sum(count, part))
 
     @classmethod
