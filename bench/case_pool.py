@@ -328,7 +328,8 @@ class Pool:
         return None
 
     def keep(self, job: Job, row: dict[str, Any]) -> None:
-        row.update(group=job["group"], quiet=self.options.quiet, brief=self.options.brief)
+        told = {name: getattr(self.options, name) for name in ("quiet", "brief", "reuse")}
+        row.update(group=job["group"], **told)
         row["job"] = {key: value for key, value in job.items() if key not in KEYS}
         with self.change, open(self.options.output, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

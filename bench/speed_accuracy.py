@@ -27,7 +27,7 @@ from trimtab.cost.memory import profile  # noqa: E402
 from trimtab.cost.rates import HOST, Rates, pace_of, rates_of  # noqa: E402
 from trimtab.cost.speed import Speed, step_speed  # noqa: E402
 from trimtab.model import Model, find_hf  # noqa: E402
-from trimtab.rehearse.request import PhantomRequest, Rehearsal  # noqa: E402
+from trimtab.rehearse.request import PhantomRequest, Rehearsal, micro_steps_enough  # noqa: E402
 from trimtab.rehearse.simulator import simulate  # noqa: E402
 
 DATA = ROOT / "bench" / "data"
@@ -58,6 +58,8 @@ class Case:
     """Whether the host's costs were fitted to its phases (bench/fit_host.py)."""
     apart: bool = False
     """Whether it had cores of its own."""
+    brief: bool = False
+    """Whether only two to four steps were timed."""
     sampled: bool = False
     """Whether the pace was sampled before and after each step."""
     pace: float | None = None
@@ -143,6 +145,7 @@ def measured_case(row: dict[str, Any], name: str) -> Case:
         group=row["group"],
         seconds=row["step_seconds"],
         beside="beside" in row,
+        brief=bool(row.get("brief")),
         sampled=bool(row.get("paces")),
         pace=_pace(row),
     )
@@ -172,12 +175,13 @@ def closed_form(case: Case) -> Speed:
 
 
 def rehearsed(case: Case) -> tuple[Rehearsal, int]:
-    """A phantom's record of two micro steps, and how many the step has."""
+    """A phantom's record of a few micro steps, and how many the step has."""
     from trimtab.rehearse.phantom import rehearse_phantom
 
     request = PhantomRequest.of_config(case.config, case.hf, world_size=case.world, record="ordered")
     accumulation = request.accumulation
-    return rehearse_phantom(dataclasses.replace(request, accumulation=min(2, accumulation))), accumulation
+    few = dataclasses.replace(request, accumulation=min(micro_steps_enough(case.config), accumulation))
+    return rehearse_phantom(few), accumulation
 
 
 def simulated(case: Case) -> tuple[float, float]:
@@ -279,11 +283,15 @@ def against_records() -> list[tuple[Record, float]]:
 GROUPS = (
     (
         "1 and 2 GPUs, cores of its own, pace sampled beside each step, nothing fitted to it",
-        lambda case: case.apart and case.sampled and not case.fitted,
+        lambda case: case.apart and case.sampled and not case.fitted and not case.brief,
     ),
     (
         "1 and 2 GPUs, cores of its own, pace sampled beside each step, host costs fitted to its phases",
         lambda case: case.fitted,
+    ),
+    (
+        "one GPU, cores of its own, two to four steps timed, pace sampled beside each, nothing fitted to them",
+        lambda case: case.brief,
     ),
     (
         "1 and 2 GPUs, cores of its own, pace timed after all steps",
