@@ -57,7 +57,7 @@ AFTERWARDS = (
     "gptj-z2", "gpt2-s-z2-tiny-vocabulary-bucket", "bert-l-mlm-z1", "bert-b-qa-z0-fp16", "t5-b-z2-ckpt",
     "t5-g-z0", "drawn-04", "drawn-12", "drawn-20",
 )  # fmt: skip
-"""A third set: nothing was changed for what these showed, nor for what the second did, since it was chosen."""
+"""A third set: nothing was changed for what these showed."""
 AFTERWARDS_SHARES = ((1.01, 0.985), (1.02, 0.98), (1.005, 0.99))
 SETS = {
     "first": (JOBS, SHARES),

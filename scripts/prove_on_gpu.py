@@ -341,7 +341,8 @@ def measure(options: argparse.Namespace, row: dict) -> None:
         micro_step_seconds=clock.micro_steps(),
         skipped_steps=getattr(engine, "skipped_steps", None),
         loss=losses,
-        host_rss_gib=round(psutil.Process().memory_info().rss / GIB, 3),
+        # what earlier jobs of this process pinned is not this one's
+        host_rss_gib=None if options.reuse else round(psutil.Process().memory_info().rss / GIB, 3),
     )
     if options.profile:
         from profiled_step import profiled

@@ -60,7 +60,7 @@ class Host(NamedTuple):
     """ZeRO-3's linear function, which runs in Python (zero/linear.py:41), in the forward pass."""
     collective: float = 96.4e-6
     checkpoint: float = 491e-6
-    """What PyTorch's checkpoint adds to a layer's forward pass: random states, a hook for each saved tensor."""
+    """What PyTorch's checkpoint adds to a layer's forward pass: random states, hooks of saved tensors."""
     recompute: float = 561e-6
     """The same where the backward pass recomputes the layer."""
 

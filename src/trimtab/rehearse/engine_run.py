@@ -252,6 +252,7 @@ class Run:
 
         modules.register_module_forward_pre_hook(before)
         modules.register_module_forward_hook(after, always_call=True)
+
         def finished(parameter: Any) -> None:
             parts.label_gradient(ledger, parameter)
             if ledger.timeline is not None:

@@ -110,9 +110,7 @@ class _Replay:
             device_seconds(one, rates) if has_kernel(one) else 0.0 for one in record.operators
         ]
         self.names = [plain_name(one.name) for one in record.operators]
-        self.micro_steps = sum(
-            kind == "phase" and PHASES[index] == "forward" for kind, index in record.order
-        )
+        self.micro_steps = sum(kind == "phase" and PHASES[index] == "forward" for kind, index in record.order)
 
     # -- clocks --------------------------------------------------------------------------------------------
 
@@ -296,7 +294,7 @@ class _Replay:
         self._issue(self.host_costs.checkpoint if forward else self.host_costs.recompute)
 
     def _gradient(self, _: int) -> None:
-        if self.stage == 2 or self.stage == 1 and self._last:  # stage 3's way is in its fetches'
+        if self.stage == 2 or (self.stage == 1 and self._last):  # stage 3's way is in its fetches'
             self._issue(self.host_costs.gradient)
 
     @property
