@@ -11,8 +11,9 @@ from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 from trimtab.config import Config
-from trimtab.cost.allocator import NOTE, RESET, WORKSPACE_BYTES, Course, Reading, settling
+from trimtab.cost.allocator import WORKSPACE_BYTES, Reading
 from trimtab.cost.coordinator import Coordinator, Gathering, first_kept
+from trimtab.cost.course import NOTE, RESET, Course, Steps, settling
 from trimtab.cost.engine import AIO_ALIGNMENT, AIO_BYTES, Settings
 from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Recorder, RequestingMeter, Storage
 from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, START, Numbers
@@ -277,7 +278,7 @@ class _Run:
         own = weights_for(model, job.task, job.lora, settings.item, config.tensor_parallel)
         self.recording, self.meter = recording_of(config, model, world_size), meter
         self.engine = engine_for(meter, own, settings)
-        self.record: list[int] = []
+        self.record = Steps([])
         """Every request, where a `Recorder` listens."""
         self.peaks: dict[str, int] = {}
         self.served_peak = 0
@@ -301,7 +302,7 @@ class _Run:
         meter.mark(NOTE)
         if isinstance(meter, Recorder):
             self._record_steps(meter, workspace_bytes)
-            self.record, meter.record = meter.record, []  # what ends from here on ends with the run
+            meter.record = []  # what ends from here on ends with the run
             return
         if isinstance(meter, AllocatingMeter):
             self._step(workspace_bytes)
@@ -333,7 +334,7 @@ class _Run:
         self._step(workspace_bytes)
         third = len(meter.record)
         self._step(workspace_bytes)
-        meter.record = settling(meter.record, second, third)
+        self.record = settling(meter.record, second, third)
 
     def _skip_first_step(self) -> None:
         """Leave all as a first step does: the optimizer's states are made."""

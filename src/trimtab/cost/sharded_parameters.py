@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trimtab.cost.allocator import EMPTY
 from trimtab.cost.coordinator import Coordinator, Gather
+from trimtab.cost.course import EMPTY
 from trimtab.cost.engine import GATHER, MAIN, NORM_ITEM, REDUCE, Engine, Settings
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import Meter, Storage
