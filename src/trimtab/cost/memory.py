@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 from trimtab.config import Config
 from trimtab.cost.allocator import WORKSPACE_BYTES, Reading
-from trimtab.cost.coordinator import Coordinator, Gathering, first_kept
+from trimtab.cost.coordinator import Gathering, passed
 from trimtab.cost.course import NOTE, RESET, Course, Steps, settling
 from trimtab.cost.engine import AIO_ALIGNMENT, AIO_BYTES, Settings
 from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Recorder, RequestingMeter, Storage
+from trimtab.cost.sharded_parameters import ShardedParameters
 from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, START, Numbers
 from trimtab.cost.workload import Workload, recording_of, weights_for, workload_of
 from trimtab.cost.wrappers import engine_for
@@ -309,11 +310,11 @@ class _Run:
             meter.mark(RESET)
         else:
             self._skip_first_step()
-        if isinstance(engine, Coordinator):
-            engine.learn(self.recording.order)
-            if engine.settings.accumulation > 1:
-                weights, gathering = tuple(engine.weights), engine.gathering
-                engine.kept = dict(first_kept(self.recording.heard, weights, gathering))
+        if isinstance(engine, ShardedParameters):
+            order = self.recording.order
+            engine.learn(order)
+            if engine.settings.accumulation > 1:  # the pass that decides what stays found nothing gathered
+                engine.kept = passed(order, engine.settings.gathering, engine.persistent).kept
         self._step(workspace_bytes)
         del registered
 
