@@ -259,6 +259,8 @@ class Offloaded(NamedTuple):
 
 def offloaded(config: Config, model: Model, world_size: int) -> Offloaded:
     """What of `profile` an engine has as soon as it is initialized; raises as `profile` does."""
+    if config.offload_optimizer == config.offload_param == "none":
+        return Offloaded(0, 0)
     job, settings = config.job, settings_of(config, world_size)
     weights = weights_for(model, job.task, job.lora, settings.item, config.tensor_parallel)
     engine = engine_for(Meter(), weights, settings)
