@@ -30,8 +30,9 @@ class Workload:
     own_parameters: int
     own_trainable: int
     """Of what this rank computes with: fewer where AutoTP splits the layers."""
-    recomputed: float
-    """Share of the layers whose activations are recomputed."""
+    layers: int
+    recomputed_layers: int
+    """Layers whose activations are recomputed."""
     tensors: int
     """Parameter tensors."""
     trained: tuple[int, ...]
@@ -84,7 +85,8 @@ def workload_of(config: Config, model: Model, recording: Recording) -> Workload:
         trainable=sum(one.numel for one in whole if one.trainable),
         own_parameters=sum(one.numel for one in own),
         own_trainable=sum(one.numel for one in own if one.trainable),
-        recomputed=job.recomputed_of(model.all_layers, model.name) / model.all_layers,
+        layers=model.all_layers,
+        recomputed_layers=job.recomputed_of(model.all_layers, model.name),
         tensors=len(own),
         trained=tuple(one.numel for one in own if one.trainable),
         linears=_linears(own, recording.work),

@@ -31,6 +31,7 @@ from trimtab.rehearse.request import (
     Phase,
     Rehearsal,
 )
+from trimtab.train.model import transformer_layers
 
 CUBLAS_HANDLES = 2
 """The forward pass and the backward pass's thread have one each."""
@@ -232,6 +233,7 @@ class Run:
 
         ledger = self.ledger
         names = {id(module): name or ROOT for name, module in model.named_modules()}
+        checkpointed = {id(layer) for layer in transformer_layers(model) if layer.gradient_checkpointing}
         ledger.module_classes = {
             name or ROOT: type(module).__name__ for name, module in model.named_modules()
         }
@@ -240,6 +242,8 @@ class Run:
             name = names.get(id(module))
             if ledger.timeline is not None:
                 ledger.timeline.note("module")
+                if id(module) in checkpointed:
+                    ledger.timeline.note("checkpoint")
             if name is not None:
                 ledger.module_stack.append(name)
 
@@ -249,9 +253,15 @@ class Run:
 
         modules.register_module_forward_pre_hook(before)
         modules.register_module_forward_hook(after, always_call=True)
+
+        def finished(parameter: Any) -> None:
+            parts.label_gradient(ledger, parameter)
+            if ledger.timeline is not None:
+                ledger.timeline.note("gradient")
+
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(lambda p: parts.label_gradient(ledger, p))
+                parameter.register_post_accumulate_grad_hook(finished)
 
     @property
     def workspace_bytes(self) -> int:
