@@ -251,8 +251,9 @@ def test_an_oversized_gradient_is_cloned_in_the_type_that_accumulates() -> None:
 def test_the_first_ordered_pass_decides_for_good_what_stays() -> None:
     engine = started(settings(stage=3, max_reuse_distance=10**9))
     assert isinstance(engine, ShardedParameters)
-    engine.learn(Order([(0,), (1,), (1,), (0,)], [LARGE, SMALL]))
-    engine.kept[1, 0] = False
+    heard = tuple((begins, (index,)) for index in (0, 1, 1, 0) for begins in (True, False))
+    engine.learn(Order(heard, (LARGE, SMALL)))
+    engine.kept = frozenset({((1, 0), False)})
     for _ in range(2):
         engine.begin_micro(boundary=True)
         engine.before_use((0,))

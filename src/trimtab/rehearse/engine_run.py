@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trimtab.cost.allocator import WORKSPACE_BYTES, CachingAllocator, Reading, Replay
+from trimtab.cost.allocator import WORKSPACE_BYTES, CachingAllocator, Reading
+from trimtab.cost.course import Replay
 from trimtab.errors import UsageError
 from trimtab.rehearse import corners, streams
 from trimtab.rehearse.child import answer_with
@@ -284,7 +285,7 @@ class Run:
         drops = [2 * tick + 1 for tick in self.ledger.cache_drops]
         reads = [2 * tick + 1 for tick in ticks]
         record = record_of(requests, reads, reset_at=2 * self.measured_from + 1, cache_drops=drops)
-        readings = Replay(record, CachingAllocator()).run()
+        readings = Replay(CachingAllocator()).run(record)
         if not self.request.find_capacity:
             return readings, None
         starts = [2 * tick + 1 for tick in self.starts[-2:]]
