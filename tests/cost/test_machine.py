@@ -23,12 +23,19 @@ class Recorder:
     def __init__(self) -> None:
         self.uses: list[tuple[str, ...]] = []
         self.gradients: dict[str, int] = {}
+        self.viewed: list[str] = []
 
     def before_use(self, weights: tuple[Weight, ...]) -> None:
         self.uses.append(tuple(weight.name for weight in weights))
 
     def after_use(self, weights: tuple[Weight, ...]) -> None:
         pass
+
+    def on_view(self, weight: Weight) -> None:
+        self.viewed.append(weight.name)
+
+    def on_view_end(self, weight: Weight) -> None:
+        self.viewed.remove(weight.name)
 
     def on_gradient(self, weight: Weight, gradient: Storage) -> None:
         self.gradients[weight.name] = gradient.bytes

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from sys import getrefcount
-from typing import Protocol
 
 from trimtab.cost.backward import HELD, PASS, Gradient, Summed, backward_kernels
+from trimtab.cost.listener import GatheredView, Listener
 from trimtab.cost.meter import COLLECTIVES, PART, Account, Kernel, Storage
 from trimtab.cost.region import Region, Stop
 
@@ -25,12 +25,13 @@ class Weight:
 
     ``index`` is its place among the model's parameters, ``columns`` the width of a row: the inputs of a
     linear layer, the width of an embedding; ``written_out`` if its class multiplies by it with operators of
-    its own (``Conv1D``, ``FalconLinear``), not by the function that stage 3 replaces.
+    its own (``Conv1D``, ``FalconLinear``), not by the function that stage 3 replaces; ``upright`` if by itself
+    (``Conv1D``), not by its transpose, a view that keeps what stage 3 gathered.
     """
 
     __slots__ = (
         "bytes", "columns", "edge", "index", "item", "name", "numel", "pending", "shared", "trainable",
-        "uses", "written_out",
+        "upright", "uses", "written_out",
     )  # fmt: skip
 
     def __init__(
@@ -42,9 +43,11 @@ class Weight:
         columns: int = 0,
         trainable: bool = True,
         written_out: bool = False,
+        upright: bool = False,
     ) -> None:
         self.name, self.numel, self.item, self.index = name, numel, item, index
-        self.columns, self.trainable, self.written_out = columns, trainable, written_out
+        self.columns, self.trainable = columns, trainable
+        self.written_out, self.upright = written_out, upright
         self.bytes = numel * item
         self.edge = self if trainable else None
         """Where its gradient goes."""
@@ -113,19 +116,6 @@ class Tensor:
     def view(self, numel: int) -> Tensor:
         """``numel`` of its elements, in the same storage and with the same gradient."""
         return Tensor(numel, self.item, self.storage, self.edge)
-
-
-class Listener(Protocol):
-    """Whoever wants to know that parameters are used and gradients are made: the engine."""
-
-    def before_use(self, weights: tuple[Weight, ...]) -> None:
-        """``weights`` are about to be read by an operator."""
-
-    def after_use(self, weights: tuple[Weight, ...]) -> None:
-        """The operator that read ``weights`` is done."""
-
-    def on_gradient(self, weight: Weight, gradient: Storage) -> None:
-        """The gradient of ``weight`` for this micro step is complete."""
 
 
 class Machine:
@@ -233,6 +223,9 @@ class Machine:
         own = Tensor(numel, item, self.new(numel * item)) if replaced else None
         if own is not None:  # stage 3's own linear saves when it is done (zero/linear.py)
             self.works(kernel, moved, flops, shape)
+        alone = replaced or any(one.upright for one in weights)
+        if recorded and keeps_unseen and self.sharded and (self.recomputing or not alone):
+            keep, keeps_unseen = (*keep, GatheredView(self.listener, self.meter, weights[0])), False
         if recorded and (keep or keeps_unseen):
             keep = self._save(keep, keeps_unseen)
         more = tuple(self.new(count) for count in extra) if recorded and extra_first else ()

@@ -27,7 +27,7 @@ RECORDED_MICROS = 3
 """Micro steps of a step that a whole replay has: those in the middle cut up the cache too."""
 # fp32 copies of the gradients that a step in 16 bits makes at stage 0: the wrapper of DeepSpeed's Adam its
 # flat one, LAMB and torch's Adam an update; FP16_UnfusedOptimizer around the others makes none itself
-STEP_COPIES = {"lion": 0, "SGD": 0, "adagrad": 2}
+STEP_COPIES = {"lion": 0, "SGD": 0, "adagrad": 2, "Adafactor": 0}
 # fp32 elements of state per parameter: torch.optim, deepspeed/ops
 MOMENTS = {
     "adam": 2, "adamw": 2, "lamb": 2, "lion": 1, "adagrad": 1, "muon": 2, "SGD": 0, "RAdam": 2, "NAdam": 2,
@@ -35,7 +35,7 @@ MOMENTS = {
 }  # fmt: skip
 
 
-TORCH_TEMPORARIES = {"adagrad": 2}
+TORCH_TEMPORARIES = {"adagrad": 2, "Adafactor": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +134,7 @@ def settings_of(config: Config, world_size: int) -> Settings:
         offload_ratio=float(config.get("zero_optimization.offload_optimizer.ratio", 1.0)),
         master_type=_master_type(config),
         state_type="bf16" if config.get("bf16.bf16_optimizer_states", False) else "fp32",
+        factored=name == "Adafactor",
         states_of_whole=name == "adagrad" and config.offload_optimizer == "none",
         swap_buffers=config.whole("zero_optimization.offload_optimizer.buffer_count", 4),
         parameter_buffers=config.whole("zero_optimization.offload_param.buffer_count", 5),
@@ -353,6 +354,9 @@ class _Run:
                 break  # it would go as the one before it
             engine.begin_micro(boundary=left is not None or micro == micros - 1)
             self._micro_step(0 if self._steps or micro else workspace_bytes)
+            if micro < micros - 1:  # the engine's step then steps nothing
+                meter.reset_peak()
+                self._note("step", FINISH + 1, meter.now)
         meter.reset_peak()
         engine.step()
         self._note("step", FINISH + 1, meter.now)

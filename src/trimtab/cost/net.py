@@ -121,9 +121,11 @@ class Net:
         m = self.m
         weight, bias = self.weights.get(path + ".weight"), self.weights.get(path + ".bias")
         if self.model.model_type == "olmo":
-            return self.module(partial(ops.wide_layer_norm, m), x)
+            return self.module(partial(ops.wide_layer_norm, m, width=self.model.hidden_size), x)
         if self.model.norm == "layer":
-            return ops.layer_norm(m, x, weight, bias)
+            if weight is None:
+                return self.module(partial(ops.layer_norm, m, width=self.model.hidden_size), x)
+            return ops.layer_norm(m, x, weight.numel, weight, bias)
         assert weight is not None
         if self.job.kernels == "fused":
             return ops.fused_rms_norm(m, x, weight)
@@ -381,6 +383,7 @@ def weights_of(parameters: Iterable[Parameter], item: int, model_type: str) -> t
     weights = []
     for index, one in enumerate(parameters):
         written_out = own_products and len(one.shape) == 2 and ".h." in one.name and "lora_" not in one.name
-        columns = one.shape[0 if written_out and model_type == "gpt2" else -1]
-        weights.append(Weight(one.name, one.numel, item, index, columns, one.trainable, written_out))
+        upright = written_out and model_type == "gpt2"
+        columns = one.shape[0 if upright else -1]
+        weights.append(Weight(one.name, one.numel, item, index, columns, one.trainable, written_out, upright))
     return tuple(weights)

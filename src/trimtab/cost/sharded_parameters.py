@@ -33,6 +33,8 @@ class ShardedParameters(Coordinator, Engine):
         """By parameter, the elements of a rank's share."""
         self.gather_stream, self.reduce_stream = (GATHER, REDUCE) if s.overlap_comm else (MAIN, MAIN)
         self.secondary: dict[int, Storage] = {}
+        self.viewed: dict[int, list[Storage | None]] = {}
+        """By parameter, what was gathered of it and autograd still looks at."""
         super().build(whole, given_up)
 
     def _built(self, numel: int, index: int | None = None) -> list[Storage]:
@@ -232,6 +234,14 @@ class ShardedParameters(Coordinator, Engine):
             if s.precision != "fp16":
                 found = self._gathering(self.numels[index] * s.item)
             self.gathered[index] = found
+
+    def on_view(self, index: int) -> None:
+        """What is gathered now stays, though the engine may gather it anew meanwhile."""
+        self.viewed.setdefault(index, []).append(self.gathered[index])
+
+    def on_view_end(self, index: int) -> None:
+        """The latest view ends first, as the backward pass goes."""
+        self.viewed[index].pop()
 
     # -- gradients -------------------------------------------------------------------------------------
 

@@ -35,7 +35,9 @@ START, FORWARD, RELEASE, BACKWARD, FINISH = range(5)
 step's, the end of what lived as long as that; the backward pass; the end of the inputs."""
 PHASES = (START, FORWARD, RELEASE, BACKWARD, FINISH)
 
-TAKE, GIVE, MOVE, USE, USED, GRADIENT, PRODUCT = range(1, 8)
+TAKE, GIVE, MOVE, USE, USED, VIEW, VIEWED, GRADIENT, PRODUCT = range(1, 10)
+HEARD = (USE, USED, VIEW, VIEWED)
+"""Only of interest to an engine that gathers parameters."""
 Stack = tuple[str, int]
 """Equal layers: their path, and the place of the first of them there."""
 Place = tuple[Stack, int]
@@ -55,7 +57,7 @@ class Section:
         self.number, self.place = number, place
         self.events: list[tuple[int, ...]] = []
         """(TAKE, bytes, part, number), (GIVE, bytes, part, section, number), (MOVE, bytes, part, part),
-        (USE, weight…), (USED, weight…), (GRADIENT, bytes, part, section, number, weight) or (PRODUCT,), a
+        (USE, weight…), (USED, weight…), (VIEW, weight), (VIEWED, weight), (GRADIENT, bytes, part, section, number, weight) or (PRODUCT,), a
         phase's first; a storage is known by its section and its number among what was taken there."""
         self.takes = self.sums = 0
         self.work: Work = Counter()
@@ -86,7 +88,7 @@ class Section:
             elif kind == GRADIENT:  # the engine's from here on
                 yield high, live - event[1], GRADIENT, (event[5], event[1], event[2])
                 high = live = 0
-            elif kind in (USE, USED) and uses:
+            elif kind in HEARD and uses:
                 yield high, live, kind, event[1:]
                 high = live = 0
         if high or live:
@@ -134,7 +136,7 @@ class Section:
             if done == count or (inside and done == count - 1 and live == high):
                 return
             live += _count_parts(parts, event)
-            if event[0] == GRADIENT or (uses and event[0] in (USE, USED)):
+            if event[0] == GRADIENT or (uses and event[0] in HEARD):
                 done, live = done + 1, 0
 
 
@@ -238,6 +240,14 @@ class Tape:
         if weights:
             self._section.events.append((USED, *(weight.index for weight in weights)))
 
+    def on_view(self, weight: Weight) -> None:
+        """Note that what is gathered of it has one reference more."""
+        self._section.events.append((VIEW, weight.index))
+
+    def on_view_end(self, weight: Weight) -> None:
+        """Note that it has one less."""
+        self._section.events.append((VIEWED, weight.index))
+
     def on_gradient(self, weight: Weight, gradient: Storage) -> None:
         """Note that it is the engine's from now on."""
         home = self._homes[gradient.number]
@@ -328,6 +338,10 @@ class Recording:
                     engine.before_use(about, shift)
                 elif kind == USED:
                     engine.after_use(about, shift)
+                elif kind == VIEW:
+                    engine.on_view(about[0] + shift)
+                elif kind == VIEWED:
+                    engine.on_view_end(about[0] + shift)
                 elif kind == GRADIENT:
                     index, count, part = about
                     meter.live += count
@@ -385,6 +399,9 @@ class Recording:
                 elif kind == USED:
                     meter.now = now = now + 1
                     after_use(event[1:], shift)
+                elif kind in HEARD:
+                    meter.now = now = now + 1
+                    (engine.on_view if kind == VIEW else engine.on_view_end)(event[1] + shift)
             meter.now = now = end
 
     def _is_edge(self, section: Section, layer: int) -> bool:
