@@ -25,10 +25,13 @@ class Recorder:
         self.gradients: dict[str, int] = {}
         self.viewed: list[str] = []
 
-    def before_use(self, weights: tuple[Weight, ...]) -> None:
+    def before_use(self, weights: tuple[Weight, ...], *, again: bool = False) -> None:
         self.uses.append(tuple(weight.name for weight in weights))
 
     def after_use(self, weights: tuple[Weight, ...]) -> None:
+        pass
+
+    def after_owner(self) -> None:
         pass
 
     def on_view(self, weight: Weight) -> None:

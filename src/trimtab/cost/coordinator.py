@@ -9,8 +9,10 @@ from typing import NamedTuple
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import Storage
 
-Heard = tuple[tuple[bool, tuple[int, ...]], ...]
-"""Uses of parameters and their ends (False) through both passes, each with the parameters' places."""
+USES = USE, AGAIN, USED, OWNER = 11, 12, 13, 14
+"""A use of parameters; one to recompute; the end of either; that of the module which had it recomputed."""
+Heard = tuple[tuple[int, tuple[int, ...]], ...]
+"""Which of `USES` come through both passes, each with the parameters' places."""
 
 
 class Gathering(NamedTuple):
@@ -52,7 +54,7 @@ class Order:
 @lru_cache(maxsize=64)
 def order_of(heard: Heard, numels: tuple[int, ...]) -> Order:
     """The order that ``heard`` tells: the same for all micro batches."""
-    return Order([indices for begins, indices in heard if begins], numels)
+    return Order([indices for kind, indices in heard if kind in (USE, AGAIN)], numels)
 
 
 class Gather:
@@ -74,6 +76,10 @@ class Coordinator:
         self.gathering = gathering
         self.numels = [weight.numel for weight in weights]
         self.persistent = self._persistent(weights)
+        self.frozen = frozenset(weight.index for weight in weights if not weight.trainable)
+        self.owned: set[int] = set()
+        """Frozen parameters that were gathered for recomputation and stay for whoever asked for it
+        (``ds_recompute_parameters``, :393)."""
         self.gathered: dict[int, Storage | None] = {}
         """By place of the parameter, as all that follows."""
         self.in_flight: dict[int, Gather] = {}
@@ -110,7 +116,7 @@ class Coordinator:
         if self.order is None and self.uses:
             self.learn(Order(self.uses, self.numels))
 
-    def before_use(self, uses: Sequence[int], shift: int = 0) -> None:
+    def before_use(self, uses: Sequence[int], shift: int = 0, *, again: bool = False) -> None:
         """``fetch_sub_module``: gather what is needed now, then prefetch."""
         order, position = self.order, self.position
         if uses:
@@ -122,6 +128,8 @@ class Coordinator:
             for index in indices:
                 if index in in_flight:
                     self._arrive(index)
+            if again:
+                self.owned |= self.frozen.intersection(indices) - self.persistent
             if order is not None:
                 self._advance(indices, order)
         if order is None:
@@ -193,9 +201,19 @@ class Coordinator:
             index = one + shift
             if index not in self.gathered or (ordered and (index in self.persistent or self._stays(index))):
                 continue
-            self._let_go(index)  # what stays of it is there before it goes
-            del self.gathered[index]
-            self.available -= self.numels[index]
+            if index not in self.owned:
+                self._release(index)
+
+    def after_owner(self) -> None:
+        """All that was kept for it goes, however soon it is used again (:501-529)."""
+        for index in self.owned & self.gathered.keys():
+            self._release(index)
+        self.owned.clear()
+
+    def _release(self, index: int) -> None:
+        self._let_go(index)  # what stays of it is there before it goes
+        del self.gathered[index]
+        self.available -= self.numels[index]
 
     def _stays(self, index: int) -> bool:
         """Whether it was found further up in the queue, or its next use is nearer than the reuse distance."""
@@ -221,6 +239,11 @@ def first_kept(
     """What stays after which use (`Coordinator.kept`) if the first pass finds no parameter gathered."""
     first = Coordinator(weights, gathering)
     first.learn(order_of(heard, tuple(first.numels)))
-    for begins, indices in heard:
-        (first.before_use if begins else first.after_use)(indices)
+    for kind, indices in heard:
+        if kind == OWNER:
+            first.after_owner()
+        elif kind == USED:
+            first.after_use(indices)
+        else:
+            first.before_use(indices, again=kind == AGAIN)
     return first.kept

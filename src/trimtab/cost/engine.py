@@ -203,11 +203,14 @@ class Engine:
     hears_uses = False
     """Whether `before_use` and `after_use` matter to it."""
 
-    def before_use(self, uses: Sequence[int], shift: int = 0) -> None:
-        """An operator is about to read the parameters ``shift`` places behind ``uses``."""
+    def before_use(self, uses: Sequence[int], shift: int = 0, *, again: bool = False) -> None:
+        """An operator is about to read the parameters ``shift`` places behind ``uses``, maybe to recompute."""
 
     def after_use(self, uses: Sequence[int], shift: int = 0) -> None:
         """It has read them."""
+
+    def after_owner(self) -> None:
+        """The module that asked for recomputation has its gradients."""
 
     def on_view(self, index: int) -> None:
         """Autograd keeps a view of the parameter."""

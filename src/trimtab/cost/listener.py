@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 class Listener(Protocol):
     """Whoever wants to know that parameters are used and gradients are made: the engine."""
 
-    def before_use(self, weights: tuple[Weight, ...]) -> None:
-        """``weights`` are about to be read by an operator."""
+    def before_use(self, weights: tuple[Weight, ...], *, again: bool = False) -> None:
+        """``weights`` are about to be read by an operator, ``again`` if to recompute what it made."""
 
     def after_use(self, weights: tuple[Weight, ...]) -> None:
         """The operator that read ``weights`` is done."""
+
+    def after_owner(self) -> None:
+        """The module whose backward pass asked for the last recomputation is done with its own."""
 
     def on_view(self, weight: Weight) -> None:
         """Autograd keeps a view of what is gathered of ``weight``."""
@@ -34,7 +37,7 @@ class GatheredView(Storage):
 
     A parameter that autograd keeps itself is emptied when the engine lets go of it; ``weight.t()`` has the old
     storage on (torch/csrc/autograd/saved_variable.cpp: leaves are kept as they are).  Recomputation keeps a view
-    of whatever is saved (torch/utils/checkpoint.py, ``_recomputation_hook``: ``x.detach()``).
+    of what trains (torch/utils/checkpoint.py, ``_recomputation_hook``: ``x.detach() if x.requires_grad else x``).
     """
 
     __slots__ = ("listener", "weight")

@@ -63,9 +63,8 @@ class Node:
     """One operator in the autograd graph: what it kept, and what its backward pass allocates."""
 
     __slots__ = (
-        "by_name", "flops", "gradients", "inputs", "keeps_gathered", "kernel", "module", "moved", "part",
-        "place",
-        "region", "saved", "saves", "scratch", "shape", "slot", "sums", "transposed", "weights",
+        "by_name", "flops", "gradients", "inputs", "keeps_gathered", "kernel", "leaf", "module", "moved",
+        "part", "place", "region", "saved", "saves", "scratch", "shape", "slot", "sums", "transposed", "weights",
         "workspace",
     )  # fmt: skip
 
@@ -91,6 +90,8 @@ class Node:
         """Whether its own backward pass sums a broadcast gradient, and not autograd after it."""
         self.module = False
         """Whether it stands for the end of a module without parameters of its own."""
+        self.leaf = False
+        """Whether it is all that such a module does."""
 
 
 Edge = Node | Weight
@@ -214,7 +215,7 @@ class Machine:
         edges = tuple(None if one is None else one.edge for one in inputs)
         recorded = any(edge is not None for edge in edges)
         if weights:
-            self.listener.before_use(weights)
+            self.listener.before_use(weights, again=self.recomputing)
         saves = len(keep) + len(extra) + keep_output + keeps_unseen
         moved = numel * item
         if kernel not in COLLECTIVES:
@@ -224,7 +225,8 @@ class Machine:
         if own is not None:  # stage 3's own linear saves when it is done (zero/linear.py)
             self.works(kernel, moved, flops, shape)
         alone = replaced or any(one.upright for one in weights)
-        if recorded and keeps_unseen and self.sharded and (self.recomputing or not alone):
+        views = not alone or (self.recomputing and any(one.trainable for one in weights))
+        if recorded and keeps_unseen and self.sharded and views:
             keep, keeps_unseen = (*keep, GatheredView(self.listener, self.meter, weights[0])), False
         if recorded and (keep or keeps_unseen):
             keep = self._save(keep, keeps_unseen)
@@ -309,7 +311,7 @@ class Machine:
     def enter(self, weights: tuple[Weight, ...] = ()) -> None:
         """A module begins whose operators read no parameters; ``weights`` are gathered all the same."""
         if self.sharded:
-            self.listener.before_use(weights)
+            self.listener.before_use(weights, again=self.recomputing)
 
     def leave(self, out: Tensor, weights: tuple[Weight, ...] = ()) -> Tensor:
         """It ends with ``out``; its backward pass will begin there."""
@@ -319,6 +321,8 @@ class Machine:
             self.listener.after_use(weights)
         if out.edge is None:
             return out
+        if isinstance(out.edge, Node) and out.edge.kernel == "native_dropout":
+            out.edge.leaf = True
         marked = self.op(out.numel, (out,), (PASS,), item=out.item, view_of=out)
         if isinstance(marked.edge, Node) and marked.edge is not _REPLAYED:
             marked.edge.module = True
@@ -363,6 +367,7 @@ class Machine:
             self.part = part
             self._replaying = None
             region.recomputed, self._replayed = self._replayed, []
+            region.owned = True
             region.recomputed += [()] * (region.nodes - len(region.recomputed))
         return region.recomputed
 
@@ -385,6 +390,7 @@ class Machine:
                 self._step_back(node, gradients, viewed)
             if node.region is not None and node.slot == 0:
                 node.region.finish()
+                self._end_owner(node.region)
         self.meter.turn_to(None)
         for leaf, gradient in gradients.items():
             self.kept += [*leaf.saved, gradient]
@@ -396,6 +402,7 @@ class Machine:
         if node.weights or node.module:
             self.listener.before_use(node.weights)
         saved = node.saved
+        asks = node.region is not None and node.saves > 0 and node.region.recomputed is None
         if node.region is not None and node.saves:
             recomputed = self._replay(node.region)
             saved, recomputed[node.slot] = recomputed[node.slot], ()
@@ -457,6 +464,14 @@ class Machine:
                     self._complete(edge)
         if node.weights and not node.keeps_gathered:
             self.listener.after_use(node.weights)
+        alone = (node.weights and not node.keeps_gathered) or node.leaf
+        if asks and alone and node.region is not None:  # else a module around it asked, the layer at last
+            self._end_owner(node.region)
+
+    def _end_owner(self, region: Region) -> None:
+        if self.sharded and region.owned:
+            region.owned = False
+            self.listener.after_owner()
 
     def _sum(self, size: Summed) -> Storage:
         total = self.new(size.bytes)

@@ -97,6 +97,7 @@ def settings_of(config: Config, world_size: int) -> Settings:
     if name == "lion" and config.offload_optimizer != "none":
         moments = 2  # DeepSpeedCPULion makes a second, and leaves it alone (ops/lion/cpu_lion.py:127)
     ranks = batch.data_parallel * config.sequence_parallel
+    sequential = bool(zero("stage3_allgather_sequential"))
     return Settings(
         stage=config.stage,
         ranks=ranks,
@@ -114,7 +115,8 @@ def settings_of(config: Config, world_size: int) -> Settings:
         reduce_scatter=bool(zero("reduce_scatter")),
         reduce_bucket=int(zero("reduce_bucket_size")),
         gathering=Gathering(
-            prefetch_bucket=int(zero("stage3_prefetch_bucket_size")),
+            # one parameter at a time, runtime/engine.py:2742
+            prefetch_bucket=1 if sequential else int(zero("stage3_prefetch_bucket_size")),
             persistence_threshold=int(zero("stage3_param_persistence_threshold")),
             model_persistence_threshold=int(zero("stage3_model_persistence_threshold")),
             max_live=int(zero("stage3_max_live_parameters")),
@@ -129,7 +131,7 @@ def settings_of(config: Config, world_size: int) -> Settings:
         multi_rank_buckets=bool(zero("use_multi_rank_bucket_allreduce")),
         round_robin=bool(zero("round_robin_gradients")),
         quantized_weights=bool(zero("zero_quantized_weights")),
-        allgather_sequential=bool(zero("stage3_allgather_sequential")),
+        allgather_sequential=sequential,
         fetches_by_all_reduce=bool(zero("stage3_use_all_reduce_for_fetch_params")),
         offload_ratio=float(config.get("zero_optimization.offload_optimizer.ratio", 1.0)),
         master_type=_master_type(config),

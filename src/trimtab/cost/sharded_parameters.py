@@ -284,13 +284,17 @@ class ShardedParameters(Coordinator, Engine):
         del flat, wide, sent
 
     def _reduce_bucket(self) -> None:
-        """``__avg_scatter_contiguous_grads``: the bucket itself is sent (:1863)."""
+        """``__avg_scatter_contiguous_grads``: the bucket itself is sent, and scaled in a copy (:1883)."""
         s = self.settings
         wide = None
+        scaled = None
+        if s.ranks > 1:
+            scaled = self.new(self.filled * s.communication_item, "temporaries", self.reduce_stream)
         if s.gradient_type != s.communication_type:
             wide = self.new(self.filled * s.gradient_item, "temporaries", self.reduce_stream)
+            scaled = None
         self._partition_gradients()
-        del wide
+        del wide, scaled
 
     def _partition_gradients(self) -> None:
         if self.settings.offload_optimizer != "none":
