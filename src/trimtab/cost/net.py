@@ -300,6 +300,8 @@ class Net:
             return att.plain(m, q, k, v, shape)  # no fused kernel shares keys in fp32
         if self.item == ops.FLOAT or shape.head_dim > att.FLASH_HEAD_LIMIT:
             return att.efficient(m, q, k, v, shape)
+        if shape.head_dim % att.HEAD_ALIGNMENT and self.attention == "sdpa":
+            return att.padded_flash(m, q, k, v, shape)
         out = att.flash(m, q, k, v, shape)
         return ops.copy(m, out) if shape.by_head else out
 
