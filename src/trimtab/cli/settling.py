@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab import catalogue
+from trimtab.auto import filled
 from trimtab.cluster import Cluster, find_link, name_and_count
 from trimtab.config import Config, fit_world
 from trimtab.errors import RefusedConfig, UnknownArchitecture, UsageError
@@ -133,7 +134,19 @@ def stated(
         tokens = _usual_length(config)
         config = config.with_values({"trimtab.sequence_length": tokens})
         notes = (*notes, f"no sequence length is stated: {tokens} tokens a sample")
-    return _with_batch(config, micro_batch, grad_accum), notes
+    config = _with_batch(config, micro_batch, grad_accum)
+    config, said = filled(config, _hidden_size(config.job.model))
+    return config, notes + said
+
+
+def _hidden_size(model: str | None) -> int | None:
+    """A model's width, also of an architecture that the arithmetic does not know; None if nobody says."""
+    try:
+        return find_model(model).hidden_size if model else None
+    except UnknownArchitecture:
+        hf = find_hf(model or "").hf
+        sizes = (hf.get(key) for key in ("hidden_size", "n_embd", "d_model", "dim"))
+        return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def _is_auto(section: Any) -> bool:
