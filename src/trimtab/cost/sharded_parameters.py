@@ -179,14 +179,25 @@ class ShardedParameters(Coordinator, Engine):
         if s.allgather_sequential and not alone:
             for index in indices:
                 gather.copies[index] = self._gathering(self.shards[index] * s.ranks * s.item)
+                self._send((index,))
             return
         count = 0 if alone else sum(self.shards[index] for index in indices) * s.ranks * s.item
         gather.result = self.new(count, "gathered parameters", self.gather_stream)
+        if not alone and not (s.fetches_by_all_reduce and len(indices) > 1):
+            self._send(indices)
         if alone and s.offload_param != "none":
             for index in indices:
                 gather.copies[index] = self.new(
                     self.numels[index] * s.item, "gathered parameters", self.gather_stream
                 )
+
+    def _send(self, indices: Sequence[int]) -> None:
+        """A rank's own shares, brought from the host, until they are sent or laid in their place
+        (``_all_gather_sequential``, ``_all_gather_dtype``: partition_parameters.py:1396, :1345)."""
+        s = self.settings
+        if s.offload_param != "none":
+            shares = [self._gathering(self.shards[index] * s.item) for index in indices]
+            del shares
 
     def _unpack(self, gather: Gather) -> None:
         """``AllGatherCoalescedHandle.wait``: the first parameter asked for copies all of them out."""
