@@ -80,8 +80,8 @@ def _llama(net: Net) -> Tensor:
 
 def _llama_layer(net: Net, path: str, x: Tensor) -> Tensor:
     m, model = net.m, net.model
-    post = model.model_type in ("gemma2", "gemma3_text", "olmo2")
-    before = model.model_type != "olmo2"
+    post = model.model_type in ("gemma2", "gemma3_text", "olmo2", "olmo3")
+    before = model.model_type not in ("olmo2", "olmo3")
     residual = x
     x = net.norm(x, f"{path}.input_layernorm") if before else x
     x = net.module(partial(_llama_attention, net, path), x)

@@ -133,7 +133,7 @@ class Net:
             return ops.t5_norm(m, x, weight)
         if self.model.family == "gemma":
             return ops.gemma_norm(m, x, weight)
-        return ops.rms_norm(m, x, weight, wide_weight=self.model.model_type == "olmo2")
+        return ops.rms_norm(m, x, weight, wide_weight=self.model.model_type in ("olmo2", "olmo3"))
 
     def embedding(self, path: str, tokens: int, *, gathered: bool = False) -> Tensor:
         """Rows of the embedding at ``path``, which may be ``gathered`` for a module around it."""
@@ -163,7 +163,7 @@ class Net:
         self.m.enter()
         self.m.meter.product()
         numel, kinds = self.job.sequence_length * self.model.rotary_dim, 1
-        if self.model.model_type == "gemma3_text":
+        if self.model.model_type in ("gemma3_text", "olmo3"):
             kinds = 2
         cosines, sines = (
             tuple(self.m.tensor(numel, self._table_item) for _ in range(kinds)) for _ in range(2)
@@ -173,7 +173,7 @@ class Net:
     @property
     def _table_item(self) -> int:
         """OLMo's stay in fp32, and so does what is turned by them (models/olmo/modeling_olmo.py)."""
-        return ops.FLOAT if self.model.model_type in ("olmo", "olmo2") else self.item
+        return ops.FLOAT if self.model.family == "olmo" else self.item
 
     def activation(self, x: Tensor, name: str | None = None) -> Tensor:
         """The model's activation."""

@@ -112,10 +112,13 @@ class ShardedParameters(Coordinator, Engine):
             shards = sum(self.shards) * s.item
             self._initialize_secondary()
             if s.offload_param == "cpu":
-                host.add("parameters", shards, pinned=True)  # :906
-                for shard in self.shards if s.pin_parameters else ():  # each by itself under zero.Init, which
-                    # PyTorch's cache of pinned blocks keeps (partition_parameters.py:1843)
-                    host.add("parameters as built", shard * s.item, pinned=True)
+                host.add("parameters", self.partition * s.item, pinned=True)  # those that train, flat, :906
+                # each by itself under zero.Init (partition_parameters.py:1843); of those that train PyTorch's
+                # cache of pinned blocks keeps it
+                for weight in self.weights:
+                    if s.pin_parameters or not weight.trainable:
+                        shard = self.shards[weight.index] * s.item
+                        host.add("parameters as built", shard, pinned=s.pin_parameters)
             else:
                 self.nvme_bytes += shards
                 count = s.parameter_buffers * s.parameter_buffer * s.item
