@@ -263,7 +263,7 @@ def offloaded(config: Config, model: Model, world_size: int) -> Offloaded:
     job, settings = config.job, settings_of(config, world_size)
     weights = weights_for(model, job.task, job.lora, settings.item, config.tensor_parallel)
     engine = engine_for(Meter(), weights, settings)
-    engine.build(weights)
+    engine.build(weights, given_up(model, job.task))
     engine.initialize()
     return Offloaded(engine.host.total, engine.nvme_bytes)
 

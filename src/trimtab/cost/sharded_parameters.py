@@ -31,6 +31,8 @@ class ShardedParameters(Coordinator, Engine):
         s = self.settings
         self.shards = [-(-weight.numel // s.ranks) for weight in self.weights]
         """By parameter, the elements of a rank's share."""
+        self.tied = [-(-numel // s.ranks) for _, numel in given_up]
+        """The same of those that are built, and then tied to others."""
         self.gather_stream, self.reduce_stream = (GATHER, REDUCE) if s.overlap_comm else (MAIN, MAIN)
         self.secondary: dict[int, Storage] = {}
         self.viewed: dict[int, list[Storage | None]] = {}
@@ -119,6 +121,8 @@ class ShardedParameters(Coordinator, Engine):
                     if s.pin_parameters or not weight.trainable:
                         shard = self.shards[weight.index] * s.item
                         host.add("parameters as built", shard, pinned=s.pin_parameters)
+                for tied in self.tied if s.pin_parameters else ():
+                    host.add("parameters as built", tied * s.item, pinned=True)
             else:
                 self.nvme_bytes += shards
                 count = s.parameter_buffers * s.parameter_buffer * s.item
@@ -351,7 +355,6 @@ class ShardedParameters(Coordinator, Engine):
         s = self.settings
         self.gathered.clear()
         self.in_flight.clear()
-        self.secondary.clear()
         self.unwritten.clear()
         if s.offload_optimizer == "none":
             if s.precision == "fp16":  # has_overflow: isinf's absolute values, then what they tell (:3013)
@@ -376,6 +379,8 @@ class ShardedParameters(Coordinator, Engine):
                 fresh = s.ranks > 1 or s.offload_param != "none" or s.allgather_sequential
                 count = weight.numel * s.item if fresh else 0
                 self.gathered[weight.index] = self.new(count, "gathered parameters")
+        for weight in self.trainable:  # invalidate_secondary_tensor, :2846
+            self.secondary.pop(weight.index, None)
 
 
 def quantized_groups(numel: int) -> int:
