@@ -53,8 +53,10 @@ def _is_auto(config: Config, path: str) -> bool:
 
 
 def for_engine(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration that the engine takes where nobody fills ``"auto"``: a schedule with it is left out, which
-    moves no byte; optimizers have their own defaults."""
+    """What the engine takes where nobody fills ``"auto"``.
+
+    A schedule with it is left out, which moves no byte; optimizers have their own defaults.
+    """
     found = dict(values)
     if found.get("gradient_clipping") == AUTO:
         found["gradient_clipping"] = TRAINER_CLIPPING

@@ -14,6 +14,7 @@ from trimtab.config import Config, fit_world
 from trimtab.errors import RefusedConfig, UnknownArchitecture, UsageError
 from trimtab.folders import history_file
 from trimtab.model import find_hf, find_model
+from trimtab.parameters.lora import copied_modules
 from trimtab.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -78,6 +79,12 @@ def hold_to_the_engine(name: str, config: Config, cluster: Cluster | None) -> No
     # "auto" is for transformers to fill in
     loader = "transformers" if '"auto"' in json.dumps(config.raw) else None
     per_node, nodes = (None, None) if cluster is None else (cluster.gpus_per_node, cluster.nodes)
+    copied = copied_modules(config.job)
+    if copied and config.stage == 3:
+        raise RefusedConfig(
+            f"{name}: adapters for {config.job.task} train a copy of {' and '.join(copied)}, which peft "
+            "cannot make of ZeRO-3's parameters: the run ends as it begins. Set zero_optimization.stage to 2"
+        )
     report = check(config.raw, loader=loader, gpus_per_node=per_node, nodes=nodes)
     for finding in report.findings:
         if finding.refused in ("reading", "building"):

@@ -75,7 +75,7 @@ class Shape:
 
 
 def padded_flash(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
-    """`flash` for heads whose width the kernel does not take: all padded, and its output cut (``pad_last_dim``)."""
+    """`flash` for a width of heads that the kernel does not take: all padded, its output cut."""
     width = _up(shape.head_dim, HEAD_ALIGNMENT)
     wide = Shape(
         batch=shape.batch,

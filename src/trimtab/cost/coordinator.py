@@ -76,7 +76,7 @@ class Coordinator:
         self.gathering = gathering
         self.numels = [weight.numel for weight in weights]
         self.persistent = self._persistent(weights)
-        self.frozen = frozenset(weight.index for weight in weights if not weight.trainable)
+        self.untrained = frozenset(weight.index for weight in weights if not weight.trainable)
         self.owned: set[int] = set()
         """Frozen parameters that were gathered for recomputation and stay for whoever asked for it
         (``ds_recompute_parameters``, :393)."""
@@ -129,7 +129,7 @@ class Coordinator:
                 if index in in_flight:
                     self._arrive(index)
             if again:
-                self.owned |= self.frozen.intersection(indices) - self.persistent
+                self.owned |= self.untrained.intersection(indices) - self.persistent
             if order is not None:
                 self._advance(indices, order)
         if order is None:

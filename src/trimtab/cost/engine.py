@@ -204,7 +204,7 @@ class Engine:
     """Whether `before_use` and `after_use` matter to it."""
 
     def before_use(self, uses: Sequence[int], shift: int = 0, *, again: bool = False) -> None:
-        """An operator is about to read the parameters ``shift`` places behind ``uses``, maybe to recompute."""
+        """An operator is about to read the parameters ``shift`` places behind ``uses``, maybe ``again``."""
 
     def after_use(self, uses: Sequence[int], shift: int = 0) -> None:
         """It has read them."""
@@ -326,8 +326,11 @@ def _factors(weight: Weight) -> int:
 
 
 def _adafactor_temporaries(weights: Sequence[Weight]) -> int:
-    """Elements at the highest of ``_single_tensor_adafactor``: a loop whose names outlive their turn, the last
-    parameter's ``update`` until this one's is there, the last vector's ``grad_squared`` until the next's."""
+    """Elements at the highest of ``_single_tensor_adafactor``: a loop whose names outlive their turn.
+
+    The last parameter's ``update`` stays until this one's is there, a vector's ``grad_squared`` until the
+    next one's.
+    """
     most = update = squared = 0
     for one in weights:
         if _is_matrix(one):

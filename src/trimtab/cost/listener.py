@@ -35,9 +35,9 @@ class Listener(Protocol):
 class GatheredView(Storage):
     """A view that autograd keeps of a weight: no bytes of its own, but those that stage 3 gathered stay.
 
-    A parameter that autograd keeps itself is emptied when the engine lets go of it; ``weight.t()`` has the old
-    storage on (torch/csrc/autograd/saved_variable.cpp: leaves are kept as they are).  Recomputation keeps a view
-    of what trains (torch/utils/checkpoint.py, ``_recomputation_hook``: ``x.detach() if x.requires_grad else x``).
+    A parameter that autograd keeps itself is emptied when the engine lets go of it; ``weight.t()`` has the
+    old storage on (torch/csrc/autograd/saved_variable.cpp: leaves are kept as they are).  Recomputation keeps
+    a view of what trains (torch/utils/checkpoint.py, ``_recomputation_hook``, ``x.detach()``).
     """
 
     __slots__ = ("listener", "weight")

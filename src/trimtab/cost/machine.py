@@ -25,8 +25,8 @@ class Weight:
 
     ``index`` is its place among the model's parameters, ``columns`` the width of a row: the inputs of a
     linear layer, the width of an embedding; ``written_out`` if its class multiplies by it with operators of
-    its own (``Conv1D``, ``FalconLinear``), not by the function that stage 3 replaces; ``upright`` if by itself
-    (``Conv1D``), not by its transpose, a view that keeps what stage 3 gathered.
+    its own (``Conv1D``, ``FalconLinear``), not by the function that stage 3 replaces; ``upright`` if by the
+    parameter itself (``Conv1D``), not by its transpose, a view that keeps what stage 3 gathered.
     """
 
     __slots__ = (
@@ -64,8 +64,8 @@ class Node:
 
     __slots__ = (
         "by_name", "flops", "gradients", "inputs", "keeps_gathered", "kernel", "leaf", "module", "moved",
-        "part", "place", "region", "saved", "saves", "scratch", "shape", "slot", "sums", "transposed", "weights",
-        "workspace",
+        "part", "place", "region", "saved", "saves", "scratch", "shape", "slot", "sums", "transposed",
+        "weights", "workspace",
     )  # fmt: skip
 
     def __init__(self) -> None:

@@ -57,8 +57,9 @@ class Section:
         self.number, self.place = number, place
         self.events: list[tuple[int, ...]] = []
         """(TAKE, bytes, part, number), (GIVE, bytes, part, section, number), (MOVE, bytes, part, part),
-        (USE, weight…), (AGAIN, weight…), (USED, weight…), (OWNER,), (VIEW, weight), (VIEWED, weight), (GRADIENT, bytes, part, section, number, weight) or (PRODUCT,), a
-        phase's first; a storage is known by its section and its number among what was taken there."""
+        (USE, weight…), (AGAIN, weight…), (USED, weight…), (OWNER,), (VIEW, weight), (VIEWED, weight),
+        (GRADIENT, bytes, part, section, number, weight) or (PRODUCT,), a phase's first; a storage is known by
+        its section and its number among what was taken there."""
         self.takes = self.sums = 0
         self.work: Work = Counter()
         self._chunks: dict[bool, list[Chunk]] = {}

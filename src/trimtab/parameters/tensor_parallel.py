@@ -27,7 +27,7 @@ PLANNED = frozenset(
 )
 """Model types whose classes carry a plan that the engine converts."""
 BY_NAME = frozenset(
-    ("stablelm", "gptj", "gpt_neo", "opt", "bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
+    ("stablelm", "gptj", "gpt_neo", "opt", "bert", "roberta", "xlm-roberta", "distilbert", "electra")
 )
 """Those without one."""
 # scaled embeddings and soft-capped logits keep a tied head whole (runtime/engine.py:1163-1180)
