@@ -345,3 +345,16 @@ def test_adafactor_keeps_rows_and_columns_of_the_models_own_matrices() -> None:
     assert engine.meter.parts[PART["optimizer states"]] == 4 * (LARGE // 1024 + 1024 + 1024)
     # the last matrix's update while the next parameter's squares and variance are there
     assert engine.meter.peak - engine.meter.live == 4 * (LARGE + 1024 + 1024)
+
+
+def test_a_gradient_that_was_added_is_gone_before_the_sum_is_cloned() -> None:
+    def highest(micros: int) -> int:
+        engine = started(settings(stage=1, overlap_comm=True, offload_optimizer="cpu", accumulation=micros))
+        for micro in range(micros):
+            engine.begin_micro(boundary=micro == micros - 1)
+            for weight in reversed(engine.trainable):
+                engine.meter.reset_peak()
+                engine.on_gradient(weight, engine.new(weight.bytes, "gradients"))
+        return engine.meter.peak
+
+    assert highest(1) == highest(2)
