@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trimtab.cost.coordinator import Gathering, Order
+from trimtab.cost.coordinator import Coordinator, Gathering, Order
 from trimtab.cost.engine import Engine, HalfEngine, Host, PlainEngine, Settings
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import PART, Meter, Storage
@@ -277,6 +277,22 @@ def test_what_is_frozen_stays_for_whoever_had_it_recomputed() -> None:
     engine.before_use((0,))
     engine.after_use((0,))
     assert not engine.gathered
+
+
+def test_what_was_recomputed_for_a_layer_and_is_persistent_stays_after_a_pass_without_order() -> None:
+    model = [Weight("frozen", SMALL, 2, 0, 1024, False)]
+    given = settings(persistence_threshold=SMALL, model_persistence_threshold=10**9)
+    for owner_is_a_layer in (True, False):
+        first = Coordinator(model, given.gathering)
+        first.before_use((0,), again=True)
+        first.after_use((0,))
+        first.before_use((0,))
+        if not owner_is_a_layer:
+            first.after_owner()
+        first.after_use((0,))
+        if owner_is_a_layer:
+            first.after_owner()
+        assert set(first.gathered) == ({0} if owner_is_a_layer else set())
 
 
 def test_a_view_outlives_what_the_engine_lets_go() -> None:

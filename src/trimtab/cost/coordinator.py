@@ -129,7 +129,7 @@ class Coordinator:
                 if index in in_flight:
                     self._arrive(index)
             if again:
-                self.owned |= self.untrained.intersection(indices) - self.persistent
+                self.owned |= self.untrained.intersection(indices)
             if order is not None:
                 self._advance(indices, order)
         if order is None:
@@ -205,8 +205,8 @@ class Coordinator:
                 self._release(index)
 
     def after_owner(self) -> None:
-        """All that was kept for it goes, however soon it is used again (:501-529)."""
-        for index in self.owned & self.gathered.keys():
+        """All that was kept for it goes, however soon it is used again, but what is persistent (:501-529)."""
+        for index in (self.owned & self.gathered.keys()) - self.persistent:
             self._release(index)
         self.owned.clear()
 
@@ -236,14 +236,22 @@ class Coordinator:
 def first_kept(
     heard: Heard, weights: tuple[Weight, ...], gathering: Gathering
 ) -> Mapping[tuple[int, int], bool]:
-    """What stays after which use (`Coordinator.kept`) if the first pass finds no parameter gathered."""
+    """What stays after which use (`Coordinator.kept`) in the first pass that knows the order."""
+    recording = _heard(Coordinator(weights, gathering), heard)
     first = Coordinator(weights, gathering)
+    # what was kept for a whole layer's recomputation, and is persistent, stayed (:504)
+    first.gathered.update(dict.fromkeys(recording.gathered.keys() & first.persistent))
     first.learn(order_of(heard, tuple(first.numels)))
+    return _heard(first, heard).kept
+
+
+def _heard(coordinator: Coordinator, heard: Heard) -> Coordinator:
+    """``coordinator`` after both passes."""
     for kind, indices in heard:
         if kind == OWNER:
-            first.after_owner()
+            coordinator.after_owner()
         elif kind == USED:
-            first.after_use(indices)
+            coordinator.after_use(indices)
         else:
-            first.before_use(indices, again=kind == AGAIN)
-    return first.kept
+            coordinator.before_use(indices, again=kind == AGAIN)
+    return coordinator
