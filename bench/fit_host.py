@@ -33,8 +33,8 @@ DATA = Path(__file__).resolve().parent / "data"
 ROWS, COUNTS = DATA / "paced_steps.jsonl", DATA / "host_counts.jsonl"
 SETTLED = DATA / "settled_steps.jsonl"
 FITTED = {
-    "forward": ("forward", "module", "fetch", "function"),
-    "backward": ("backward", "engine", "fetch_back"),
+    "forward": ("forward", "module", "fetch", "function", "checkpoint"),
+    "backward": ("backward", "engine", "gradient", "fetch_back", "recompute"),
     "step": ("step", "collective"),
 }
 """The phases, and the costs that each tells."""

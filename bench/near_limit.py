@@ -1,6 +1,6 @@
 """Jobs held to just more or just less memory than they are said to need: how sure "it fits" may be.
 
-    python bench/near_limit.py [--held-back] > jobs.jsonl
+    python bench/near_limit.py [--set held-back] > jobs.jsonl
     python bench/case_pool.py jobs.jsonl --ready 3 --output bench/data/near_limit.jsonl
     python bench/near_limit.py bench/data/near_limit*.jsonl     how sure it was, and what ran
 
@@ -51,6 +51,19 @@ HELD_BACK = (
 SHARES = ((0.99, 1.01, 0.96), (1.0, 1.02, 0.98), (0.995, 1.04, 0.97), (1.005, 1.06, 0.985))
 """Caps over the predicted need, of each job one row in turn; each row's first is the one nearest to it."""
 HELD_BACK_SHARES = ((1.02, 0.975), (1.01, 0.985), (1.03, 0.99))
+AFTERWARDS = (
+    "llama-s-z0-fp16", "llama-s-z3-fp32accum", "llama-m-z2-offload-gas2", "llama-m-z3-hpz",
+    "llama-thin-z2-long-ckpt", "llama-m-lora-z2-ckpt-wide", "qwen3-z3-ckpt", "gemma-z1", "neox-z1",
+    "gptj-z2", "gpt2-s-z2-tiny-vocabulary-bucket", "bert-l-mlm-z1", "bert-b-qa-z0-fp16", "t5-b-z2-ckpt",
+    "t5-g-z0", "drawn-04", "drawn-12", "drawn-20",
+)  # fmt: skip
+"""A third set: nothing was changed for what these showed."""
+AFTERWARDS_SHARES = ((1.01, 0.985), (1.02, 0.98), (1.005, 0.99))
+SETS = {
+    "first": (JOBS, SHARES),
+    "held-back": (HELD_BACK, HELD_BACK_SHARES),
+    "afterwards": (AFTERWARDS, AFTERWARDS_SHARES),
+}
 MOST = 40
 BINS = (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0)
 PROBABILITIES = (0.025, 0.16, 0.5, 0.84, 0.975)
@@ -209,12 +222,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("rows", nargs="*", type=Path, help="measured rows; without any, print the jobs")
-    parser.add_argument("--held-back", action="store_true", help="the jobs that were measured later")
+    parser.add_argument("--set", default="first", choices=SETS, help="whose jobs to print")
     options = parser.parse_args()
     if options.rows:
         show(list(tried(options.rows)))
     else:
-        for one in jobs(HELD_BACK, HELD_BACK_SHARES) if options.held_back else jobs(JOBS, SHARES):
+        for one in jobs(*SETS[options.set]):
             print(json.dumps(one))
     return 0
 

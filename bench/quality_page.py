@@ -7,10 +7,12 @@ From the rows of ``bench/data``: measured grids (`plan_quality.py`, `grid.py`), 
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 import sys
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +34,20 @@ from trimtab.plan.search import TIE  # noqa: E402
 DATA = ROOT / "bench" / "data"
 PAGE = ROOT / "docs" / "plan-quality.md"
 GRIDS = (DATA / "grid_x1.jsonl", DATA / "grid_x2.jsonl")
-NEAR_LIMIT = (DATA / "near_limit.jsonl", DATA / "near_limit_held_back.jsonl")
+AFTERWARDS = DATA / "near_limit_afterwards.jsonl"
+NEAR_LIMIT = (DATA / "near_limit.jsonl", DATA / "near_limit_held_back.jsonl", AFTERWARDS)
 AGAIN = (
     "gpt2-x1-z0-none-keep-m64", "gpt2-x1-z0-none-keep-m64-quiet-1", "gpt2-x1-z0-none-keep-m64-quiet-2",
     "plan",
 )  # fmt: skip
 """Rows of the grid and of the autotuner's rival that are one configuration."""
+STOCK_SETTLED = DATA / "stock_settled_x1.jsonl"
+AGAIN_ENDING = r"-(quiet|initialized)(-\d)?$"
+"""What such a row's name ends with."""
 GPU, REHEARSED = "h200", 3
 """What was measured on; how many candidates ``trimtab plan --probe`` rehearses."""
+SURE, UNLIKELY = 0.9, 0.2
+"""Probabilities of fitting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +67,8 @@ class Searched:
     """Points that were not run since they cannot, as predicted."""
     left: int
     """Points that were not run and might fit."""
-    fastest_left: str
-    fastest_left_seconds: float
-    """The fastest of these as predicted."""
+    fastest_left: tuple[str, float] | None
+    """The fastest of these as predicted, and its seconds."""
 
     @property
     def name(self) -> str:
@@ -78,13 +85,17 @@ def searched() -> list[Searched]:
     ]
 
 
+def _named(config: dict[str, Any], world: int) -> str:
+    return plan_quality.named(plan_quality.point(Config.from_mapping(config), world))
+
+
 def _searched(key: Grid, rows: list[Row], given: Row | None) -> Searched:
     model, world, *_ = key
     done = {row["id"] for row in rows}
     points = [*grid.grid(model, world), *grid.overlapped(model, world)]
     judged = [grid.judge(one, GPU, None) for one in points if one["id"] not in done]
     left = [one for one in judged if one.may_fit]
-    fastest = min(left, key=lambda one: one.step_seconds)
+    fastest = min(left, key=lambda one: one.step_seconds, default=None)
     return Searched(
         predicted=plan_quality.judge(key, rows, GPU, None),
         replayed=plan_quality.judge(key, rows, GPU, None, replayed=REHEARSED),
@@ -93,19 +104,16 @@ def _searched(key: Grid, rows: list[Row], given: Row | None) -> Searched:
         points=len(points),
         cannot_fit=len(judged) - len(left),
         left=len(left),
-        fastest_left=plan_quality.named(
-            plan_quality.point(Config.from_mapping(fastest.job["config"]), world)
-        ),
-        fastest_left_seconds=fastest.step_seconds,
+        fastest_left=fastest and (_named(fastest.job["config"], world), fastest.step_seconds),
     )
 
 
 HEADLINE = """\
 {jobs} jobs of three models on one and two H200s: {measured} of the plan's choices, made without any run,
 were measured, and their speed is {shares} of that of the best measured configuration. With up to three
-candidates rehearsed, replayed from the same measurements, it is {replayed}. Stock files of other tools
-took {median:.2f} times the plan's step in the median, {least:.2f} to {most:.1f} times. No choice that was
-run ran out of memory."""
+candidates rehearsed on the GPU it is {probed} on one, and {replayed} where rehearsals are replayed from
+the same measurements. Stock files of other tools took {median:.2f} times the plan's step in the median,
+{least:.2f} to {most:.1f} times. No choice that was run ran out of memory."""
 
 INTRODUCTION = """\
 Made by `bench/quality_page.py` from measurements on NVIDIA H200s ([bench/data](../bench/data/README.md));
@@ -126,18 +134,19 @@ GRID_LIMITS = """\
 What this does not say:
 
 - **Four GPUs were not measured**: none could be had; two instead.
-- **The grid was not run whole**: {tried} of {points} points were, {left} more might fit. The likely fast
-  ones ran first. *Fastest not run* is the best of the others as predicted: where it is near the best
+- **Not every grid was run whole**: {tried} of {points} points were, {left} more might fit{whole}. The likely
+  fast ones ran first. *Fastest not run* is the best of the others as predicted: where it is near the best
   measured, the true best may be a point that nobody tried.
-- **Recomputation of some of the layers is no point of the grid**: of `llama-7b` on one GPU two such points
-  were measured, choices of days when memory and the host's costs were counted otherwise. Today's recomputes
-  fewer layers than one of these, 11 and not 15 at the same stage and micro batch, and was not measured; the
-  first by predicted time stands for it.
+- **Recomputation of some of the layers is no point of the grid**: of `llama-7b` on one GPU three such points
+  were measured, the plan's choices as memory and the host's costs came to be counted more closely: 25 layers
+  at a micro batch of 8, 15 and 11 at 4. That one of them is the best says that the plan looks where the grid
+  does not; it does not say that no number of layers is better.
 - **One configuration's times differ by up to 5 % from run to run**: {again}. The processor of these
   machines goes back and forth between two paces ([speed.md](speed.md)), and the optimizer's step waits for
   it. A point that was measured more than once counts with its median.
 - `gpt2` and `llama-7b` on one GPU, without offload, were measured four jobs side by side while processes
-  of the next jobs were importing; all other rows with cores of their own.
+  of the next jobs were importing; all other rows with cores of their own. Most of those with offload or a
+  small micro batch are medians of two to four steps only (`brief`).
 - The share within which predicted times count as equal, {tie:.0%} (`TIE` in
   `src/trimtab/plan/search.py`), was last raised with these rows in sight, and it decides `gpt2`'s choice
   on one GPU: without it that would be the first by predicted time, {untied:.1%} of the best. This row is
@@ -151,10 +160,8 @@ their measured times.
 
 - *Replayed*: no GPU ran; each candidate was given the time that its row of the grid has. The choice is
   thus judged by the very numbers that it was made by, and a candidate without a row ends the search.
-- *Run*: `--probe` on one H200, when memory and the host's costs were counted otherwise. The choice's share
-  of the best is by the grid's rows, which are of other hours. Of `gpt2` two candidates were rehearsed and
-  took the same time; since then those of further families are, if they may be as much faster than predicted
-  as the measured ones were."""
+- *Run*: `--probe` on one H200, 58 to 89 s from question to answer. The choice's share of the best is by the
+  grid's rows, which are of other hours."""
 
 AUTOTUNER_HEAD = """\
 ## Beside DeepSpeed's autotuner
@@ -179,19 +186,17 @@ steps were measured than the batch has, a step of all is reckoned with the media
 
 STOCK_TAIL = """\
 In the median of the {count} rows the plan's step is {median:.2f} times as fast, of the {shipped} as
-shipped {shipped_median:.2f} times. {unmeasured} further files for one GPU were not measured, those with
-offload and most of the largest micro batches (`bench/stock.py` says what is predicted of them), so
-neither is the median of all."""
+shipped {shipped_median:.2f} times. {unmeasured} further files for one GPU were not measured, most with
+offload and micro batches of 1 (`bench/stock.py` says what is predicted of them), so neither is the median
+of all."""
 
-FASTER = """\
-**Three of accelerate's files, in {forms} of the rows above, were {least} to {most} faster than the plan's
-choice; every measured file in bf16 was slower.** They train in fp16. The rows' first steps had not settled:
-the plan's own {steps} took {low:.2f} to {high:.2f} s. With more steps before the timed ones, and by turns,
-the plan's choice took {plan} s, accelerate's stage 3 with its largest micro batch {stock} s, and the plan's
-choice with fp16 in bf16's place {half} s: its {phases}. So fp16 is what made those files faster, by
-{gain:.0%} at the same settings, and all of it in the backward pass. Why is not known: weights were random,
-and gradients that small may be zero in fp16, which a card multiplies with less power. The plan takes bf16
-wherever the card has it, since it needs no loss scaling, and does not weigh fp16."""
+NEAREST = """\
+**{verdict}** Nearest is `{nearest}`, {ratio:.3f} times the plan's step. Accelerate's files train in fp16,
+which is faster by itself: by turns, their first steps gone, the plan's choice took {plan} s, with fp16 in
+bf16's place {half} s, {gain:.0%} less; with weights as the architecture asks, not just small and random
+ones, {plan_initialized} s and {half_initialized} s, {gain_initialized:.0%} less. All of it is in the
+backward pass ({phases}). Why is not known. The plan takes bf16 wherever the card has it, since it needs
+no loss scaling, and does not weigh fp16."""
 
 FITTING_HEAD = """\
 ## Whether it fits
@@ -202,33 +207,45 @@ called {wrong} fitting (a probability of 0.9). Neither says much about what is c
 PyTorch's allocator (`bench/near_limit.py`):"""
 
 FITTING_TAIL = """\
-{sure} of them lie beyond 0.9, where the plan takes a job for fitting, and {wrong_sure} of these ran out of
-memory. A replay at the cap itself said of {right} of the {jobs} what the GPU did.
+{sure} of them lie beyond 0.9, where the plan takes a job for fitting, and {wrong_sure} of these ran out
+of memory. A replay at the cap itself said of {right} of the {jobs} what the GPU did.
 
-Nothing of that is fitted to these jobs, but they taught what a replay has to be. Eighteen were measured after
-the others to see whether what those gave held, and eight ran out of memory where they were called fitting. So
-every request of theirs was written down on the GPU (`scripts/allocation_trace.py`) and held against the
-replay's, one by one: backward passes made temporaries as one tensor that PyTorch makes one by one, or in
-another order; tied weights are built before they are tied; the driver hands out addresses from above; and a
-full card goes on being cut up for up to twenty steps. The spread that the probabilities come from
-(`REPLAY_RATIOS` in `src/trimtab/cost/need.py`) is that of other jobs, {drawn} drawn ones whose smallest
-capacity by the arithmetic is held against the phantom engine's (`bench/needs.py`)."""
+**{fresh_bases} of the jobs are a fresh test**: they were chosen and measured when nothing was to be
+changed any more, and held to caps within {fresh_off:.1%} of the predicted need. Of {fresh_sure} tries
+beyond 0.9 {fresh_wrong} ran out of memory; of {fresh_unlikely} below 0.2 {fresh_ran} ran. The replay was
+right about {fresh_right} of {fresh_jobs}; of those that it called fitting {fresh_unsafe} ran out.
+
+The others taught what a replay has to be. Eighteen of them were measured after the first to see whether
+what those gave held, and eight ran out of memory where they were called fitting. So every request of
+theirs was written down on the GPU (`scripts/allocation_trace.py`) and held against the replay's, one by
+one: backward passes made temporaries as one tensor that PyTorch makes one by one, or in another order;
+tied weights are built before they are tied; the driver hands out addresses from above; and a full card
+goes on being cut up for up to twenty steps. The spread that the probabilities come from (`REPLAY_RATIOS`
+in `src/trimtab/cost/need.py`) is that of other jobs, {drawn} drawn ones whose smallest capacity by the
+arithmetic is held against the phantom engine's (`bench/needs.py`)."""
 
 
 def headline(found: Sequence[Searched]) -> str:
     """The page in three sentences."""
     shares = [one.predicted.share for one in found if one.predicted.share is not None]
     replayed = [one.replayed.share for one in found if one.replayed.share is not None]
+    probed = [one.probed.share for one in found if one.probed is not None and one.probed.share is not None]
     ratios = [one.ratio for one in stock_rows() if not one.is_plan and one.ratio is not None]
     return HEADLINE.format(
         jobs=len(found),
         measured=len(shares),
-        shares=f"{min(shares):.1%} to {max(shares):.1%}",
-        replayed=f"{min(replayed):.1%} to {max(replayed):.1%}",
+        shares=_span(shares),
+        replayed=_span(replayed),
+        probed=_span(probed),
         median=statistics.median(ratios),
         least=min(ratios),
         most=max(ratios),
     )
+
+
+def _span(shares: Sequence[float]) -> str:
+    least, most = (f"{one:.1%}" for one in (min(shares), max(shares)))
+    return most if least == most else f"{least} to {most}"
 
 
 def grid_section(found: Sequence[Searched]) -> Iterator[str]:
@@ -255,10 +272,11 @@ def grid_section(found: Sequence[Searched]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     for one in found:
         verdict = one.predicted
-        left = one.fastest_left_seconds / verdict.best_seconds
+        name, seconds = one.fastest_left or ("–", None)
+        left = "–" if seconds is None else f"{seconds / verdict.best_seconds:.2f}"
         yield (
             f"| {one.name} | {one.points} | {verdict.measured_rows} | {verdict.out_of_memory_rows} "
-            f"| {one.cannot_fit} | {one.left} | {one.fastest_left} | {left:.2f} |"
+            f"| {one.cannot_fit} | {one.left} | {name} | {left} |"
         )
     yield ""
     yield wrapped(
@@ -266,6 +284,7 @@ def grid_section(found: Sequence[Searched]) -> Iterator[str]:
             tried=sum(one.predicted.measured_rows + one.predicted.out_of_memory_rows for one in found),
             points=sum(one.points for one in found),
             left=sum(one.left for one in found),
+            whole=_whole(found),
             again=again(),
             tie=TIE,
             untied=_untied(found),
@@ -301,6 +320,11 @@ def first(verdict: Verdict) -> str:
         return "| – | – | – |"
     of_the_best = verdict.best_seconds / verdict.first_seconds
     return f"| {verdict.first} | {verdict.first_seconds:.3f} | {of_the_best:.1%} |"
+
+
+def _whole(found: Sequence[Searched]) -> str:
+    names = [f"`{one.name}`" for one in found if not one.left]
+    return f" ({', '.join(names)} was run whole)" if names else ""
 
 
 def _untied(found: Sequence[Searched]) -> float:
@@ -368,8 +392,15 @@ def _line(who: str, answer: str, seconds: str, experiments: str, measured: Row) 
 
 
 def stock_rows() -> list[stock.Measured]:
-    """What was measured, the plan's own among them."""
-    return stock.compared(stock.read([DATA / "stock_x1.jsonl"]))
+    """What was measured, the plan's own among them; where the first steps were left out, only that."""
+    settled: dict[str, list[Row]] = defaultdict(list)
+    for row in stock.read([STOCK_SETTLED]):
+        settled[re.sub(AGAIN_ENDING, "", row["id"])].append(row)
+    rows = []
+    for row in stock.read([DATA / "stock_x1.jsonl"]):
+        these = sorted(settled.get(row["id"], [row]), key=lambda one: one["step_seconds"] or math.inf)
+        rows.append({**these[len(these) // 2], "id": row["id"], "job": row["job"]})
+    return stock.compared(rows)
 
 
 def stock_section() -> Iterator[str]:
@@ -397,40 +428,49 @@ def stock_section() -> Iterator[str]:
         )
     )
     yield ""
-    yield wrapped(faster([one.ratio for one in others if one.ratio is not None and one.ratio < 1]))
+    yield wrapped(nearest(others))
 
 
 def _median(these: Sequence[stock.Measured]) -> float:
     return statistics.median(one.ratio for one in these if one.ratio is not None)
 
 
-def faster(ratios: Sequence[float]) -> str:
-    """What is known of the files that beat the plan, whose times over the plan's are given."""
-    own = next(row for row in stock.read([DATA / "stock_x1.jsonl"]) if row["id"] == "plan-1gpu")
-    settled: list[dict[str, Any]] = list(stock.read([DATA / "stock_settled_x1.jsonl"]))
-    plan, half, theirs = (
+def nearest(others: Sequence[stock.Measured]) -> str:
+    """The file that comes nearest to the plan, and what fp16 has to do with it."""
+    settled = stock.read([STOCK_SETTLED])
+    plan, half, plan_initialized, half_initialized = (
         [row for row in settled if row["id"].startswith(start)]
-        for start in ("plan-1gpu", "plan-in-fp16", "accelerate")
+        for start in (
+            "plan-1gpu-quiet",
+            "plan-in-fp16-1gpu-quiet",
+            "plan-1gpu-init",
+            "plan-in-fp16-1gpu-init",
+        )
     )
     phases = ", ".join(
         f"{name} pass {_mean(half, name):.2f} against {_mean(plan, name):.2f} s"
         for name in ("forward", "backward")
     )
-    return FASTER.format(
-        forms=len(ratios),
-        least=f"{1 / max(ratios) - 1:.0%}",
-        most=f"{1 / min(ratios) - 1:.0%}",
-        steps=len(own["all_step_seconds"]),
-        low=min(own["all_step_seconds"]),
-        high=max(own["all_step_seconds"]),
+    first = min(others, key=lambda one: one.step_seconds)
+    faster = sum(one.ratio < 1 for one in others if one.ratio is not None)
+    return NEAREST.format(
+        verdict=f"{faster} of these files are faster than the plan's choice."
+        if faster
+        else "None of the measured files is faster than the plan's choice.",
+        nearest=first.name.replace("-1gpu", ""),
+        ratio=first.ratio,
         plan=_took(plan),
-        stock=_took(theirs),
         half=_took(half),
+        gain=1 - _mean_step(half) / _mean_step(plan),
+        plan_initialized=_took(plan_initialized),
+        half_initialized=_took(half_initialized),
+        gain_initialized=1 - _mean_step(half_initialized) / _mean_step(plan_initialized),
         phases=phases,
-        gain=statistics.mean(row["step_seconds"] for row in plan)
-        / statistics.mean(row["step_seconds"] for row in half)
-        - 1,
     )
+
+
+def _mean_step(these: Sequence[Row]) -> float:
+    return statistics.mean(row["step_seconds"] for row in these)
 
 
 def _took(these: Sequence[Row]) -> str:
@@ -463,8 +503,11 @@ def fitting_section(found: Sequence[Searched]) -> Iterator[str]:
     expected = sum(one.probability for one in these)
     yield f"| all | {len(these)} | {expected:.1f} | {sum(one.ran for one in these)} |"
     yield ""
-    sure = [one for one in these if one.probability >= 0.9]
+    sure = [one for one in these if one.probability >= SURE]
     short = sum(not one.ran for one in sure)
+    fresh = list(near_limit.tried([AFTERWARDS]))
+    fresh_sure = [one for one in fresh if one.probability >= SURE]
+    unlikely = [one for one in fresh if one.probability < UNLIKELY]
     yield wrapped(
         FITTING_TAIL.format(
             sure=len(sure),
@@ -472,6 +515,15 @@ def fitting_section(found: Sequence[Searched]) -> Iterator[str]:
             right=sum(one.replayed == one.ran for one in these),
             jobs=len(these),
             drawn=len(list(needs.rows())),
+            fresh_bases=len({one.base for one in fresh}),
+            fresh_jobs=len(fresh),
+            fresh_off=max(abs(one.share - 1) for one in fresh),
+            fresh_sure=len(fresh_sure),
+            fresh_wrong=sum(not one.ran for one in fresh_sure) or "none",
+            fresh_unlikely=len(unlikely),
+            fresh_ran=sum(one.ran for one in unlikely) or "none",
+            fresh_unsafe=sum(one.replayed and not one.ran for one in fresh) or "none",
+            fresh_right=sum(one.replayed == one.ran for one in fresh),
         )
     )
 

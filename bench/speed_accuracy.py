@@ -2,7 +2,7 @@
 
 Writes ``docs/speed.md``: every row of ``bench/data`` with a step time, as the closed form predicts it and as
 the simulator does, and public records of other people's runs.  The simulator replays a phantom rehearsal of
-each row; ``--simulate`` makes those that ``bench/data/simulated_steps.jsonl`` lacks (20 s each).
+each row; ``--simulate`` makes those that ``bench/data/simulated_steps.jsonl`` lacks (a few seconds each).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trimtab.cost.memory import profile  # noqa: E402
 from trimtab.cost.rates import HOST, Rates, pace_of, rates_of  # noqa: E402
 from trimtab.cost.speed import Speed, step_speed  # noqa: E402
 from trimtab.model import Model, find_hf  # noqa: E402
-from trimtab.rehearse.request import PhantomRequest, Rehearsal  # noqa: E402
+from trimtab.rehearse.request import PhantomRequest, Rehearsal, micro_steps_enough  # noqa: E402
 from trimtab.rehearse.simulator import simulate  # noqa: E402
 
 DATA = ROOT / "bench" / "data"
@@ -58,6 +58,8 @@ class Case:
     """Whether the host's costs were fitted to its phases (bench/fit_host.py)."""
     apart: bool = False
     """Whether it had cores of its own."""
+    brief: bool = False
+    """Whether only two to four steps were timed."""
     sampled: bool = False
     """Whether the pace was sampled before and after each step."""
     pace: float | None = None
@@ -143,6 +145,7 @@ def measured_case(row: dict[str, Any], name: str) -> Case:
         group=row["group"],
         seconds=row["step_seconds"],
         beside="beside" in row,
+        brief=bool(row.get("brief")),
         sampled=bool(row.get("paces")),
         pace=_pace(row),
     )
@@ -172,12 +175,13 @@ def closed_form(case: Case) -> Speed:
 
 
 def rehearsed(case: Case) -> tuple[Rehearsal, int]:
-    """A phantom's record of two micro steps, and how many the step has."""
-    from trimtab.rehearse.phantom import rehearse_phantom
+    """A phantom's record of a few micro steps, and how many the step has."""
+    from trimtab.rehearse.series import rehearse_forked
 
     request = PhantomRequest.of_config(case.config, case.hf, world_size=case.world, record="ordered")
     accumulation = request.accumulation
-    return rehearse_phantom(dataclasses.replace(request, accumulation=min(2, accumulation))), accumulation
+    few = dataclasses.replace(request, accumulation=min(micro_steps_enough(case.config), accumulation))
+    return rehearse_forked(few), accumulation
 
 
 def simulated(case: Case) -> tuple[float, float]:
@@ -279,11 +283,15 @@ def against_records() -> list[tuple[Record, float]]:
 GROUPS = (
     (
         "1 and 2 GPUs, cores of its own, pace sampled beside each step, nothing fitted to it",
-        lambda case: case.apart and case.sampled and not case.fitted,
+        lambda case: case.apart and case.sampled and not case.fitted and not case.brief,
     ),
     (
         "1 and 2 GPUs, cores of its own, pace sampled beside each step, host costs fitted to its phases",
         lambda case: case.fitted,
+    ),
+    (
+        "1 GPU, cores of its own, pace sampled beside each of two to four steps, nothing fitted to it",
+        lambda case: case.brief,
     ),
     (
         "1 and 2 GPUs, cores of its own, pace timed after all steps",
@@ -307,22 +315,25 @@ at a rate, what the host needs to issue them, collectives, offload (`cost/speed.
 replays the engine's own record of a step over streams (`rehearse/simulator.py`). Both stand on
 `cost/rates.py`: kernels, copies and collectives as `trimtab probe` measured them one by one on an H200
 (`bench/data/probe_h200.json`; this machine's own probe where it keeps one), with nothing fitted. What the
-host needs to issue a kernel, call a module or go through ZeRO-3's hooks is fitted: nine costs
-(`cost/rates.py`, `Host`) to the phases of `bench/data/paced_steps.jsonl`, by `bench/fit_host.py`.
+host needs to issue a kernel, call a module, checkpoint a layer or go through ZeRO's hooks is fitted: twelve
+costs (`cost/rates.py`, `Host`) to the phases of `bench/data/paced_steps.jsonl`, by `bench/fit_host.py`.
 
 **Where a step waits for the host nobody can be exact.** The processor of the machines at hand, a virtual
 one, goes back and forth between two paces within tenths of a second: single calls take 1.0 or 1.5 to 1.7
-times what they took the probed host, and 1.48 times in the median of 45 processes. That is what is expected
-of a host that nobody probed; of one that was, what its probe found. The rows ending in `-paced` sampled
-single calls before and after every step, and their predictions are made with the mean of that, of the
-slower rank; single steps of one such job still lie up to a third apart. Half of the phases that the costs
-are fitted to lie within {phase_error} of them. Other rows of known pace timed the same calls a second after
-their steps, and by then it may have changed. Rows with cores of their own kept all other processes off
-the cores that issue their kernels (`bench/case_pool.py`); in the others processes of the next jobs were
-importing meanwhile. The rows of `quiet_steps.jsonl` with three to eight timed steps had not settled: with
-more steps before the first timed one `t5-large-z1-m16-recompute` took 0.53 and 0.62 s. Weights are random
-and small; with weights as the architectures ask two jobs took 0.6 and 3.6 % longer (`-initialized`).
-Made-up worlds with offload are left out: one rank then has a host to itself that many would share."""
+times what they took the probed host, and 1.48 times in the median of 45 processes. That is what is
+expected of a host that nobody probed; of one that was, what its probe found. The rows ending in `-paced`
+sampled single calls before and after every step, and their predictions are made with the mean of that, of
+the slower rank; single steps of one such job still lie up to a third apart. Half of the phases that the
+costs are fitted to lie within {phase_error} of them. Other rows of known pace timed the same calls a
+second after their steps, and by then it may have changed. Rows with cores of their own kept all other
+processes off the cores that issue their kernels (`bench/case_pool.py`); in the others processes of the
+next jobs were importing meanwhile. Where only two to four steps were timed, the three to five samples of
+the pace between them say little of what it was within: steps of the grid that wait for the host longest
+are predicted best by those that say 1.2 and more, and too short by those that say 1.0. The rows of
+`quiet_steps.jsonl` with three to eight timed steps had not settled: with more steps before the first
+timed one `t5-large-z1-m16-recompute` took 0.53 and 0.62 s. Weights are random and small; with weights as
+the architectures ask two jobs took 0.6 and 3.6 % longer (`-initialized`). Made-up worlds with offload are
+left out: one rank then has a host to itself that many would share."""
 
 
 def _phase_error() -> float:

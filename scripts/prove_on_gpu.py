@@ -45,6 +45,10 @@ SETTLED_STEP = 5
 """The first step that is timed: those before it load kernels and fill the allocator's pools."""
 STEPS, LEAST_TIMED, ENOUGH_SECONDS = 26, 4, 4.0
 """Steps at most; at least this many are timed, and no more once they have taken so long."""
+BRIEF_SETTLED, BRIEF_TIMED, BRIEF_SECONDS = 3, 2, 1.5
+"""The same where many cases are measured briefly."""
+SLOW_SECONDS = 8.0
+"""Once its steps have taken so long, a brief case times the next one, and ends if one is timed."""
 
 
 def main() -> int:
@@ -108,6 +112,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--allocations", metavar="FOLDER", help="write what the allocator was asked for as well"
     )
+    parser.add_argument("--brief", action="store_true", help="fewer steps: where many cases are to be timed")
+    parser.set_defaults(reuse=False)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -130,6 +136,7 @@ def run_child(name: str, path: Path, options: argparse.Namespace) -> dict:
     arguments += ["--tiny"] * options.tiny
     arguments += ["--profile", options.profile] if options.profile else []
     arguments += ["--initialize"] * options.initialize
+    arguments += ["--brief"] * options.brief
     arguments += ["--allocations", options.allocations] if options.allocations else []
     arguments += ["--world", str(options.world)] if options.world else []
     command = [sys.executable, *arguments]
@@ -177,6 +184,12 @@ def free_port() -> int:
 
 
 def child(options: argparse.Namespace) -> int:
+    tell(options)
+    os._exit(0)  # a made-up process group cannot be taken down in order
+
+
+def tell(options: argparse.Namespace) -> dict:
+    """Measure one case and print its row; what went wrong is in it."""
     row: dict = {
         "id": Path(options.child).stem,
         "ok": False,
@@ -202,7 +215,7 @@ def child(options: argparse.Namespace) -> int:
     elif row["error"]:
         print("ERROR " + row["error"], flush=True)
     sys.stdout.flush()
-    os._exit(0)  # a made-up process group cannot be taken down in order
+    return row
 
 
 def measure(options: argparse.Namespace, row: dict) -> None:
@@ -215,7 +228,7 @@ def measure(options: argparse.Namespace, row: dict) -> None:
     import transformers
 
     from trimtab.config import Config
-    from trimtab.train.engine import import_deepspeed
+    from trimtab.train.engine import import_deepspeed, leave
     from trimtab.train.model import Build, build_model, prepare_config, read_model_config
     from trimtab.train.samples import random_batch
     from trimtab.train.sequences import share_attention, weight_of_part
@@ -236,6 +249,8 @@ def measure(options: argparse.Namespace, row: dict) -> None:
     job = config.job
     if options.cap_gib is not None and options.device == "cuda":
         torch.cuda.set_per_process_memory_fraction(options.cap_gib * GIB / torch.cuda.mem_get_info()[1])
+    if options.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     row.update(
         gpu=torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         world=world,
@@ -294,14 +309,15 @@ def measure(options: argparse.Namespace, row: dict) -> None:
     weight = weight_of_part(config)
     clock = Clock(options.device)
     losses: list[float] = []
+    since = time.perf_counter()
     for step in range(STEPS):
         if step == allocation_trace.STEPS and options.allocations:
             write_allocations(options, row)
-        if step >= SETTLED_STEP + LEAST_TIMED and enough(sum(clock.steps), engine.device):
+        if agreed(timed_enough(clock.steps, since, options.brief), engine.device):
             break
         if step == 1 and options.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        clock.begin(keep=step >= SETTLED_STEP)
+        clock.begin(keep=agreed(settled(step, since, options.brief), engine.device))
         for micro in range(batch.accumulation):
             last = step == MEMORY_STEP and micro == batch.accumulation - 1
             loss = loss_of(engine, config, samples())
@@ -325,7 +341,8 @@ def measure(options: argparse.Namespace, row: dict) -> None:
         micro_step_seconds=clock.micro_steps(),
         skipped_steps=getattr(engine, "skipped_steps", None),
         loss=losses,
-        host_rss_gib=round(psutil.Process().memory_info().rss / GIB, 3),
+        # what earlier jobs of this process pinned is not this one's
+        host_rss_gib=None if options.reuse else round(psutil.Process().memory_info().rss / GIB, 3),
     )
     if options.profile:
         from profiled_step import profiled
@@ -336,6 +353,8 @@ def measure(options: argparse.Namespace, row: dict) -> None:
             )
         except Exception as error:  # noqa: BLE001  what was measured before it stays
             row["profile"] = {"error": f"{type(error).__name__}: {str(error)[:600]}"}
+    if options.reuse:
+        leave(engine)
 
 
 def write_allocations(options: argparse.Namespace, row: dict) -> None:
@@ -354,15 +373,32 @@ def loss_of(engine: Any, config: Any, batch: dict) -> Any:
     return loss_of_part(engine, part_of(batch, engine.global_rank % size, size), size)
 
 
-def enough(seconds: float, device: Any) -> bool:
-    """Whether the run has taken long enough; rank 0 decides for all, or some would wait for ever."""
+def settled(step: int, since: float, brief: bool) -> bool:
+    """Whether ``step`` is one to time; ``since`` is when the first began."""
+    if not brief:
+        return step >= SETTLED_STEP
+    return step >= BRIEF_SETTLED or (step > 0 and time.perf_counter() - since > SLOW_SECONDS)
+
+
+def timed_enough(seconds: list[float], since: float, brief: bool) -> bool:
+    """Whether the timed steps, which took these ``seconds``, will do."""
+    if not brief:
+        return len(seconds) >= LEAST_TIMED and sum(seconds) > ENOUGH_SECONDS
+    if seconds and time.perf_counter() - since > SLOW_SECONDS:
+        return True
+    return len(seconds) >= BRIEF_TIMED and sum(seconds) > BRIEF_SECONDS
+
+
+def agreed(own: bool, device: Any) -> bool:
+    """What rank 0 says, so that no rank waits for ever for another."""
     import torch
     import torch.distributed as dist
 
-    over = torch.tensor([int(seconds > ENOUGH_SECONDS)], device=device)
-    if dist.get_world_size() > 1 and dist.get_backend() != "fake":
-        dist.broadcast(over, src=0)
-    return bool(over.item())
+    if dist.get_world_size() == 1 or dist.get_backend() == "fake":
+        return own
+    said = torch.tensor([int(own)], device=device)
+    dist.broadcast(said, src=0)
+    return bool(said.item())
 
 
 def start_world(options: argparse.Namespace, world: int) -> None:

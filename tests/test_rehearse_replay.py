@@ -5,13 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.cost.allocator import EMPTY, NOTE, RESET, CachingAllocator, Reading, Replay
+from trimtab.cost.allocator import CachingAllocator, Reading
+from trimtab.cost.course import EMPTY, NOTE, RESET, Replay
 from trimtab.rehearse.replay import Request, record_of, smallest_capacity
 from trimtab.units import MIB
 
 
 def replay(record: list[int], capacity_bytes: int | None = None) -> list[Reading]:
-    return Replay(record, CachingAllocator(capacity_bytes)).run()
+    return Replay(CachingAllocator(capacity_bytes)).run(record)
 
 
 def test_what_happens_at_one_tick_goes_ends_first_and_the_cache_last() -> None:

@@ -141,7 +141,17 @@ def test_adam_on_the_host_and_pinned_copies_count_as_offload() -> None:
     assert found.offload_seconds == pytest.approx(adam + rates().copy("to device", 2**30), rel=0.02)
 
 
-def test_further_micro_steps_take_as_long_as_the_first() -> None:
+def test_micro_steps_that_were_not_recorded_take_as_long_as_the_last_but_one() -> None:
+    def micro(products: int) -> list[tuple[str, int]]:
+        return [("phase", FORWARD), ("phase", BACKWARD), *[("operator", 0)] * products, ("phase", STEP)]
+
+    order = [*micro(1), *micro(3), *micro(2)]
+    three, ten = (run(order, accumulation=n, operators=(PRODUCT,)) for n in (3, 10))
+    product = device_seconds(PRODUCT, rates())
+    assert ten.step_seconds - three.step_seconds == pytest.approx(7 * 3 * product, rel=0.01)
+
+
+def test_further_micro_steps_take_as_long_as_the_first_of_two() -> None:
     micro = [("phase", FORWARD), ("operator", 0), ("phase", BACKWARD), ("operator", 0), ("operator", 0)]
     order = [*micro, ("phase", STEP), *micro, ("phase", STEP), ("operator", 1)]
     two, eight = (run(order, accumulation=n, operators=(PRODUCT, ADD)) for n in (2, 8))
@@ -187,6 +197,25 @@ def test_a_module_costs_the_host_in_the_forward_pass_alone() -> None:
 
     assert with_modules(FORWARD, 10) - with_modules(FORWARD, 0) == pytest.approx(10 * HOST.module)
     assert with_modules(BACKWARD, 10) == with_modules(BACKWARD, 0)
+
+
+def test_a_checkpointed_layer_costs_the_host_in_both_passes() -> None:
+    def with_layers(phase: int, count: int) -> float:
+        return run(
+            [("phase", phase), *[("checkpoint", 0)] * count, ("operator", 0)], operators=(ADD,)
+        ).step_seconds
+
+    assert with_layers(FORWARD, 9) - with_layers(FORWARD, 0) == pytest.approx(9 * HOST.checkpoint)
+    assert with_layers(BACKWARD, 9) - with_layers(BACKWARD, 0) == pytest.approx(9 * HOST.recompute)
+
+
+@pytest.mark.parametrize(("stage", "times"), [(0, 0), (1, 1), (2, 2), (3, 0)])
+def test_a_gradient_costs_the_host_whenever_its_stage_reduces_it(stage: int, times: int) -> None:
+    def with_gradients(count: int) -> float:
+        micro = [("phase", FORWARD), ("phase", BACKWARD), *[("gradient", 0)] * count, ("operator", 0)]
+        return run([*micro, *micro], accumulation=2, stage=stage, operators=(VIEW,)).step_seconds
+
+    assert with_gradients(7) - with_gradients(0) == pytest.approx(7 * times * HOST.gradient)
 
 
 def test_a_host_is_as_slow_as_it_was_measured() -> None:

@@ -69,7 +69,12 @@ def job_of(model: Model, **given: Any) -> Job:
     return Job(task=TASKS[model.kind], sequence_length=64, target_length=target, **given)
 
 
-LONGER = {"llama": {"num_hidden_layers": 12}, "gptj": {"n_layer": 12}, "bert": {"num_hidden_layers": 12}}
+LONGER = {
+    "llama": {"num_hidden_layers": 12},
+    "gptj": {"n_layer": 12},
+    "bert": {"num_hidden_layers": 12},
+    "t5": {"num_layers": 10, "num_decoder_layers": 10},
+}
 """Long enough for layers that stand for others on both sides of the last recomputed one."""
 
 
@@ -134,7 +139,7 @@ def both(model: Model, job: Job, item: int, *, sharded: bool, fp16: bool = False
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(sorted(MODELS)),
-    st.none() | st.integers(0, 12),
+    st.none() | st.integers(0, 20),
     st.sampled_from(["sdpa", "eager"]),
     st.sampled_from(["bf16", "fp16", "fp32"]),
     st.booleans(),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trimtab.cost.coordinator import Coordinator, Gathering, Order
+from trimtab.cost.coordinator import USE, USED, Coordinator, Gathering, Order
 from trimtab.cost.engine import Engine, HalfEngine, Host, PlainEngine, Settings
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import PART, Meter, Storage
@@ -251,8 +251,9 @@ def test_an_oversized_gradient_is_cloned_in_the_type_that_accumulates() -> None:
 def test_the_first_ordered_pass_decides_for_good_what_stays() -> None:
     engine = started(settings(stage=3, max_reuse_distance=10**9))
     assert isinstance(engine, ShardedParameters)
-    engine.learn(Order([(0,), (1,), (1,), (0,)], [LARGE, SMALL]))
-    engine.kept[1, 0] = False
+    heard = tuple((kind, (index,)) for index in (0, 1, 1, 0) for kind in (USE, USED))
+    engine.learn(Order(heard, (LARGE, SMALL)))
+    engine.kept = frozenset({((1, 0), False)})
     for _ in range(2):
         engine.begin_micro(boundary=True)
         engine.before_use((0,))
@@ -280,10 +281,9 @@ def test_what_is_frozen_stays_for_whoever_had_it_recomputed() -> None:
 
 
 def test_what_was_recomputed_for_a_layer_and_is_persistent_stays_after_a_pass_without_order() -> None:
-    model = [Weight("frozen", SMALL, 2, 0, 1024, False)]
     given = settings(persistence_threshold=SMALL, model_persistence_threshold=10**9)
     for owner_is_a_layer in (True, False):
-        first = Coordinator(model, given.gathering)
+        first = Coordinator((SMALL,), given.gathering, frozenset({0}), untrained=frozenset({0}))
         first.before_use((0,), again=True)
         first.after_use((0,))
         first.before_use((0,))

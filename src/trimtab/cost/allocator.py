@@ -1,4 +1,4 @@
-"""PyTorch's caching allocator for CUDA, replayed: what its statistics show, and whether a card is enough.
+"""PyTorch's caching allocator for CUDA: what it takes from a card, and what its statistics show.
 
 Tensors ask for bytes; the allocator hands out blocks cut from segments that it takes from the driver,
 sometimes larger than asked, and keeps what is freed.  The rules are those of
@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
-from itertools import islice
+from collections.abc import Mapping
 from typing import NamedTuple
 
 UNIT = 512  # kMinBlockSize: every request is rounded up to it
@@ -24,12 +22,6 @@ LARGE_REQUEST = 10 << 20  # kMinLargeAlloc: from here on a request gets a segmen
 LARGE_UNIT = 2 << 20  # kRoundLarge
 LARGE_REST = SMALL_REQUEST + 1  # should_split: what must be left of a large block for it to be cut
 
-RESET, NOTE, EMPTY, FLATTEN, AGAIN = 1, 2, 3, 4, 5
-"""Marks in a record: peaks start anew, statistics are read, ``torch.cuda.empty_cache``, a request that may
-wait until what ends right after it has gone (DeepSpeed flattens on the host where the device has no room,
-stage_1_and_2.py:450), and a moment of a step after which nothing but that step comes, again and again."""
-MORE_STEPS = 17
-"""Steps that a replay adds to three, at most."""
 STREAMS = 64
 """A request's low bits tell its stream: torch has pools of 32 at two priorities (c10/cuda/CUDAStream.cpp)."""
 WORKSPACE_BYTES = {True: 32 << 20, False: (4096 * 2 + 16 * 8) << 10}
@@ -38,6 +30,11 @@ WORKSPACE_BYTES = {True: 32 << 20, False: (4096 * 2 + 16 * 8) << 10}
 aten/src/ATen/cuda/CublasHandlePool.cpp, ``parseChosenWorkspaceSize``.  The forward and the backward pass run
 in threads of their own, and each has a handle.
 """
+
+
+Layout = tuple[tuple[int, int, bool, int | None], ...]
+"""Blocks pool by pool in the order of their addresses: pool, size, whether a segment begins with it, and a
+number, None of a free one.  What an allocator does next depends on nothing else, and its capacity."""
 
 
 class OutOfMemory(Exception):
@@ -71,6 +68,11 @@ class Block:
     ) -> None:
         self.size, self.pool, self.address = size, pool, address
         self.before, self.after, self.free = before, after, free
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of its segment."""
+        return self.before is None and self.after is None
 
 
 class CachingAllocator:
@@ -170,7 +172,7 @@ class CachingAllocator:
     def empty_cache(self) -> None:
         """Segments with nothing in them go back to the driver."""
         for free in self._free:
-            whole = [entry for entry in free if entry[2].before is None and entry[2].after is None]
+            whole = [entry for entry in free if entry[2].is_whole]
             for entry in whole:
                 free.remove(entry)
                 self.reserved -= entry[0]
@@ -190,28 +192,37 @@ class CachingAllocator:
             raise self._out_of_memory(size)
         return False
 
-    def copy(
-        self, taken: Mapping[int, Block], capacity_bytes: int | None
-    ) -> tuple[CachingAllocator, dict[int, Block]]:
-        """The same on a card of ``capacity_bytes``, with its copies of all blocks that are ``taken``."""
-        other = copy(self)
-        other.capacity_bytes, other.gives_back, other.refused = capacity_bytes, True, sys.maxsize
-        blocks = [*taken.values(), *(block for free in self._free for _, _, block in free)]
-        twins = {one: Block(one.size, one.pool, one.address, free=one.free) for one in blocks}
-        for one, twin in twins.items():
-            twin.before = twins[one.before] if one.before else None
-            twin.after = twins[one.after] if one.after else None
-        other._free = [[(size, at, twins[block]) for size, at, block in free] for free in self._free]
-        return other, {number: twins[block] for number, block in taken.items()}
-
-    def layout(self, taken: Mapping[int, Block]) -> list[tuple[int, int, int, bool, int]]:
-        """Every block in order: pool, address, size, whether a segment begins with it, and its number.
-
-        That is what it has in ``taken``, or 0 if it is free.
-        """
-        every = [(0, block) for free in self._free for _, _, block in free]
+    def layout(self, taken: Mapping[int, Block]) -> Layout:
+        """Every block in order, with the number that it has in ``taken``."""
+        every: list[tuple[int | None, Block]] = [(None, block) for free in self._free for _, _, block in free]
         every += taken.items()
-        return sorted((one.pool, one.address, one.size, one.before is None, number) for number, one in every)
+        ordered = sorted(
+            (one.pool, one.address, one.size, one.before is None, number) for number, one in every
+        )
+        return tuple([(pool, size, first, number) for pool, _, size, first, number in ordered])
+
+    @classmethod
+    def laid_out(cls, layout: Layout, capacity_bytes: int) -> tuple[CachingAllocator, dict[int, Block]]:
+        """One on a card of ``capacity_bytes`` in which all lies so, and its taken blocks by their numbers."""
+        found, taken = cls(capacity_bytes), {}
+        found.reserved = found.used = sum(size for _, size, _, _ in layout)
+        found._address = address = -found.reserved
+        last: Block | None = None
+        for pool, size, first, number in layout:
+            block = Block(size, pool, address, None if first else last, free=number is None)
+            if block.before is not None:
+                block.before.after = block
+            if number is None:
+                found._free[pool].append((size, address, block))
+            else:
+                taken[number] = block
+                found.allocated += size
+            address, last = address + size, block
+        for free in found._free:
+            free.sort()
+            found.used -= sum(size for size, _, block in free if block.is_whole)
+        found.reset_peaks()
+        return found, taken
 
     def reset_peaks(self) -> None:
         """Start new peaks from what is there."""
@@ -250,178 +261,3 @@ class CachingAllocator:
             self.peak_reserved = self.reserved
         self._address -= segment  # the driver hands out addresses from above
         return Block(segment, pool, self._address)
-
-
-def settling(record: Sequence[int], second: int, third: int) -> list[int]:
-    """``record`` with as many steps more as cutting up a card's memory goes on for.
-
-    Its last two steps begin at ``second`` and ``third``.  On a full card it may take twenty until each finds
-    all blocks as the one before did, or one no longer fits (bench/near_limit.py).  Nothing is added where the
-    last step cannot be repeated: it requests more or less than the one before it, or ends what is older.
-    """
-    start, first, step = record[:second], list(record[second:third]), list(record[third:])
-    older = _requests(start)
-    if _requests(first) != _requests(step) or any(-older <= entry < 0 for entry in step):
-        return list(record)
-    alike = list(_repeated(first, 1)) == step
-    # the blocks of two steps lie alike after a forward pass before they do so at an end
-    marked = _marked(step)
-    return [*start, *(_marked(first) if alike else first), *marked, *_repeated(marked, MORE_STEPS)]
-
-
-def _requests(record: Sequence[int]) -> int:
-    return sum(entry >= UNIT for entry in record)
-
-
-def _repeated(step: Sequence[int], times: int) -> Iterator[int]:
-    """A recorded step so many times more; what ends in it began in it, or in the one before."""
-    requests = _requests(step)
-    for turn in range(1, times + 1):
-        yield from (entry - turn * requests if entry < 0 else entry for entry in step)
-
-
-def _marked(step: Sequence[int]) -> list[int]:
-    """A recorded step of which only repetitions follow, marked after its first forward pass."""
-    at = step.index(NOTE)
-    return [*step[:at], AGAIN, *step[at:]]
-
-
-class Replay:
-    """A `Meter`'s record on its way through an allocator.
-
-    An entry of 512 and more is a request of that many bytes, with its stream in the low bits; a negative
-    entry ``-n`` ends the ``n``-th request; the others are marks.
-    """
-
-    def __init__(self, record: Sequence[int], allocator: CachingAllocator) -> None:
-        self.allocator = allocator
-        self.readings: list[Reading] = []
-        self._record = list(record)
-        self._at = self._requests = 0
-        self._blocks: dict[int, Block] = {}
-        """By number of the request."""
-        self._step: _Step | None = None
-
-    def run(self) -> list[Reading]:
-        """Go on to the end; the statistics at every ``NOTE``.
-
-        Raises:
-            OutOfMemory: a request does not fit; nothing of it was done.
-        """
-        allocator, blocks = self.allocator, self._blocks
-        take, give = allocator.take, allocator.give
-        at = start = self._at
-        requests = self._requests
-        try:
-            for at, entry in enumerate(islice(self._record, start, None), start):
-                if entry < 0:
-                    give(blocks.pop(-entry))
-                elif entry >= UNIT:
-                    stream = entry % UNIT
-                    blocks[requests + 1] = take(entry - stream, stream)
-                    requests += 1
-                elif entry == RESET:
-                    allocator.reset_peaks()
-                elif entry == EMPTY:
-                    allocator.empty_cache()
-                elif entry == NOTE:
-                    self.readings.append(allocator.reading())
-                elif entry == FLATTEN and not allocator.has_room(self._record[at + 1]):
-                    self._postpone(at + 1)
-                elif entry == AGAIN and self._goes_round(at, requests):
-                    at = len(self._record)
-                    break
-        finally:
-            self._at, self._requests = at, requests
-        return self.readings
-
-    def _postpone(self, at: int) -> None:
-        """Move the request at ``at`` behind the ends that follow it."""
-        record, after = self._record, at + 1
-        while record[after] < 0:
-            after += 1
-        record[at:after] = [*record[at + 1 : after], record[at]]
-
-    def _goes_round(self, at: int, requests: int) -> bool:
-        """Whether all lies as it did a step ago: then the rest of the record changes nothing any more.
-
-        It is read as it was in that step, but for peaks, which have all been seen.
-        """
-        allocator, last = self.allocator, self._step
-        step = self._step = _Step(requests, len(self.readings), allocator.layout(self._blocks))
-        if last is None or not step.found_as(last):
-            return False
-        now, read = allocator.reading(), self.readings[last.readings :]
-        for number in range(self._record[at:].count(NOTE)):
-            one = read[number % len(read)]
-            self.readings.append(now._replace(allocated=one.allocated, reserved=one.reserved))
-        return True
-
-    def on(self, capacity_bytes: int | None) -> Replay:
-        """The same from here on with a card of ``capacity_bytes``; this replay itself stays where it is."""
-        allocator, blocks = self.allocator.copy(self._blocks, capacity_bytes)
-        other = Replay(self._record, allocator)
-        other.readings += self.readings
-        other._at, other._requests, other._blocks = self._at, self._requests, blocks
-        other._step = self._step
-        return other
-
-
-class _Step(NamedTuple):
-    """A moment of a step: how much had been requested and read, and how all blocks lay."""
-
-    requests: int
-    readings: int
-    layout: list[tuple[int, int, int, bool, int]]
-
-    def found_as(self, before: _Step) -> bool:
-        """Whether all lay ``before``, a step ago, as it does here: what comes finds what it found then.
-
-        A block's request is the same, which lives on, or here a step later than there.  Of addresses only the
-        order matters.
-        """
-        length = self.requests - before.requests
-        return len(self.layout) == len(before.layout) and all(
-            (pool, size, first) == (its_pool, its_size, its_first)
-            and (number == its_number or 0 < its_number == number - length)
-            for (pool, _, size, first, number), (its_pool, _, its_size, its_first, its_number) in zip(
-                self.layout, before.layout, strict=True
-            )
-        )
-
-
-class Course:
-    """A record's way through an allocator without limit, and how far smaller cards go along with it.
-
-    They part where they have no room for what is reserved then, and what happened before need not be done
-    again.  Cards smaller than ``capacity_bytes`` must not be asked about.
-    """
-
-    def __init__(self, record: Sequence[int], capacity_bytes: int) -> None:
-        allocator = CachingAllocator(capacity_bytes, gives_back=False)
-        replay = Replay(record, allocator)
-        self._partings: list[tuple[int, Replay]] = []
-        """Where more is reserved than ever before: how much, and the replay up to there."""
-        while True:
-            try:
-                self.readings = replay.run()
-                break
-            except OutOfMemory:
-                self._partings.append((allocator.refused, replay.on(None)))
-                allocator.capacity_bytes, allocator.refused = allocator.refused, sys.maxsize
-        self._known = [(allocator.served, sys.maxsize, True)]
-        """Capacities from and below which all goes alike, and whether it fits."""
-
-    def fits(self, capacity_bytes: int) -> bool:
-        """Whether a card of ``capacity_bytes`` serves every request."""
-        for served, refused, fits in self._known:
-            if served <= capacity_bytes < refused:
-                return fits
-        replay = next(one for needed, one in self._partings if needed > capacity_bytes).on(capacity_bytes)
-        try:
-            replay.run()
-            fits = True
-        except OutOfMemory:
-            fits = False
-        self._known.append((replay.allocator.served, replay.allocator.refused, fits))
-        return fits

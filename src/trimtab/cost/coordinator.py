@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 from trimtab.cost.machine import Weight
-from trimtab.cost.meter import Storage
 
 USES = USE, AGAIN, USED, OWNER = 11, 12, 13, 14
 """A use of parameters; one to recompute; the end of either; that of the module which had it recomputed."""
 Heard = tuple[tuple[int, tuple[int, ...]], ...]
 """Which of `USES` come through both passes, each with the parameters' places."""
+Kept = frozenset[tuple[tuple[int, int], bool]]
+"""Whether a parameter stays after a use, by use and place: as the first pass that knows the order decides,
+for good (``__params_to_release`` is cached, :637)."""
+
+TAKE, UNPACK, DROP, RELEASE = range(4)
+Act = tuple[int, tuple[int, ...]]
+"""Gather these parameters together; the first of what was gathered n-th is asked for, the last is; or let go
+of this one."""
 
 
 class Gathering(NamedTuple):
@@ -24,16 +31,29 @@ class Gathering(NamedTuple):
     max_live: int
     max_reuse_distance: int
 
+    def persistent(self, weights: Iterable[Weight]) -> frozenset[int]:
+        """``mark_persistent_parameters`` (parameter_offload.py:317)."""
+        chosen = set()
+        total = 0
+        for weight in weights:
+            if weight.numel + total > self.model_persistence_threshold:
+                continue
+            if weight.numel <= self.persistence_threshold:
+                chosen.add(weight.index)
+                total += weight.numel
+        return frozenset(chosen)
+
 
 class Order:
     """The order in which a forward and a backward pass use the parameters: DeepSpeed's trace of modules.
 
-    ``uses``: the places of the parameters that each use reads; ``numels``: the parameters' elements by place.
+    ``numels``: the parameters' elements by place.
     """
 
-    __slots__ = ("queue", "reach", "steps", "when")
+    __slots__ = ("heard", "numels", "queue", "reach", "steps", "when")
 
-    def __init__(self, uses: Sequence[Sequence[int]], numels: Sequence[int]) -> None:
+    def __init__(self, heard: Heard, numels: tuple[int, ...]) -> None:
+        self.heard, self.numels = heard, numels
         self.queue: list[int] = []
         self.when: list[int] = []
         """By place in the queue, the use."""
@@ -42,7 +62,7 @@ class Order:
         self.reach = [0]
         """By use, the elements that earlier ones read."""
         read = 0
-        for step, used in enumerate(uses):
+        for step, used in enumerate(indices for kind, indices in heard if kind in (USE, AGAIN)):
             for index in used:
                 self.queue.append(index)
                 self.when.append(step)
@@ -54,74 +74,89 @@ class Order:
 @lru_cache(maxsize=64)
 def order_of(heard: Heard, numels: tuple[int, ...]) -> Order:
     """The order that ``heard`` tells: the same for all micro batches."""
-    return Order([indices for kind, indices in heard if kind in (USE, AGAIN)], numels)
+    return Order(heard, numels)
 
 
-class Gather:
-    """One all-gather, whose result lives until every parameter in it was asked for."""
+class Passed(NamedTuple):
+    """What a whole pass does at each use and each end of one, and what is known after it of what stays."""
 
-    __slots__ = ("arrived", "copies", "indices", "result")
+    acts: Sequence[Sequence[Act]]
+    kept: Kept
 
-    def __init__(self, indices: Sequence[int]) -> None:
-        self.indices, self.arrived = indices, False
-        self.result: Storage | None = None
-        self.copies: dict[int, Storage] = {}
-        """Parameters that are there by themselves."""
+
+@lru_cache(maxsize=64)
+def passed(
+    order: Order,
+    gathering: Gathering,
+    persistent: frozenset[int],
+    gathered: frozenset[int] = frozenset(),
+    kept: Kept = frozenset(),
+    *,
+    untrained: frozenset[int] = frozenset(),
+) -> Passed:
+    """A pass in ``order`` that finds so much ``gathered``: the same for all who shard however many bytes."""
+    one = Coordinator(order.numels, gathering, persistent, gathered, order, dict(kept), untrained)
+    acts = [one.hear(kind, indices) for kind, indices in order.heard]
+    return Passed(acts, frozenset(one.kept.items()))
+
+
+def left_over(
+    order: Order, gathering: Gathering, persistent: frozenset[int], untrained: frozenset[int]
+) -> frozenset[int]:
+    """What a pass that does not know its ``order`` leaves gathered: of what was kept for a whole layer's
+    recomputation that which is persistent (:504)."""
+    one = Coordinator(order.numels, gathering, persistent, untrained=untrained)
+    for kind, indices in order.heard:
+        one.hear(kind, indices)
+    return persistent.intersection(one.gathered)
+
+
+class Flight:
+    """A gather on its way: its number in the pass, and its parameters, all and those not asked for yet."""
+
+    __slots__ = ("arrived", "indices", "number", "waiting")
+
+    def __init__(self, number: int, indices: Sequence[int]) -> None:
+        self.number, self.indices, self.waiting, self.arrived = number, indices, {*indices}, False
 
 
 class Coordinator:
-    """Stage 3's ``PartitionedParameterCoordinator`` (partitioned_param_coordinator.py)."""
+    """Stage 3's ``PartitionedParameterCoordinator`` through one pass (partitioned_param_coordinator.py)."""
 
-    def __init__(self, weights: Sequence[Weight], gathering: Gathering) -> None:
-        self.gathering = gathering
-        self.numels = [weight.numel for weight in weights]
-        self.persistent = self._persistent(weights)
-        self.untrained = frozenset(weight.index for weight in weights if not weight.trainable)
-        self.owned: set[int] = set()
-        """Frozen parameters that were gathered for recomputation and stay for whoever asked for it
-        (``ds_recompute_parameters``, :393)."""
-        self.gathered: dict[int, Storage | None] = {}
+    def __init__(
+        self,
+        numels: Sequence[int],
+        gathering: Gathering,
+        persistent: frozenset[int],
+        gathered: Iterable[int] = (),
+        order: Order | None = None,
+        kept: dict[tuple[int, int], bool] | None = None,
+        untrained: frozenset[int] = frozenset(),
+    ) -> None:
+        self.numels, self.gathering, self.persistent, self.order = numels, gathering, persistent, order
+        self.gathered = set(gathered)
         """By place of the parameter, as all that follows."""
-        self.in_flight: dict[int, Gather] = {}
-        self.uses: list[Sequence[int]] = []
-        self.order: Order | None = None
-        self.position = self.queue_at = self.available = 0
-        self.fetched_until = [-1] * len(weights)
-        self.kept: dict[tuple[int, int], bool] = {}
-        """Whether a parameter stays after a use, by use and place: as the first pass that knows the order
-        decides, for good (``__params_to_release`` is cached, :637)."""
+        self.untrained, self.owned = untrained, set[int]()
+        """Frozen parameters, and those of them that were gathered for recomputation and stay for whoever
+        asked for it (``ds_recompute_parameters``, :393)."""
+        self.in_flight: dict[int, Flight] = {}
+        self.kept = {} if kept is None else kept
+        self.fetched_until = [-1] * len(numels)
+        self.position = self.queue_at = self.available = self.gathers = 0
+        self._acts: list[Act] = []
 
-    def _persistent(self, weights: Sequence[Weight]) -> set[int]:
-        """``mark_persistent_parameters`` (parameter_offload.py:317)."""
-        chosen: set[int] = set()
-        total = 0
-        for weight in weights:
-            if weight.numel + total > self.gathering.model_persistence_threshold:
-                continue
-            if weight.numel <= self.gathering.persistence_threshold:
-                chosen.add(weight.index)
-                total += weight.numel
-        return chosen
+    def hear(self, kind: int, indices: Sequence[int]) -> Sequence[Act]:
+        """What is done at one of `USES`."""
+        if kind == OWNER:
+            return self.after_owner()
+        return self.after_use(indices) if kind == USED else self.before_use(indices, again=kind == AGAIN)
 
-    def learn(self, order: Order) -> None:
-        """Know the order of uses, as after a first pass."""
-        self.order = order
-
-    def reset_step(self) -> None:
-        """A pass begins; the trace is complete once one was recorded."""
-        self.in_flight.clear()
-        self.position = self.queue_at = 0
-        self.fetched_until = [-1] * len(self.numels)
-        self.available = 0
-        if self.order is None and self.uses:
-            self.learn(Order(self.uses, self.numels))
-
-    def before_use(self, uses: Sequence[int], shift: int = 0, *, again: bool = False) -> None:
+    def before_use(self, indices: Sequence[int], *, again: bool = False) -> Sequence[Act]:
         """``fetch_sub_module``: gather what is needed now, then prefetch."""
         order, position = self.order, self.position
-        if uses:
+        acts = self._acts = []
+        if indices:
             gathered, in_flight = self.gathered, self.in_flight
-            indices = [index + shift for index in uses]
             missing = [index for index in indices if index not in gathered and index not in in_flight]
             if missing:
                 self._gather(missing)
@@ -133,34 +168,29 @@ class Coordinator:
             if order is not None:
                 self._advance(indices, order)
         if order is None:
-            self.uses.append([index + shift for index in uses])
+            pass
         elif self.available < self.gathering.max_live and self.queue_at < len(order.queue):
             self._prefetch(order)
         self.position = position + 1
+        return acts
 
     def _gather(self, indices: Sequence[int]) -> None:
-        gather = Gather(indices)
+        flight = Flight(self.gathers, indices)
+        self.gathers += 1
         for index in indices:
             self.available += self.numels[index]
-            self.in_flight[index] = gather
-        self._take(gather)
-
-    def _take(self, gather: Gather) -> None:
-        """Make what ``gather`` gathers into."""
+            self.in_flight[index] = flight
+        self._acts.append((TAKE, tuple(indices)))
 
     def _arrive(self, index: int) -> None:
-        gather = self.in_flight.pop(index)
-        if not gather.arrived:
-            gather.arrived = True
-            self._unpack(gather)
-
-    def _unpack(self, gather: Gather) -> None:
-        """Put into `gathered` what was gathered."""
-        for index in gather.indices:
-            self.gathered[index] = None
-
-    def _let_go(self, index: int) -> None:
-        """``param.partition``: only this rank's share of it stays."""
+        flight = self.in_flight.pop(index)
+        if not flight.arrived:
+            flight.arrived = True
+            self.gathered.update(flight.indices)
+            self._acts.append((UNPACK, (flight.number,)))
+        flight.waiting.remove(index)
+        if not flight.waiting:
+            self._acts.append((DROP, (flight.number,)))
 
     def _advance(self, indices: Sequence[int], order: Order) -> None:
         """Take what is used now from the queue, unless it was prefetched and taken before."""
@@ -194,26 +224,27 @@ class Coordinator:
         if chosen:
             self._gather(chosen)
 
-    def after_use(self, uses: Sequence[int], shift: int = 0) -> None:
+    def after_use(self, indices: Sequence[int]) -> Sequence[Act]:
         """``release_sub_module``: let go of what is not used again within the reuse distance."""
-        ordered = self.order is not None
-        for one in uses:
-            index = one + shift
+        ordered, going = self.order is not None, []
+        for index in indices:
             if index not in self.gathered or (ordered and (index in self.persistent or self._stays(index))):
                 continue
             if index not in self.owned:
-                self._release(index)
+                going.append(index)
+        return self._release(going)
 
-    def after_owner(self) -> None:
+    def after_owner(self) -> Sequence[Act]:
         """All that was kept for it goes, however soon it is used again, but what is persistent (:501-529)."""
-        for index in (self.owned & self.gathered.keys()) - self.persistent:
-            self._release(index)
+        going = sorted((self.owned & self.gathered) - self.persistent)
         self.owned.clear()
+        return self._release(going)
 
-    def _release(self, index: int) -> None:
-        self._let_go(index)  # what stays of it is there before it goes
-        del self.gathered[index]
-        self.available -= self.numels[index]
+    def _release(self, indices: Sequence[int]) -> Sequence[Act]:
+        for index in indices:
+            self.gathered.remove(index)
+            self.available -= self.numels[index]
+        return [(RELEASE, (index,)) for index in indices]
 
     def _stays(self, index: int) -> bool:
         """Whether it was found further up in the queue, or its next use is nearer than the reuse distance."""
@@ -230,28 +261,3 @@ class Coordinator:
                 distance = order.reach[step] - order.reach[self.position]
                 return distance < self.gathering.max_reuse_distance
         return False
-
-
-@lru_cache(maxsize=64)
-def first_kept(
-    heard: Heard, weights: tuple[Weight, ...], gathering: Gathering
-) -> Mapping[tuple[int, int], bool]:
-    """What stays after which use (`Coordinator.kept`) in the first pass that knows the order."""
-    recording = _heard(Coordinator(weights, gathering), heard)
-    first = Coordinator(weights, gathering)
-    # what was kept for a whole layer's recomputation, and is persistent, stayed (:504)
-    first.gathered.update(dict.fromkeys(recording.gathered.keys() & first.persistent))
-    first.learn(order_of(heard, tuple(first.numels)))
-    return _heard(first, heard).kept
-
-
-def _heard(coordinator: Coordinator, heard: Heard) -> Coordinator:
-    """``coordinator`` after both passes."""
-    for kind, indices in heard:
-        if kind == OWNER:
-            coordinator.after_owner()
-        elif kind == USED:
-            coordinator.after_use(indices)
-        else:
-            coordinator.before_use(indices, again=kind == AGAIN)
-    return coordinator

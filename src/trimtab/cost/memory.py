@@ -11,10 +11,12 @@ from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 from trimtab.config import Config
-from trimtab.cost.allocator import NOTE, RESET, WORKSPACE_BYTES, Course, Reading, settling
-from trimtab.cost.coordinator import Coordinator, Gathering, first_kept
+from trimtab.cost.allocator import WORKSPACE_BYTES, Reading
+from trimtab.cost.coordinator import Gathering, left_over, passed
+from trimtab.cost.course import NOTE, RESET, Course, Steps, settling
 from trimtab.cost.engine import AIO_ALIGNMENT, AIO_BYTES, Settings
 from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Recorder, RequestingMeter, Storage
+from trimtab.cost.sharded_parameters import ShardedParameters
 from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, START, Numbers
 from trimtab.cost.workload import Workload, recording_of, weights_for, workload_of
 from trimtab.cost.wrappers import engine_for
@@ -260,6 +262,8 @@ class Offloaded(NamedTuple):
 
 def offloaded(config: Config, model: Model, world_size: int) -> Offloaded:
     """What of `profile` an engine has as soon as it is initialized; raises as `profile` does."""
+    if config.offload_optimizer == config.offload_param == "none":
+        return Offloaded(0, 0)
     job, settings = config.job, settings_of(config, world_size)
     weights = weights_for(model, job.task, job.lora, settings.item, config.tensor_parallel)
     engine = engine_for(Meter(), weights, settings)
@@ -280,7 +284,7 @@ class _Run:
         own = weights_for(model, job.task, job.lora, settings.item, config.tensor_parallel)
         self.recording, self.meter = recording_of(config, model, world_size), meter
         self.engine = engine_for(meter, own, settings)
-        self.record: list[int] = []
+        self.record = Steps([])
         """Every request, where a `Recorder` listens."""
         self.peaks: dict[str, int] = {}
         self.served_peak = 0
@@ -304,18 +308,20 @@ class _Run:
         meter.mark(NOTE)
         if isinstance(meter, Recorder):
             self._record_steps(meter, workspace_bytes)
-            self.record, meter.record = meter.record, []  # what ends from here on ends with the run
+            meter.record = []  # what ends from here on ends with the run
             return
         if isinstance(meter, AllocatingMeter):
             self._step(workspace_bytes)
             meter.mark(RESET)
         else:
             self._skip_first_step()
-        if isinstance(engine, Coordinator):
-            engine.learn(self.recording.order)
-            if engine.settings.accumulation > 1:
-                weights, gathering = tuple(engine.weights), engine.gathering
-                engine.kept = dict(first_kept(self.recording.heard, weights, gathering))
+        if isinstance(engine, ShardedParameters):
+            order = self.recording.order
+            engine.learn(order)
+            if engine.settings.accumulation > 1:  # the pass that decides what stays found little gathered
+                known = order, engine.settings.gathering, engine.persistent
+                left = left_over(*known, engine.untrained)
+                engine.kept = passed(*known, left, untrained=engine.untrained).kept
         self._step(workspace_bytes)
         del registered
 
@@ -336,7 +342,7 @@ class _Run:
         self._step(workspace_bytes)
         third = len(meter.record)
         self._step(workspace_bytes)
-        meter.record = settling(meter.record, second, third)
+        self.record = settling(meter.record, second, third)
 
     def _skip_first_step(self) -> None:
         """Leave all as a first step does: the optimizer's states are made."""

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from trimtab.cost.allocator import EMPTY, NOTE, RESET, UNIT, Block, CachingAllocator, Reading
+from trimtab.cost.allocator import UNIT, Block, CachingAllocator, Reading
+from trimtab.cost.course import EMPTY, NOTE, RESET
 
 PARTS = (
     "parameters",
@@ -172,7 +173,7 @@ class RequestingMeter(Meter):
 
 
 class Recorder(RequestingMeter):
-    """Counts nothing: writes down every request and its end for `trimtab.cost.allocator.Replay`."""
+    """Counts nothing: writes down every request and its end for `trimtab.cost.course.Replay`."""
 
     __slots__ = ("record", "requests")
 
@@ -212,7 +213,7 @@ class Recorder(RequestingMeter):
         return self.requests
 
     def mark(self, kind: int) -> None:
-        """Write down one of the allocator's marks."""
+        """Write down one of a record's marks."""
         self.record.append(kind)
 
 
@@ -290,7 +291,7 @@ class AllocatingMeter(RequestingMeter):
         return len(self.blocks)
 
     def mark(self, kind: int) -> None:
-        """Do what one of the allocator's marks says."""
+        """Do what one of a record's marks says."""
         if kind == NOTE:
             self.readings.append(self.allocator.reading())
         elif kind == RESET:

@@ -40,23 +40,29 @@ class Host(NamedTuple):
     module's.
     """
 
-    forward: float = 17.3e-6
+    forward: float = 16.5e-6
     """A kernel of the forward pass."""
-    module: float = 21.9e-6
+    module: float = 20.7e-6
     """A module of the forward pass."""
-    backward: float = 26.5e-6
+    backward: float = 24.1e-6
     """A kernel of the model's backward pass, or of what it recomputes."""
-    engine: float = 22.1e-6
-    """A kernel of the engine's own in the backward pass."""
-    step: float = 6.7e-6
+    engine: float = 14.8e-6
+    """A kernel of the engine's own in the backward pass, or a copy over the host link."""
+    gradient: float = 30.7e-6
+    """The way of a finished gradient through the hooks of stages 1 and 2 when they reduce."""
+    step: float = 6.5e-6
     """An operator or a view of the optimizer's step."""
-    fetch: float = 273e-6
+    fetch: float = 265e-6
     """ZeRO-3's hooks around one use of a module in the forward pass."""
-    fetch_back: float = 152e-6
+    fetch_back: float = 160e-6
     """A fetch, or a finished gradient's way, in the backward pass."""
-    function: float = 117e-6
+    function: float = 128e-6
     """ZeRO-3's linear function, which runs in Python (zero/linear.py:41), in the forward pass."""
-    collective: float = 93.4e-6
+    collective: float = 96.4e-6
+    checkpoint: float = 491e-6
+    """What PyTorch's checkpoint adds to a layer's forward pass: random states, hooks of saved tensors."""
+    recompute: float = 561e-6
+    """The same where the backward pass recomputes the layer."""
 
     def times(self, factor: float) -> Host:
         """The same host, slower by ``factor``."""

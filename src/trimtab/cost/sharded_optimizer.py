@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trimtab.config import TYPE_BYTES
-from trimtab.cost.allocator import EMPTY, FLATTEN
+from trimtab.cost.course import EMPTY, FLATTEN
 from trimtab.cost.engine import MAIN, NORM_ITEM, REDUCE, Engine
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import Storage

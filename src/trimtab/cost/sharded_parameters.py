@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trimtab.cost.allocator import EMPTY
-from trimtab.cost.coordinator import Coordinator, Gather
+from trimtab.cost.coordinator import (
+    AGAIN,
+    OWNER,
+    RELEASE,
+    TAKE,
+    UNPACK,
+    USE,
+    USED,
+    Act,
+    Coordinator,
+    Kept,
+    Order,
+    order_of,
+    passed,
+)  # fmt: skip
+from trimtab.cost.course import EMPTY
 from trimtab.cost.engine import GATHER, MAIN, NORM_ITEM, REDUCE, Engine, Settings
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import Meter, Storage
@@ -17,14 +31,36 @@ SCALES, WIDE = -1, -2
 """What of a quantized gather is no parameter: its scales, and all that was gathered in fp16."""
 
 
-class ShardedParameters(Coordinator, Engine):
+class Gather:
+    """One all-gather, whose result lives until every parameter in it was asked for."""
+
+    __slots__ = ("copies", "indices", "result")
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        self.indices = indices
+        self.result: Storage | None = None
+        self.copies: dict[int, Storage] = {}
+        """Parameters that are there by themselves."""
+
+
+class ShardedParameters(Engine):
     """Stage 3: ``DeepSpeedZeroOptimizer_Stage3`` (stage3.py)."""
 
     hears_uses = True
 
     def __init__(self, meter: Meter, weights: Sequence[Weight], settings: Settings) -> None:
-        Engine.__init__(self, meter, weights, settings)
-        Coordinator.__init__(self, weights, settings.gathering)
+        super().__init__(meter, weights, settings)
+        self.numels = tuple(weight.numel for weight in weights)
+        self.persistent = settings.gathering.persistent(weights)
+        self.untrained = frozenset(weight.index for weight in weights if not weight.trainable)
+        self.gathered: dict[int, Storage | None] = {}
+        """By place of the parameter."""
+        self.in_flight: dict[int, Gather] = {}
+        """By number in a pass, those of which not every parameter was asked for."""
+        self.order: Order | None = None
+        self.kept: Kept = frozenset()
+        self._heard: list[tuple[int, tuple[int, ...]]] = []
+        self._gathers = 0
 
     def build(self, whole: Sequence[Weight], given_up: Sequence[tuple[int, int]] = ()) -> None:
         """Under ``zero.Init`` every rank holds its shard of each parameter alone."""
@@ -163,11 +199,66 @@ class ShardedParameters(Coordinator, Engine):
 
     # -- gathering -------------------------------------------------------------------------------------
 
+    def learn(self, order: Order) -> None:
+        """Know the order of uses, as after a first pass."""
+        self.order = order
+
     def begin_micro(self, *, boundary: bool) -> None:
-        """A pass begins too; what waits for the optimizer's step is of the last one alone."""
+        """A pass begins too; what waits for the optimizer's step is of the last one alone.
+
+        The first pass tells the order; of those that know it all acts are known as they begin.
+        """
         super().begin_micro(boundary=boundary)
         self.unwritten.clear()
-        self.reset_step()
+        self.in_flight.clear()
+        self._gathers = 0
+        gathering, gathered = self.settings.gathering, frozenset(self.gathered)
+        if self.order is None and self._heard:
+            self.learn(order_of(tuple(self._heard), self.numels))
+        if self.order is None:
+            self._first = Coordinator(
+                self.numels, gathering, self.persistent, gathered, untrained=self.untrained
+            )
+        else:
+            known = passed(
+                self.order, gathering, self.persistent, gathered, self.kept, untrained=self.untrained
+            )
+            self._acts, self.kept = iter(known.acts), known.kept
+
+    def before_use(self, uses: Sequence[int], shift: int = 0, *, again: bool = False) -> None:
+        """Gather what is needed now and soon."""
+        self._hear(AGAIN if again else USE, uses, shift)
+
+    def after_use(self, uses: Sequence[int], shift: int = 0) -> None:
+        """Let go of what is not needed soon."""
+        self._hear(USED, uses, shift)
+
+    def after_owner(self) -> None:
+        """Let go of what was kept for it."""
+        self._hear(OWNER, (), 0)
+
+    def _hear(self, kind: int, uses: Sequence[int], shift: int) -> None:
+        if self.order is not None:
+            self._do(next(self._acts))
+            return
+        indices = tuple([index + shift for index in uses])
+        self._heard.append((kind, indices))
+        self._do(self._first.hear(kind, indices))
+
+    def _do(self, acts: Sequence[Act]) -> None:
+        for kind, about in acts:
+            if kind == RELEASE:
+                (index,) = about
+                self._let_go(index)  # what stays of it is there before it goes
+                del self.gathered[index]
+            elif kind == TAKE:
+                gather = self.in_flight[self._gathers] = Gather(about)
+                self._gathers += 1
+                self._take(gather)
+            elif kind == UNPACK:
+                self._unpack(self.in_flight[about[0]])
+            else:
+                del self.in_flight[about[0]]
 
     def after_micro(self) -> object:
         """A boundary takes no less than other steps; hpZ's copies stay until the optimizer steps."""
@@ -178,6 +269,7 @@ class ShardedParameters(Coordinator, Engine):
         return self.meter.live, set(self.gathered)
 
     def _take(self, gather: Gather) -> None:
+        """Make what ``gather`` gathers into."""
         s, indices = self.settings, gather.indices
         alone = s.ranks == 1  # NoGatherHandle: a view of the rank's own part, or its copy from the host
         if s.quantized_weights and not alone:

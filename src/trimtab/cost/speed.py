@@ -9,6 +9,7 @@ on the host come on top as far as the engine does not hide them.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,6 +37,10 @@ STEP_DISPATCHES = {0: 21, 1: 23, 2: 23, 3: 10}
 """Operators and views of a step for a tensor that this rank owns: GPT-2's in bench/data/host_counts.jsonl."""
 HOOKED = 2
 """Kernels of the engine's for a finished gradient: 303 for GPT-2's 148 tensors, 614 for TinyLLaMA's 201."""
+OFFLOADED_HOOKED = {1: 0, 2: 4, 3: 3}
+"""The same, copies among them, where gradients go to the host: 599 of GPT-2's at stage 2, 451 at stage 3."""
+HANDED_OVER = 18
+"""And of stages 1 and 2 before the step, for each of which the host waits: 2,671 of GPT-2's at stage 1."""
 HOST_STEP_BYTES = 42  # of an offloaded step for a parameter: norms, copies, Adam's 28; llama-z2-offload
 NVME_STATE_BYTES = 24  # master and two moments in and out
 LOW = {"kernels": 0.88, "host": 0.55, "links": 0.7}
@@ -221,6 +226,9 @@ class _Step:
             least = int(config.zero("stage3_param_persistence_threshold"))
             host += sum(numel <= least for numel in profile.trained) * self.rates.host.collective * slower
         if config.offload_optimizer != "none":
+            if config.stage < 3:
+                handed = profile.trainable_tensors * HANDED_OVER * self.rates.host.engine
+                host += handed * slower
             return 0.0, host
         before = self._stream(self.owned * (STEP_BYTES[config.stage] - ADAM_BYTES - SETTLING_BYTES))
         after = self._stream(self.owned * SETTLING_BYTES)
@@ -246,12 +254,17 @@ class _Step:
         host, profile = self.rates.host, self.profile
         forward = kernels["forward"] * host.forward + collectives["forward"] * host.collective
         forward += profile.tensors * host.module  # a module for each tensor, nearly
+        forward += profile.recomputed_layers * host.checkpoint
         backward = (kernels["recompute"] + kernels["backward"]) * host.backward
         backward += (collectives["recompute"] + collectives["backward"]) * host.collective
+        backward += profile.recomputed_layers * host.recompute
         if self.config.stage >= 2 or (self.config.stage == 1 and self.batch.accumulation == 1):
-            backward += profile.trainable_tensors * HOOKED * host.engine
+            offloads = self.config.offload_optimizer != "none"
+            hooked = OFFLOADED_HOOKED[self.config.stage] if offloads else HOOKED
+            hooks = host.gradient * (not self.sharded) + hooked * host.engine
+            backward += profile.trainable_tensors * hooks
         if self.sharded:
-            first = profile.uses / (2 + profile.recomputed)
+            first = profile.uses / (2 + profile.recomputed_layers / profile.layers)
             forward += first * host.fetch + profile.linears * host.function
             backward += (profile.uses - first) * host.fetch  # about what its fetches take one by one
         return forward, backward
@@ -334,7 +347,7 @@ class _Step:
         seconds = 0.0
         if config.offload_optimizer != "none":
             seconds += rates.host_moving(share * HOST_STEP_BYTES, local)
-            seconds += rates.copy("to host", count * share * config.gradient_bytes)
+            seconds += self._gradients_to_host()
             fresh = self.sharded and config.offload_param == "none"  # stage 3 casts its masters on the way
             seconds += rates.copy("to device", share * config.parameter_bytes, pinned=not fresh)
         elif config.offload_param != "none":  # stage3.py, _reassign_or_swap_out_partitioned_parameters
@@ -347,4 +360,21 @@ class _Step:
             seconds += rates.copy("to device", reads)
             if config.offload_param == "nvme":
                 seconds += reads * local / cluster.nvme_read_bytes_per_second
+        return seconds
+
+    def _gradients_to_host(self) -> float:
+        """Seconds of copying them: in float32 for the step, and before as they are added up.
+
+        Stage 2 fetches what there is after its first micro step (zero/stage_1_and_2.py:1855), stage 3 hands
+        each on and fetches it again (stage3.py:2024).
+        """
+        count, stage = self.batch.accumulation, self.config.stage
+        there = {1: 0, 2: count if count > 1 else 0, 3: count}[stage]
+        back = {1: 0, 2: count - 1, 3: count}[stage]
+        item = self.config.gradient_bytes if self.sharded else self.config.parameter_bytes
+        copy, seconds = self.rates.copy, 0.0
+        for numel, tensors in Counter(self.profile.trained).items():
+            own = numel / self.ranks
+            seconds += tensors * copy("to host", 4 * own)
+            seconds += tensors * (there * copy("to host", item * own) + back * copy("to device", item * own))
         return seconds

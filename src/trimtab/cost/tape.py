@@ -264,14 +264,25 @@ class Tape:
 class Recording:
     """A micro step of a whole model, layers repeated as often as the model has them."""
 
-    def __init__(self, tape: Tape, strides: Mapping[Stack, int], numels: tuple[int, ...]) -> None:
-        """``strides``: by stack, how many parameters a layer has; ``numels``: of every parameter."""
-        self._numels = numels
-        self.sections, self.stacks, self.shown = tape.sections, tape.stacks, tape.shown
-        self._strides = strides
+    def __init__(
+        self, tape: Tape, strides: Mapping[Stack, int], numels: tuple[int, ...], moved: int = 0
+    ) -> None:
+        """``strides``: by stack, how many parameters a layer has; ``numels``: of every parameter; ``moved``:
+        by how many layers a stack that follows another at its path begins later than on the tape."""
+        self._tape, self._strides, self._numels, self._moved = tape, strides, numels, moved
+        self.sections, self.shown = tape.sections, tape.shown
+        cut = {path for path, first in tape.stacks if first}
+        self.stacks = {
+            (path, first): length + (path in cut and (-moved if first else moved))
+            for (path, first), length in tape.stacks.items()
+        }
         self._groups = self._grouped(tape.phases)
         self.reels = [list(self._reel(tape.phases[phase], phase)) for phase in PHASES]
         """By phase: sections with the layer that each stands for and the distance of its parameters."""
+
+    def moved(self, layers: int) -> Recording:
+        """The same of a model whose first stack has so many layers more, and the second as many fewer."""
+        return Recording(self._tape, self._strides, self._numels, layers)
 
     def _grouped(self, phases: Sequence[Sequence[int]]) -> list[int]:
         """By section, one number for all layers of a stack in one phase: that of the first."""
@@ -289,14 +300,16 @@ class Recording:
             place = self.sections[number].place
             if not self.sections[number].events and not self.sections[number].work:
                 continue
-            if place is None or self.stacks[place[0]] <= self.shown or place[1] < REPEATED:
-                yield number, place[1] if place else 0, 0
+            if place is None:
+                yield number, 0, 0
                 continue
             stack, shown = place
-            last = self.stacks[stack] - 1
-            layers: Sequence[int] = range(REPEATED, last) if shown == REPEATED else (last,)
+            last, moved = self.stacks[stack] - 1, self._moved if stack[1] else 0
+            layers: Sequence[int] = (shown,)
+            if last >= self.shown and shown >= REPEATED:
+                layers = range(REPEATED, last) if shown == REPEATED else (last,)
             for layer in reversed(layers) if phase == BACKWARD else layers:
-                yield number, layer, (layer - shown) * self._strides[stack]
+                yield number, layer, (moved + layer - shown) * self._strides[stack]
 
     @cached_property
     def work(self) -> Work:

@@ -30,8 +30,9 @@ class Workload:
     own_parameters: int
     own_trainable: int
     """Of what this rank computes with: fewer where AutoTP splits the layers."""
-    recomputed: float
-    """Share of the layers whose activations are recomputed."""
+    layers: int
+    recomputed_layers: int
+    """Layers whose activations are recomputed."""
     tensors: int
     """Parameter tensors."""
     trained: tuple[int, ...]
@@ -84,7 +85,8 @@ def workload_of(config: Config, model: Model, recording: Recording) -> Workload:
         trainable=sum(one.numel for one in whole if one.trainable),
         own_parameters=sum(one.numel for one in own),
         own_trainable=sum(one.numel for one in own if one.trainable),
-        recomputed=job.recomputed_of(model.all_layers, model.name) / model.all_layers,
+        layers=model.all_layers,
+        recomputed_layers=job.recomputed_of(model.all_layers, model.name),
         tensors=len(own),
         trained=tuple(one.numel for one in own if one.trainable),
         linears=_linears(own, recording.work),
@@ -153,6 +155,20 @@ def recorded(
     Raises:
         UnknownArchitecture: the arithmetic does not know the model type.
     """
+    fewest = _fewest_alike(model, job, shown)
+    if job.recomputed_layers is not None and fewest < job.recomputed_layers:
+        return recorded(
+            model,
+            replace(job, recomputed_layers=fewest),
+            batch,
+            item,
+            sharded=sharded,
+            own_linear=own_linear,
+            fp16=fp16,
+            size=size,
+            spread=spread,
+            shown=shown,
+        ).moved(job.recomputed_layers - fewest)
     tape = Tape(shown=shown)
     machine = Machine(meter=tape, listener=tape, item=item, sharded=sharded, own_linear=own_linear, fp16=fp16)
     # peft trains a copy of what "modules_to_save" names, and the forward pass goes through it
@@ -188,6 +204,16 @@ def recorded(
     machine.kept.clear()
     strides = {stack: _stride(stack[0], weights) for stack in tape.stacks}
     return Recording(tape, strides, tuple(weight.numel for weight in weights.values()))
+
+
+def _fewest_alike(model: Model, job: Job, shown: int) -> int:
+    """How many recomputed layers a tape needs to show all that it shows of the job's, at the least."""
+    many, start = job.recomputed_layers or 0, 0
+    for layers in (model.layers, model.decoder_layers):
+        if shown <= many - start <= layers - shown and not (model.sliding_layers or model.unturned_layers):
+            return start + shown
+        start += layers
+    return many
 
 
 def _stride(path: str, weights: Mapping[str, Weight]) -> int:

@@ -16,13 +16,12 @@ from trimtab.estimate import PROCESS_SPREAD_BYTES, Estimate, Range, estimate
 from trimtab.model import HfConfig, find_hf
 from trimtab.rehearse.on_gpu import GpuRequest, rehearse_on_gpu
 from trimtab.rehearse.phantom import rehearse_phantom
-from trimtab.rehearse.request import PhantomRequest
+from trimtab.rehearse.request import PhantomRequest, micro_steps_enough
 from trimtab.rehearse.seen import Seen, seen_by_phantom, seen_on_gpu
 from trimtab.rehearse.simulator import simulate, speed_of
 from trimtab.rehearse.way_out import WayOut, way_out
 
 # memory of the third and later micro steps of a step is that of the second
-ACCUMULATION_ENOUGH = 2
 PHANTOM_SIGMA = 0.01
 
 
@@ -255,11 +254,10 @@ def _phantom(
     )
     batch = config.batch(cluster.world_size)
     said = _said(config, found, rank)
-    if batch.accumulation > ACCUMULATION_ENOUGH:
-        request = dataclasses.replace(request, accumulation=ACCUMULATION_ENOUGH)
-        said += (
-            f"{ACCUMULATION_ENOUGH} of {batch.accumulation} micro steps run: the others take no more memory",
-        )
+    enough = micro_steps_enough(config)
+    if batch.accumulation > enough:
+        request = dataclasses.replace(request, accumulation=enough)
+        said += (f"{enough} of {batch.accumulation} micro steps run: the others take no more memory",)
     if not known:
         said += (f"{cluster.gpu.name} ({cluster.gpu.compute_capability}) behaves as an NVIDIA card",)
     # a third step shows what a step leaves to the next, and all later ones with it
@@ -288,7 +286,7 @@ def _said(config: Config, found: HfConfig, rank: int) -> tuple[str, ...]:
 
 def _on_gpu(config: Config, cluster: Cluster, found: HfConfig, rank: int, timeout_seconds: float) -> Seen:
     batch = config.batch(cluster.world_size)
-    accumulation = min(batch.accumulation, ACCUMULATION_ENOUGH)
+    accumulation = min(batch.accumulation, micro_steps_enough(config))
     request = GpuRequest(
         config=config.raw,
         name=config.name,

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trimtab.cost.allocator import WORKSPACE_BYTES, CachingAllocator, Reading, Replay
+from trimtab.cost.allocator import WORKSPACE_BYTES, CachingAllocator, Reading
+from trimtab.cost.course import Replay
 from trimtab.errors import UsageError
 from trimtab.rehearse import corners, streams
 from trimtab.rehearse.child import answer_with
@@ -30,6 +31,7 @@ from trimtab.rehearse.request import (
     Phase,
     Rehearsal,
 )
+from trimtab.train.model import transformer_layers
 
 CUBLAS_HANDLES = 2
 """The forward pass and the backward pass's thread have one each."""
@@ -231,6 +233,7 @@ class Run:
 
         ledger = self.ledger
         names = {id(module): name or ROOT for name, module in model.named_modules()}
+        checkpointed = {id(layer) for layer in transformer_layers(model) if layer.gradient_checkpointing}
         ledger.module_classes = {
             name or ROOT: type(module).__name__ for name, module in model.named_modules()
         }
@@ -239,6 +242,8 @@ class Run:
             name = names.get(id(module))
             if ledger.timeline is not None:
                 ledger.timeline.note("module")
+                if id(module) in checkpointed:
+                    ledger.timeline.note("checkpoint")
             if name is not None:
                 ledger.module_stack.append(name)
 
@@ -248,9 +253,15 @@ class Run:
 
         modules.register_module_forward_pre_hook(before)
         modules.register_module_forward_hook(after, always_call=True)
+
+        def finished(parameter: Any) -> None:
+            parts.label_gradient(ledger, parameter)
+            if ledger.timeline is not None:
+                ledger.timeline.note("gradient")
+
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(lambda p: parts.label_gradient(ledger, p))
+                parameter.register_post_accumulate_grad_hook(finished)
 
     @property
     def workspace_bytes(self) -> int:
@@ -274,7 +285,7 @@ class Run:
         drops = [2 * tick + 1 for tick in self.ledger.cache_drops]
         reads = [2 * tick + 1 for tick in ticks]
         record = record_of(requests, reads, reset_at=2 * self.measured_from + 1, cache_drops=drops)
-        readings = Replay(record, CachingAllocator()).run()
+        readings = Replay(CachingAllocator()).run(record)
         if not self.request.find_capacity:
             return readings, None
         starts = [2 * tick + 1 for tick in self.starts[-2:]]

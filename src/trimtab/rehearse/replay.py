@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trimtab.cost.allocator import EMPTY, NOTE, RESET, Course, settling
+from trimtab.cost.course import EMPTY, NOTE, RESET, Course, settling
 
 CAPACITY_STEPS = 256
 """The smallest capacity is found to this share of what is allocated at the peak."""
@@ -64,7 +64,8 @@ def smallest_capacity(record: Sequence[int], low: int, *, step: int | None = Non
     (what is allocated at the peak).
     """
     second, third, end = [place for place, entry in enumerate(record) if entry == NOTE]
-    course = Course([*settling(record[:end], second, third), NOTE], low)
+    steps = settling(record[:end], second, third)
+    course = Course(steps._replace(end=[*steps.end, NOTE]), low)
     high = max(reading.peak_reserved for reading in course.readings)
     step = low // CAPACITY_STEPS if step is None else step
     while high - low > step:

@@ -23,6 +23,15 @@ MOMENTS = ("model", "engine", "after_forward", "after_backward", "end")
 PHASES = ("build", "initialize", "forward", "backward", "step")
 
 
+def micro_steps_enough(config: Config) -> int:
+    """Micro steps that show what all of them take: the first and the last.
+
+    A third where those between differ from the first: with stage 2's offloaded optimizer they fetch from the
+    host what gradients are added to (zero/stage_1_and_2.py:1855).
+    """
+    return 3 if config.stage == 2 and config.offload_optimizer != "none" else 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhantomRequest:
     """One training job on one rank of a made-up world."""

@@ -73,7 +73,7 @@ def simulate(
     """Replay the measured step of ``record``.
 
     Args:
-        accumulation: micro steps of the whole step; the record holds the first and the last of them.
+        accumulation: micro steps of the whole step; the record holds two or three of them.
         stage: ZeRO stage, for what the engine's hooks cost the host.
         nodes: hosts that the ranks of the world lie on.
         split: ranks that share every layer by tensor parallelism.
@@ -110,6 +110,7 @@ class _Replay:
             device_seconds(one, rates) if has_kernel(one) else 0.0 for one in record.operators
         ]
         self.names = [plain_name(one.name) for one in record.operators]
+        self.micro_steps = sum(kind == "phase" and PHASES[index] == "forward" for kind, index in record.order)
 
     # -- clocks --------------------------------------------------------------------------------------------
 
@@ -179,6 +180,8 @@ class _Replay:
             "host": self._host,
             "host_event": self._host_event,
             "module": self._module,
+            "checkpoint": self._checkpoint,
+            "gradient": self._gradient,
             "phase": self._phase,
         }
         pending: list[int] = []
@@ -286,6 +289,19 @@ class _Replay:
         if self.phase == "forward":  # a recomputed one's is in its kernels'
             self._issue(self.host_costs.module)
 
+    def _checkpoint(self, _: int) -> None:
+        forward = self.phase == "forward"
+        self._issue(self.host_costs.checkpoint if forward else self.host_costs.recompute)
+
+    def _gradient(self, _: int) -> None:
+        if self.stage == 2 or (self.stage == 1 and self._last):  # stage 3's way is in its fetches'
+            self._issue(self.host_costs.gradient)
+
+    @property
+    def _last(self) -> bool:
+        """Whether the last micro step of the step runs, after which gradients are reduced."""
+        return sum(PHASES[index] == "forward" for index, *_ in self.marks) == self.micro_steps
+
     def _join(self, index: int) -> None:
         if self.stage == 3:  # partitioned_param_coordinator.py:415, at the end of each fetch
             self._issue(self.host_costs.fetch if self.phase == "forward" else self.host_costs.fetch_back)
@@ -328,7 +344,7 @@ class _Replay:
     # -- the answer ----------------------------------------------------------------------------------------
 
     def answer(self, accumulation: int) -> Simulated:
-        """The whole step: micro steps between the first and the last take as long as the first."""
+        """The whole step: micro steps that the record lacks take as long as its last but one."""
         total = self.marks[-1][1]
         phases: defaultdict[str, float] = defaultdict(float)
         for (phase, start, *_), (_, end, *_) in zip(self.marks, self.marks[1:], strict=False):
@@ -337,13 +353,13 @@ class _Replay:
         forwards = [place for place, mark in enumerate(self.marks) if mark[0] == PHASES.index("forward")]
         if accumulation > len(forwards) > 1:
             more = accumulation - len(forwards)
-            first, second = self.marks[forwards[0]], self.marks[forwards[1]]
+            first, second = self.marks[forwards[-2]], self.marks[forwards[-1]]
             total += more * (second[1] - first[1])
             busy += more * (second[3] - first[3])
             for cause in set(second[2]):
                 idle[cause] += more * (second[2][cause] - first[2][cause])
             for (phase, start, *_), (_, end, *_) in zip(
-                self.marks[forwards[0] : forwards[1]], self.marks[forwards[0] + 1 :], strict=False
+                self.marks[forwards[-2] : forwards[-1]], self.marks[forwards[-2] + 1 :], strict=False
             ):
                 phases[PHASES[phase]] += more * (end - start)
         rest = total - busy - idle["communication"] - idle["offload"]

@@ -10,6 +10,8 @@ A `Timeline` collects ``(kind, index)`` pairs while the measured step runs:
     host                          the host waits for stream ``index``; -1: for all of them
     host_event                    the host waits for event ``index``
     module                        a module's forward begins
+    gradient                      a parameter's gradient is finished
+    checkpoint                    that of a layer whose activations are recomputed begins, or begins again
     phase                         phase ``index`` of `trimtab.rehearse.request.PHASES` begins
 """
 
