@@ -20,8 +20,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 MODEL_TYPES = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "gpt2", "gptj",
-    "gpt_neo", "gpt_neox", "opt", "bloom", "falcon", "stablelm", "starcoder2", "olmo", "olmo2", "granite",
-    "smollm3", "bert", "roberta", "xlm-roberta", "distilbert", "electra", "t5", "mt5",
+    "gpt_neo", "gpt_neox", "opt", "bloom", "falcon", "stablelm", "starcoder2", "olmo", "olmo2", "olmo3",
+    "granite", "smollm3", "bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "t5", "mt5",
 )  # fmt: skip
 
 # Fields with no bearing on shapes, memory or speed: token ids, initialization, generation, summaries.

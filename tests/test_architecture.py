@@ -16,6 +16,7 @@ LAYERS = (
     ("errors", "units"),
     (
         "architecture",
+        "auto",
         "cards",
         "catalogue",
         "cluster",

@@ -28,10 +28,10 @@ _FAMILIES = {
     "falcon": ("falcon",),
     "stablelm": ("stablelm",),
     "starcoder": ("starcoder2",),
-    "olmo": ("olmo", "olmo2"),
+    "olmo": ("olmo", "olmo2", "olmo3"),
     "granite": ("granite",),
     "smollm": ("smollm3",),
-    "bert": ("bert", "roberta", "xlm-roberta", "distilbert", "electra"),
+    "bert": ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra"),
     "t5": ("t5", "mt5"),
 }
 _FAMILY_OF = {model_type: family for family, members in _FAMILIES.items() for model_type in members}
@@ -41,7 +41,7 @@ _LAYER_NORM = _BERTS | {"phi", "gpt2", "gptj", "gpt_neo", "gpt_neox", "opt", "bl
                         "starcoder2", "olmo"}  # fmt: skip
 _LEARNED_POSITIONS = _BERTS | {"gpt2", "gpt_neo", "opt"}
 _GATED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3",
-                    "stablelm", "olmo", "olmo2", "granite", "smollm3"})  # fmt: skip
+                    "stablelm", "olmo", "olmo2", "olmo3", "granite", "smollm3"})  # fmt: skip
 _EMBEDDING_DROPOUT_AS_RESIDUAL = _BERTS | {"gpt_neox", "t5", "mt5"}
 # A head of these classes has its own width, free of hidden_size / heads.
 _FREE_HEAD_DIM = frozenset({"llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3_text", "t5", "mt5"})
@@ -56,6 +56,8 @@ ACTIVATIONS = frozenset((  # of transformers 5.17, activations.py:324
 ))  # fmt: skip
 MOST_LAYERS = 10_000
 """More than any model has: past it a config is a mistake, and would take long to count."""
+# of so many layers the last sees all, the others through a window (__post_init__ of these classes)
+_PATTERNS = {"gemma2": 2, "gemma3_text": 6, "olmo3": 4}
 _PARALLEL_RESIDUAL = frozenset({"phi", "gptj"})
 
 
@@ -240,8 +242,9 @@ def _sliding(c: Fields, model_type: str, layers: int) -> tuple[int | None, tuple
         sliding = [kind == "sliding_attention" for kind in types]
     elif model_type in ("qwen2", "qwen3"):
         sliding = [place >= _whole(c, "max_window_layers") for place in places]
-    elif model_type in ("gemma2", "gemma3_text"):
-        pattern = 2 if model_type == "gemma2" else c.size_or(6, "sliding_window_pattern")
+    elif model_type in _PATTERNS:
+        pattern = _PATTERNS[model_type]
+        pattern = c.size_or(pattern, "sliding_window_pattern") if model_type == "gemma3_text" else pattern
         sliding = [(place + 1) % pattern > 0 for place in places]
     elif model_type == "gpt_neo":
         sliding = [kind == "local" for kind in _gpt_neo_layers(c, layers)]

@@ -346,11 +346,11 @@ class Config:
 
     @property
     def optimizer_params(self) -> Mapping[str, Any]:
-        """``optimizer.params``, empty if absent."""
+        """``optimizer.params`` less what is ``"auto"``; empty if absent."""
         params = self.get("optimizer.params", {})
         if not isinstance(params, Mapping):
             raise RefusedConfig(f"{self.name}: optimizer.params must be an object, not {params!r}")
-        return params
+        return {key: value for key, value in params.items() if value != AUTO}
 
 
 DEEPSPEED_OPTIMIZERS = frozenset(  # runtime/config.py:52-66

@@ -105,3 +105,38 @@ def test_a_number_of_gpus_that_nobody_stated_is_said(tmp_path: Path) -> None:
         assert notes[-1] == f"no number of GPUs is stated: {said}"
         assert cluster.world_size == int(said[0])
     assert not any("GPUs" in note for note in settle(str(file), model="gpt2", gpu="t4:4")[2])
+
+
+@pytest.mark.parametrize("changed", [{"task": "token-classification"}, {"modules_to_save": ["ln_f"]}])
+def test_a_copy_of_the_head_needs_a_stage_below_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, Any]
+) -> None:
+    """What peft says then: cannot pickle 'torch._C._distributed_c10d.ProcessGroup' object."""
+    saved = {"modules_to_save": changed.pop("modules_to_save", [])}
+    block = {**PLAIN["trimtab"], **changed, "lora": {"r": 8, "target_modules": ["c_attn"], **saved}}
+    assert run(tmp_path, "estimate", trimtab=block) == 0
+    assert run(tmp_path, "estimate", trimtab=block, zero_optimization={"stage": 3}) == 2
+    assert "Set zero_optimization.stage to 2" in capsys.readouterr().err
+
+
+def test_sizes_left_to_transformers_are_those_that_it_fills_in(tmp_path: Path) -> None:
+    keys = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
+    file = tmp_path / "ds.json"
+    zero = {"stage": 3, **dict.fromkeys(keys, "auto")}
+    batch = {"train_micro_batch_size_per_gpu": "auto", "train_batch_size": "auto"}
+    file.write_text(json.dumps({**PLAIN, **batch, "zero_optimization": zero}), encoding="utf-8")
+    config, notes = stated(str(file))
+    assert [config.zero(key) for key in keys] == [768 * 768, int(0.9 * 768 * 768), 7680]
+    assert config.batch(1).micro == 8
+    assert len(notes) == 4
+    assert all("auto" in note for note in notes)
+
+
+def test_a_width_that_nobody_here_knows_the_architecture_of(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mpt", "d_model": 256}), encoding="utf-8")
+    file = tmp_path / "ds.json"
+    zero = {"stage": 2, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"}
+    file.write_text(json.dumps({**PLAIN, "zero_optimization": zero}), encoding="utf-8")
+    config, _ = stated(str(file), model=str(tmp_path))
+    assert config.zero("reduce_bucket_size") == 256 * 256
+    assert config.raw["zero_optimization"]["stage3_prefetch_bucket_size"] == "auto"

@@ -33,9 +33,15 @@ SMALL: dict[str, Any] = {
     "vocab_size": 1000,
     "max_position_embeddings": 600,
 }
+WIDE = {**SMALL, "hidden_size": 512, "intermediate_size": 2048, "vocab_size": 300}
 WINDOW = {**SMALL, "sliding_window": 100}
 DISK = {"device": "nvme", "nvme_path": "nvme"}
 AWAY = {"device": "cpu", "pin_memory": False}
+SOON_GONE: dict[str, Any] = {
+    "stage3_max_reuse_distance": 0,
+    "stage3_param_persistence_threshold": 0,
+    "stage3_prefetch_bucket_size": 0,
+}
 SENT_WHOLE = {"wire": "fp32", "zero": {"reduce_scatter": False, "reduce_bucket_size": 10**6}}
 OLDER: dict[str, Any] = {"hidden_size": 256, "num_attention_heads": 4, "vocab_size": 1000}
 ENCODER = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
@@ -52,7 +58,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "smollm3": {**SMALL, "pad_token_id": 0},
     "t5": T5,
     "mt5": T5,
-    **dict.fromkeys(("opt", "gpt_neox", "bert", "roberta", "xlm-roberta", "electra"), ENCODER),
+    **dict.fromkeys(("opt", "gpt_neox", "bert", "roberta", "xlm-roberta", "camembert", "electra"), ENCODER),
 }  # fmt: skip
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "bloom": ({"model_type": "bloom", **SHAPES["bloom"], "hidden_dropout": 0.1}, {}),
@@ -92,6 +98,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "olmo, clipped": ({"model_type": "olmo", **SMALL, "clip_qkv": 8.0}, {}),
     "olmo 2": ({"model_type": "olmo2", **SMALL}, {}),
+    "olmo 3": ({"model_type": "olmo3", **WINDOW}, {}),
     "gelu written out": ({"model_type": "gpt_neox", **ENCODER, "hidden_act": "gelu_fast"}, {}),
     "a head tied before its embedding": ({"model_type": "xlm-roberta", **ENCODER}, {"task": "masked-lm"}),
     "an encoder that predicts the next word": ({"model_type": "bert", **ENCODER}, {"task": "causal-lm"}),
@@ -192,6 +199,54 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"model_type": "distilbert", **SHAPES["distilbert"]}, {"task": "question-answering"}
     ),
     "a causal model that answers": ({"model_type": "llama", **SMALL}, {"task": "question-answering"}),
+    "norms without weights": (
+        {"model_type": "opt", **ENCODER, "layer_norm_elementwise_affine": False, "enable_bias": False}, {}
+    ),
+    "transposes that keep what was gathered": (
+        {"model_type": "falcon", **SHAPES["falcon"], "vocab_size": 300},
+        {"stage": 3, "zero": SOON_GONE},
+    ),
+    "torch's linear keeps what was gathered": (
+        {"model_type": "starcoder2", **SMALL},
+        {"stage": 3, "zero": {**SOON_GONE, "memory_efficient_linear": False}},
+    ),
+    "recomputation keeps what was gathered and trains": (
+        {"model_type": "llama", **WIDE},
+        {"stage": 3, "checkpoint_activations": True, "sequence_length": 16, "zero": SOON_GONE},
+    ),
+    "what is frozen stays for whoever had it recomputed": (
+        {"model_type": "llama", **WIDE},
+        {"stage": 3, "checkpoint_activations": True, "sequence_length": 16, "zero": SOON_GONE,
+         "lora": {"r": 8, "target_modules": ["q_proj", "v_proj"]}},
+    ),
+    "a layer had it recomputed for its own dropout": (
+        {"model_type": "opt", **ENCODER},
+        {"stage": 3, "checkpoint_activations": True, "zero": SOON_GONE,
+         "lora": {"r": 8, "target_modules": ["q_proj", "v_proj"]}},
+    ),
+    "one parameter at a time is prefetched": (
+        {"model_type": "llama", **SMALL, "vocab_size": 8000},
+        {"stage": 3, "zero": {**SOON_GONE, "stage3_allgather_sequential": True}},
+    ),
+    "parameters sent from the host": (
+        {"model_type": "llama", **WIDE},
+        {"stage": 3, "checkpoint_activations": True, "sequence_length": 16,
+         "zero": {**SOON_GONE, "offload_param": AWAY, "offload_optimizer": AWAY},
+         "lora": {"r": 8, "target_modules": ["q_proj", "v_proj"]}},
+    ),
+    "a bucket is scaled in a copy": (
+        {"model_type": "llama", **WIDE},
+        {"stage": 3, "sequence_length": 16, "gradients": "fp32",
+         "zero": {**SOON_GONE, "reduce_scatter": False, "reduce_bucket_size": 4 * 10**6}},
+    ),
+    "heads too odd for flash": ({"model_type": "llama", **SMALL, "head_dim": 60}, {}),
+    "Adafactor of matrices": (
+        {"model_type": "llama", **SMALL, "vocab_size": 8000}, {"stage": 0, "optimizer": "Adafactor"}
+    ),
+    "Adafactor of matrices in fp32": (
+        {"model_type": "llama", **SMALL, "vocab_size": 8000},
+        {"stage": 0, "optimizer": "Adafactor", "precision": "fp32"},
+    ),
 }  # fmt: skip
 
 SCRIPT = """
@@ -219,6 +274,7 @@ def raw(
     wire: str | None = None,
     half: Mapping[str, Any] = MappingProxyType({}),
     params: Mapping[str, Any] = MappingProxyType({}),
+    gradients: str | None = None,
     **block: Any,
 ) -> dict[str, Any]:
     found: dict[str, Any] = {
@@ -226,6 +282,7 @@ def raw(
         "zero_optimization": {"stage": stage, "reduce_bucket_size": 100_000, **zero},
         "optimizer": {"type": optimizer, "params": {"lr": 1e-4, **params}},
         "communication_data_type": wire,
+        "data_types": {"grad_accum_dtype": gradients},
         "trimtab": {"task": task, "sequence_length": 512, **block},
     }
     return found if precision == "fp32" else {**found, precision: {"enabled": True, **half}}

@@ -23,12 +23,22 @@ class Recorder:
     def __init__(self) -> None:
         self.uses: list[tuple[str, ...]] = []
         self.gradients: dict[str, int] = {}
+        self.viewed: list[str] = []
 
-    def before_use(self, weights: tuple[Weight, ...]) -> None:
+    def before_use(self, weights: tuple[Weight, ...], *, again: bool = False) -> None:
         self.uses.append(tuple(weight.name for weight in weights))
 
     def after_use(self, weights: tuple[Weight, ...]) -> None:
         pass
+
+    def after_owner(self) -> None:
+        pass
+
+    def on_view(self, weight: Weight) -> None:
+        self.viewed.append(weight.name)
+
+    def on_view_end(self, weight: Weight) -> None:
+        self.viewed.remove(weight.name)
 
     def on_gradient(self, weight: Weight, gradient: Storage) -> None:
         self.gradients[weight.name] = gradient.bytes
@@ -122,14 +132,39 @@ def test_stage_3_keeps_the_input_of_a_frozen_linear_layer() -> None:
     assert meter_of(m).live == 2 * 2 * K
 
 
-def test_stage_3_leaves_a_product_that_is_written_out_to_autograd() -> None:
-    m = Machine(meter=Meter(), listener=Recorder(), item=ITEM, sharded=True)
+@pytest.mark.parametrize("upright", [True, False])
+def test_stage_3_leaves_a_product_that_is_written_out_to_autograd(upright: bool) -> None:
+    """Which keeps the weight, or its transpose: a view with the gathered storage."""
+    heard = Recorder()
+    m = Machine(meter=Meter(), listener=heard, item=ITEM, sharded=True)
     x = m.leaf(m.tensor(K))
-    out = ops.linear(m, x, Weight("w", K, ITEM, 0, 32, False, written_out=True))
+    out = ops.linear(m, x, Weight("w", K, ITEM, 0, 32, False, written_out=True, upright=upright))
     node = out.edge
     assert isinstance(node, Node)
-    assert node.saved == ()
+    assert [one.bytes for one in node.saved] == ([] if upright else [0])
+    assert heard.viewed == ([] if upright else ["w"])
     assert not node.sums
+    m.backward(loss_of(m, out))
+    del out, node
+    assert heard.viewed == []
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_recomputation_keeps_a_view_of_a_weight_that_trains(trains: bool) -> None:
+    heard = Recorder()
+    m = Machine(meter=Meter(), listener=heard, item=ITEM, sharded=True)
+    weights = [Weight(name, K, ITEM, 0, 32, trains) for name in ("v", "w")]
+    most: list[int] = []
+
+    def run(x: Tensor) -> Tensor:
+        for weight in weights:
+            x = ops.linear(m, x, weight)
+            most.append(len(heard.viewed))
+        return ops.dropout(m, x, 0.1)
+
+    m.backward(loss_of(m, m.checkpoint(run, m.leaf(m.tensor(K)))))
+    assert most == ([0, 0, 1, 2] if trains else [0, 0, 0, 0])
+    assert heard.viewed == []
 
 
 def test_new_gelu_lets_go_of_each_step() -> None:

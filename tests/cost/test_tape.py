@@ -93,11 +93,20 @@ def told(recording: Recording, weights: tuple[Weight, ...]) -> list[tuple[object
     class Ear(Engine):
         hears_uses = True
 
-        def before_use(self, uses: Any, shift: int = 0) -> None:
-            heard.append(("use", *(index + shift for index in uses)))
+        def before_use(self, uses: Any, shift: int = 0, *, again: bool = False) -> None:
+            heard.append(("again" if again else "use", *(index + shift for index in uses)))
 
         def after_use(self, uses: Any, shift: int = 0) -> None:
             heard.append(("used", *(index + shift for index in uses)))
+
+        def after_owner(self) -> None:
+            heard.append(("owner",))
+
+        def on_view(self, index: int) -> None:
+            heard.append(("view", index))
+
+        def on_view_end(self, index: int) -> None:
+            heard.append(("viewed", index))
 
         def on_gradient(self, weight: Weight, gradient: Any) -> None:
             heard.append(("gradient", weight.index, gradient.bytes, gradient.number))

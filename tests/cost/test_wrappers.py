@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trimtab.cost.coordinator import Gathering, Order
+from trimtab.cost.coordinator import USE, USED, Coordinator, Gathering, Order
 from trimtab.cost.engine import Engine, HalfEngine, Host, PlainEngine, Settings
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import PART, Meter, Storage
@@ -251,7 +251,7 @@ def test_an_oversized_gradient_is_cloned_in_the_type_that_accumulates() -> None:
 def test_the_first_ordered_pass_decides_for_good_what_stays() -> None:
     engine = started(settings(stage=3, max_reuse_distance=10**9))
     assert isinstance(engine, ShardedParameters)
-    heard = tuple((begins, (index,)) for index in (0, 1, 1, 0) for begins in (True, False))
+    heard = tuple((kind, (index,)) for index in (0, 1, 1, 0) for kind in (USE, USED))
     engine.learn(Order(heard, (LARGE, SMALL)))
     engine.kept = frozenset({((1, 0), False)})
     for _ in range(2):
@@ -263,3 +263,114 @@ def test_the_first_ordered_pass_decides_for_good_what_stays() -> None:
         engine.after_use((1,))
         assert 1 in engine.gathered
         engine.end_backward()
+
+
+def test_what_is_frozen_stays_for_whoever_had_it_recomputed() -> None:
+    engine = started(settings(stage=3), weights(frozen=True))
+    assert isinstance(engine, ShardedParameters)
+    engine.begin_micro(boundary=True)
+    for index in (0, 1):
+        engine.before_use((index,), again=True)
+        engine.after_use((index,))
+    assert set(engine.gathered) == {0}  # of two weights the one that does not train
+    engine.after_owner()
+    assert not engine.gathered
+    engine.before_use((0,))
+    engine.after_use((0,))
+    assert not engine.gathered
+
+
+def test_what_was_recomputed_for_a_layer_and_is_persistent_stays_after_a_pass_without_order() -> None:
+    given = settings(persistence_threshold=SMALL, model_persistence_threshold=10**9)
+    for owner_is_a_layer in (True, False):
+        first = Coordinator((SMALL,), given.gathering, frozenset({0}), untrained=frozenset({0}))
+        first.before_use((0,), again=True)
+        first.after_use((0,))
+        first.before_use((0,))
+        if not owner_is_a_layer:
+            first.after_owner()
+        first.after_use((0,))
+        if owner_is_a_layer:
+            first.after_owner()
+        assert set(first.gathered) == ({0} if owner_is_a_layer else set())
+
+
+def test_a_view_outlives_what_the_engine_lets_go() -> None:
+    engine = started(settings(stage=3))
+    part = PART["gathered parameters"]
+    engine.begin_micro(boundary=True)
+    engine.before_use((0,))
+    engine.on_view(0)
+    engine.after_use((0,))
+    assert engine.meter.parts[part] == 2 * LARGE
+    engine.before_use((0,))
+    assert engine.meter.parts[part] == 2 * 2 * LARGE
+    engine.on_view_end(0)
+    engine.after_use((0,))
+    assert engine.meter.parts[part] == 0
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_shares_from_the_host_are_on_the_device_for_a_moment(alone: bool) -> None:
+    def highest(place: str) -> int:
+        engine = started(settings(stage=3, offload_param=place))
+        engine.begin_micro(boundary=True)
+        engine.meter.reset_peak()
+        before = engine.meter.live
+        engine.before_use((0,) if alone else (0, 1))
+        return engine.meter.peak - before
+
+    count = 2 * (LARGE if alone else P)
+    assert highest("none") == (count if alone else 2 * count)  # the copies of several come later
+    assert highest("cpu") == (count + count // N if alone else 2 * count)
+
+
+def test_copies_within_the_node_stay_until_the_step_is_over() -> None:
+    def highest(hpz: int) -> int:
+        engine = started(settings(stage=3, hpz=hpz))
+        train(engine)
+        engine.begin_micro(boundary=True)
+        for index in (0, 1):
+            engine.before_use((index,))
+            engine.after_use((index,))
+        engine.meter.reset_peak()
+        engine.step()
+        assert isinstance(engine, ShardedParameters)
+        assert not engine.secondary
+        return engine.meter.peak
+
+    assert highest(2) - highest(1) == 2 * P // 2
+
+
+def test_only_what_trains_is_flat_on_the_host() -> None:
+    def parameters(*, frozen: bool, pinned: bool) -> int:
+        given = settings(stage=3, offload_param="cpu", pin_parameters=pinned)
+        parts = started(given, weights(frozen=frozen)).host.parts
+        return parts["parameters"] + parts.get("parameters as built", 0)
+
+    assert parameters(frozen=False, pinned=False) == 2 * P // N
+    assert parameters(frozen=True, pinned=False) == 2 * P // N
+    assert parameters(frozen=True, pinned=True) == 2 * (SMALL + SMALL + 4 * SMALL) // N  # powers of two
+    assert parameters(frozen=False, pinned=True) == 2 * (4 * SMALL + SMALL + 4 * SMALL) // N
+
+
+def test_adafactor_keeps_rows_and_columns_of_the_models_own_matrices() -> None:
+    matrix, vector = Weight("matrix", LARGE, 4, 0, 1024), Weight("vector", 1024, 4, 1, 1024)
+    engine = started(settings(precision="fp32", factored=True, moments=1), [matrix, vector])
+    engine.step()
+    assert engine.meter.parts[PART["optimizer states"]] == 4 * (LARGE // 1024 + 1024 + 1024)
+    # the last matrix's update while the next parameter's squares and variance are there
+    assert engine.meter.peak - engine.meter.live == 4 * (LARGE + 1024 + 1024)
+
+
+def test_a_gradient_that_was_added_is_gone_before_the_sum_is_cloned() -> None:
+    def highest(micros: int) -> int:
+        engine = started(settings(stage=1, overlap_comm=True, offload_optimizer="cpu", accumulation=micros))
+        for micro in range(micros):
+            engine.begin_micro(boundary=micro == micros - 1)
+            for weight in reversed(engine.trainable):
+                engine.meter.reset_peak()
+                engine.on_gradient(weight, engine.new(weight.bytes, "gradients"))
+        return engine.meter.peak
+
+    assert highest(1) == highest(2)

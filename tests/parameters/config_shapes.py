@@ -46,6 +46,7 @@ SHAPES: dict[str, list[Config]] = {
     "gemma3_text": _decoder(_ATTENTION_BIAS),
     "olmo": _decoder(_ATTENTION_BIAS),
     "olmo2": _decoder(_ATTENTION_BIAS),
+    "olmo3": _decoder(_ATTENTION_BIAS),
     "granite": _decoder(_small(attention_bias=True, mlp_bias=True, num_key_value_heads=2)),
     "smollm3": [
         {**config, "pad_token_id": 0}
@@ -104,6 +105,7 @@ SHAPES: dict[str, list[Config]] = {
     "bert": _encoder(),
     "roberta": _encoder(),
     "xlm-roberta": _encoder(),
+    "camembert": _encoder(),
     "electra": _encoder(_small(embedding_size=48)),
     "distilbert": [_DISTIL, {**_DISTIL, "tie_word_embeddings": False}],
     "t5": [

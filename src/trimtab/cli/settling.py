@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab import catalogue
+from trimtab.auto import filled
 from trimtab.cluster import Cluster, find_link, name_and_count
 from trimtab.config import Config, fit_world
 from trimtab.errors import RefusedConfig, UnknownArchitecture, UsageError
 from trimtab.folders import history_file
 from trimtab.model import find_hf, find_model
+from trimtab.parameters.lora import copied_modules
 from trimtab.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -77,6 +79,12 @@ def hold_to_the_engine(name: str, config: Config, cluster: Cluster | None) -> No
     # "auto" is for transformers to fill in
     loader = "transformers" if '"auto"' in json.dumps(config.raw) else None
     per_node, nodes = (None, None) if cluster is None else (cluster.gpus_per_node, cluster.nodes)
+    copied = copied_modules(config.job)
+    if copied and config.stage == 3:
+        raise RefusedConfig(
+            f"{name}: adapters for {config.job.task} train a copy of {' and '.join(copied)}, which peft "
+            "cannot make of ZeRO-3's parameters: the run ends as it begins. Set zero_optimization.stage to 2"
+        )
     report = check(config.raw, loader=loader, gpus_per_node=per_node, nodes=nodes)
     for finding in report.findings:
         if finding.refused in ("reading", "building"):
@@ -133,7 +141,19 @@ def stated(
         tokens = _usual_length(config)
         config = config.with_values({"trimtab.sequence_length": tokens})
         notes = (*notes, f"no sequence length is stated: {tokens} tokens a sample")
-    return _with_batch(config, micro_batch, grad_accum), notes
+    config = _with_batch(config, micro_batch, grad_accum)
+    config, said = filled(config, _hidden_size(config.job.model))
+    return config, notes + said
+
+
+def _hidden_size(model: str | None) -> int | None:
+    """A model's width, also of an architecture that the arithmetic does not know; None if nobody says."""
+    try:
+        return find_model(model).hidden_size if model else None
+    except UnknownArchitecture:
+        hf = find_hf(model or "").hf
+        sizes = (hf.get(key) for key in ("hidden_size", "n_embd", "d_model", "dim"))
+        return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def _is_auto(section: Any) -> bool:

@@ -15,6 +15,7 @@ from trimtab.cost.machine import Machine, Tensor
 from trimtab.cost.meter import Storage
 
 FLASH_HEAD_LIMIT = 256  # sdp_utils.cpp, check_head_dim_size_flash
+HEAD_ALIGNMENT = 8  # transformers/attention.cpp, pad_last_dim<8>
 BIAS_ALIGNMENT = 8  # attention.cpp, pad_bias: the last dimension of a bias, in elements
 
 
@@ -71,6 +72,29 @@ class Shape:
         calls = self.batch * self.heads
         causal = self.causal and not masked
         return (calls, self.queries, self.keys, self.head_dim, causal, self.dropout > 0, masked)
+
+
+def padded_flash(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
+    """`flash` for a width of heads that the kernel does not take: all padded, its output cut."""
+    width = _up(shape.head_dim, HEAD_ALIGNMENT)
+    wide = Shape(
+        batch=shape.batch,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        queries=shape.queries,
+        keys=shape.keys,
+        head_dim=width,
+        dropout=shape.dropout,
+        causal=shape.causal,
+    )
+    q, k, v = (_resized(m, one, one.numel // shape.head_dim * width) for one in (q, k, v))
+    out = flash(m, q, k, v, wide)
+    cut = out.numel // width * shape.head_dim
+    return ops.copy(m, m.op(cut, (out,), (out.bytes,), item=out.item, view_of=out))
+
+
+def _resized(m: Machine, x: Tensor, numel: int) -> Tensor:
+    return m.op(numel, (x,), (x.bytes,), item=x.item)
 
 
 def flash(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from trimtab.cost.machine import Weight
 
-Heard = tuple[tuple[bool, tuple[int, ...]], ...]
-"""Uses of parameters and their ends (False) through both passes, each with the parameters' places."""
+USES = USE, AGAIN, USED, OWNER = 11, 12, 13, 14
+"""A use of parameters; one to recompute; the end of either; that of the module which had it recomputed."""
+Heard = tuple[tuple[int, tuple[int, ...]], ...]
+"""Which of `USES` come through both passes, each with the parameters' places."""
 Kept = frozenset[tuple[tuple[int, int], bool]]
 """Whether a parameter stays after a use, by use and place: as the first pass that knows the order decides,
 for good (``__params_to_release`` is cached, :637)."""
@@ -60,7 +62,7 @@ class Order:
         self.reach = [0]
         """By use, the elements that earlier ones read."""
         read = 0
-        for step, used in enumerate(indices for begins, indices in heard if begins):
+        for step, used in enumerate(indices for kind, indices in heard if kind in (USE, AGAIN)):
             for index in used:
                 self.queue.append(index)
                 self.when.append(step)
@@ -89,11 +91,24 @@ def passed(
     persistent: frozenset[int],
     gathered: frozenset[int] = frozenset(),
     kept: Kept = frozenset(),
+    *,
+    untrained: frozenset[int] = frozenset(),
 ) -> Passed:
     """A pass in ``order`` that finds so much ``gathered``: the same for all who shard however many bytes."""
-    one = Coordinator(order.numels, gathering, persistent, gathered, order, dict(kept))
-    acts = [one.before_use(indices) if begins else one.after_use(indices) for begins, indices in order.heard]
+    one = Coordinator(order.numels, gathering, persistent, gathered, order, dict(kept), untrained)
+    acts = [one.hear(kind, indices) for kind, indices in order.heard]
     return Passed(acts, frozenset(one.kept.items()))
+
+
+def left_over(
+    order: Order, gathering: Gathering, persistent: frozenset[int], untrained: frozenset[int]
+) -> frozenset[int]:
+    """What a pass that does not know its ``order`` leaves gathered: of what was kept for a whole layer's
+    recomputation that which is persistent (:504)."""
+    one = Coordinator(order.numels, gathering, persistent, untrained=untrained)
+    for kind, indices in order.heard:
+        one.hear(kind, indices)
+    return persistent.intersection(one.gathered)
 
 
 class Flight:
@@ -116,17 +131,27 @@ class Coordinator:
         gathered: Iterable[int] = (),
         order: Order | None = None,
         kept: dict[tuple[int, int], bool] | None = None,
+        untrained: frozenset[int] = frozenset(),
     ) -> None:
         self.numels, self.gathering, self.persistent, self.order = numels, gathering, persistent, order
         self.gathered = set(gathered)
         """By place of the parameter, as all that follows."""
+        self.untrained, self.owned = untrained, set[int]()
+        """Frozen parameters, and those of them that were gathered for recomputation and stay for whoever
+        asked for it (``ds_recompute_parameters``, :393)."""
         self.in_flight: dict[int, Flight] = {}
         self.kept = {} if kept is None else kept
         self.fetched_until = [-1] * len(numels)
         self.position = self.queue_at = self.available = self.gathers = 0
         self._acts: list[Act] = []
 
-    def before_use(self, indices: Sequence[int]) -> Sequence[Act]:
+    def hear(self, kind: int, indices: Sequence[int]) -> Sequence[Act]:
+        """What is done at one of `USES`."""
+        if kind == OWNER:
+            return self.after_owner()
+        return self.after_use(indices) if kind == USED else self.before_use(indices, again=kind == AGAIN)
+
+    def before_use(self, indices: Sequence[int], *, again: bool = False) -> Sequence[Act]:
         """``fetch_sub_module``: gather what is needed now, then prefetch."""
         order, position = self.order, self.position
         acts = self._acts = []
@@ -138,6 +163,8 @@ class Coordinator:
             for index in indices:
                 if index in in_flight:
                     self._arrive(index)
+            if again:
+                self.owned |= self.untrained.intersection(indices)
             if order is not None:
                 self._advance(indices, order)
         if order is None:
@@ -199,14 +226,25 @@ class Coordinator:
 
     def after_use(self, indices: Sequence[int]) -> Sequence[Act]:
         """``release_sub_module``: let go of what is not used again within the reuse distance."""
-        ordered, acts = self.order is not None, []
+        ordered, going = self.order is not None, []
         for index in indices:
             if index not in self.gathered or (ordered and (index in self.persistent or self._stays(index))):
                 continue
+            if index not in self.owned:
+                going.append(index)
+        return self._release(going)
+
+    def after_owner(self) -> Sequence[Act]:
+        """All that was kept for it goes, however soon it is used again, but what is persistent (:501-529)."""
+        going = sorted((self.owned & self.gathered) - self.persistent)
+        self.owned.clear()
+        return self._release(going)
+
+    def _release(self, indices: Sequence[int]) -> Sequence[Act]:
+        for index in indices:
             self.gathered.remove(index)
             self.available -= self.numels[index]
-            acts.append((RELEASE, (index,)))
-        return acts
+        return [(RELEASE, (index,)) for index in indices]
 
     def _stays(self, index: int) -> bool:
         """Whether it was found further up in the queue, or its next use is nearer than the reuse distance."""

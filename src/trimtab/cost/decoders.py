@@ -80,8 +80,8 @@ def _llama(net: Net) -> Tensor:
 
 def _llama_layer(net: Net, path: str, x: Tensor) -> Tensor:
     m, model = net.m, net.model
-    post = model.model_type in ("gemma2", "gemma3_text", "olmo2")
-    before = model.model_type != "olmo2"
+    post = model.model_type in ("gemma2", "gemma3_text", "olmo2", "olmo3")
+    before = model.model_type not in ("olmo2", "olmo3")
     residual = x
     x = net.norm(x, f"{path}.input_layernorm") if before else x
     x = net.module(partial(_llama_attention, net, path), x)
@@ -366,7 +366,7 @@ def _phi_attention(net: Net, path: str, x: Tensor) -> Tensor:
 
 
 def _opt(net: Net) -> Tensor:
-    m = net.m
+    m, model = net.m, net.model
     words = net.words("model.decoder.embed_tokens", net.tokens)
     if "model.decoder.project_in.weight" in net.weights:
         words = net.linear(words, "model.decoder.project_in")
@@ -374,7 +374,7 @@ def _opt(net: Net) -> Tensor:
     x = ops.add(m, words, places)
     for path in net.layers("model.decoder.layers"):
         x = net.layer(partial(_opt_layer, net, path), x)
-    if "model.decoder.final_layer_norm.weight" in net.weights:
+    if model.hf["do_layer_norm_before"] and not model.hf["_remove_final_layer_norm"]:
         x = net.norm(x, "model.decoder.final_layer_norm")
     if "model.decoder.project_out.weight" in net.weights:
         x = net.linear(x, "model.decoder.project_out")

@@ -10,7 +10,7 @@ from trimtab.cost import operators as ops
 from trimtab.cost.machine import Tensor
 from trimtab.cost.net import INDEX_BYTES, Net
 
-BERTS = frozenset(("bert", "roberta", "xlm-roberta", "electra", "distilbert"))
+BERTS = frozenset(("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"))
 
 
 def bert(net: Net, prefix: str, pooler: Callable[[Tensor], Tensor] | None = None) -> Tensor:

@@ -64,6 +64,9 @@ class Settings(NamedTuple):
     """Elements by which such a write is cut; what is over stays in memory."""
     step_copies: int = 1
     """Copies in fp32 of all gradients that a step at stage 0 makes beside them."""
+    factored: bool = False
+    """Whether a matrix has states by row and by column alone, and the parameters are stepped one by one
+    (torch's Adafactor, optim/_adafactor.py; ZeRO's flat partitions are no matrices)."""
     states_of_whole: bool = False
     """Whether it makes its states as soon as it is built, of the model's own parameters (torch's Adagrad)."""
     multi_rank_buckets: bool = True
@@ -200,11 +203,20 @@ class Engine:
     hears_uses = False
     """Whether `before_use` and `after_use` matter to it."""
 
-    def before_use(self, uses: Sequence[int], shift: int = 0) -> None:
-        """An operator is about to read the parameters ``shift`` places behind ``uses``."""
+    def before_use(self, uses: Sequence[int], shift: int = 0, *, again: bool = False) -> None:
+        """An operator is about to read the parameters ``shift`` places behind ``uses``, maybe ``again``."""
 
     def after_use(self, uses: Sequence[int], shift: int = 0) -> None:
         """It has read them."""
+
+    def after_owner(self) -> None:
+        """The module that asked for recomputation has its gradients."""
+
+    def on_view(self, index: int) -> None:
+        """Autograd keeps a view of the parameter."""
+
+    def on_view_end(self, index: int) -> None:
+        """It lets go of one."""
 
     def on_gradient(self, weight: Weight, gradient: Storage) -> None:
         """Keep the gradient as ``param.grad``; a second one is added in place."""
@@ -249,9 +261,21 @@ class PlainEngine(Engine):
     def step(self) -> None:
         """The moments appear at the first step."""
         if not self.states:
-            self._make_states(self.numel)
-        self._compute_step(self.numel)
+            self._make_states(self._own_states)
+        self._compute_own_step()
         self.gradients.clear()
+
+    @property
+    def _own_states(self) -> int:
+        """Elements of a state of the model's own parameters."""
+        return sum(map(_factors, self.trainable)) if self.settings.factored else self.numel
+
+    def _compute_own_step(self) -> None:
+        """What the optimizer makes in between, of the model's own parameters."""
+        if self.settings.factored:
+            self.momentary(_adafactor_temporaries(self.trainable) * MASTER_ITEM, "temporaries")
+        else:
+            self._compute_step(self.numel)
 
 
 class HalfEngine(PlainEngine):
@@ -269,7 +293,7 @@ class HalfEngine(PlainEngine):
         self.held.append(self.new(self.numel * MASTER_ITEM, "master weights"))
         del again
         zeros = self.new(self.numel * MASTER_ITEM, "gradients")
-        self._make_states(self.numel)
+        self._make_states(self._own_states)
         del zeros
 
     def _frozen_storages(self) -> list[Storage]:
@@ -281,6 +305,8 @@ class HalfEngine(PlainEngine):
         """Every gradient in fp32, then flat, before the narrow ones go (:277-314)."""
         wide = [self.new(weight.numel * MASTER_ITEM, "gradients") for weight in self.trainable]
         if not self.settings.step_copies:
+            if self.settings.factored:
+                self._compute_own_step()
             self.gradients.clear()
             return
         flat = self.new(self.settings.step_copies * self.numel * MASTER_ITEM, "gradients")
@@ -288,6 +314,32 @@ class HalfEngine(PlainEngine):
         self.gradients.clear()
         self.momentary(self.numel * NORM_ITEM // NORM_ITEM, "temporaries")
         del flat
+
+
+def _is_matrix(weight: Weight) -> bool:
+    return 0 < weight.columns < weight.numel
+
+
+def _factors(weight: Weight) -> int:
+    """Elements of Adafactor's state: a matrix's rows and columns, each in a sum."""
+    return weight.numel // weight.columns + weight.columns if _is_matrix(weight) else weight.numel
+
+
+def _adafactor_temporaries(weights: Sequence[Weight]) -> int:
+    """Elements at the highest of ``_single_tensor_adafactor``: a loop whose names outlive their turn.
+
+    The last parameter's ``update`` stays until this one's is there, a vector's ``grad_squared`` until the
+    next one's.
+    """
+    most = update = squared = 0
+    for one in weights:
+        if _is_matrix(one):
+            most = max(most, update + squared + one.numel)
+        else:
+            most = max(most, update + squared + one.numel, update + 2 * one.numel)
+            squared = one.numel
+        update = one.numel
+    return most
 
 
 def chunks(weights: Sequence[Weight], limit: int) -> list[int]:

@@ -20,6 +20,7 @@ _PREFIX = {
     "bert": "bert.",
     "roberta": "roberta.",
     "xlm-roberta": "roberta.",
+    "camembert": "roberta.",
     "electra": "electra.",
     "distilbert": "distilbert.",
 }

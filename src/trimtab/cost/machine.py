@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from sys import getrefcount
-from typing import Protocol
 
 from trimtab.cost.backward import HELD, PASS, Gradient, Summed, backward_kernels
+from trimtab.cost.listener import GatheredView, Listener
 from trimtab.cost.meter import COLLECTIVES, PART, Account, Kernel, Storage
 from trimtab.cost.region import Region, Stop
 
@@ -25,12 +25,13 @@ class Weight:
 
     ``index`` is its place among the model's parameters, ``columns`` the width of a row: the inputs of a
     linear layer, the width of an embedding; ``written_out`` if its class multiplies by it with operators of
-    its own (``Conv1D``, ``FalconLinear``), not by the function that stage 3 replaces.
+    its own (``Conv1D``, ``FalconLinear``), not by the function that stage 3 replaces; ``upright`` if by the
+    parameter itself (``Conv1D``), not by its transpose, a view that keeps what stage 3 gathered.
     """
 
     __slots__ = (
         "bytes", "columns", "edge", "index", "item", "name", "numel", "pending", "shared", "trainable",
-        "uses", "written_out",
+        "upright", "uses", "written_out",
     )  # fmt: skip
 
     def __init__(
@@ -42,9 +43,11 @@ class Weight:
         columns: int = 0,
         trainable: bool = True,
         written_out: bool = False,
+        upright: bool = False,
     ) -> None:
         self.name, self.numel, self.item, self.index = name, numel, item, index
-        self.columns, self.trainable, self.written_out = columns, trainable, written_out
+        self.columns, self.trainable = columns, trainable
+        self.written_out, self.upright = written_out, upright
         self.bytes = numel * item
         self.edge = self if trainable else None
         """Where its gradient goes."""
@@ -60,10 +63,9 @@ class Node:
     """One operator in the autograd graph: what it kept, and what its backward pass allocates."""
 
     __slots__ = (
-        "by_name", "flops", "gradients", "inputs", "keeps_gathered", "kernel", "module", "moved", "part",
-        "place",
-        "region", "saved", "saves", "scratch", "shape", "slot", "sums", "transposed", "weights",
-        "workspace",
+        "by_name", "flops", "gradients", "inputs", "keeps_gathered", "kernel", "leaf", "module", "moved",
+        "part", "place", "region", "saved", "saves", "scratch", "shape", "slot", "sums", "transposed",
+        "weights", "workspace",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -88,6 +90,8 @@ class Node:
         """Whether its own backward pass sums a broadcast gradient, and not autograd after it."""
         self.module = False
         """Whether it stands for the end of a module without parameters of its own."""
+        self.leaf = False
+        """Whether it is all that such a module does."""
 
 
 Edge = Node | Weight
@@ -113,19 +117,6 @@ class Tensor:
     def view(self, numel: int) -> Tensor:
         """``numel`` of its elements, in the same storage and with the same gradient."""
         return Tensor(numel, self.item, self.storage, self.edge)
-
-
-class Listener(Protocol):
-    """Whoever wants to know that parameters are used and gradients are made: the engine."""
-
-    def before_use(self, weights: tuple[Weight, ...]) -> None:
-        """``weights`` are about to be read by an operator."""
-
-    def after_use(self, weights: tuple[Weight, ...]) -> None:
-        """The operator that read ``weights`` is done."""
-
-    def on_gradient(self, weight: Weight, gradient: Storage) -> None:
-        """The gradient of ``weight`` for this micro step is complete."""
 
 
 class Machine:
@@ -224,7 +215,7 @@ class Machine:
         edges = tuple(None if one is None else one.edge for one in inputs)
         recorded = any(edge is not None for edge in edges)
         if weights:
-            self.listener.before_use(weights)
+            self.listener.before_use(weights, again=self.recomputing)
         saves = len(keep) + len(extra) + keep_output + keeps_unseen
         moved = numel * item
         if kernel not in COLLECTIVES:
@@ -233,6 +224,10 @@ class Machine:
         own = Tensor(numel, item, self.new(numel * item)) if replaced else None
         if own is not None:  # stage 3's own linear saves when it is done (zero/linear.py)
             self.works(kernel, moved, flops, shape)
+        alone = replaced or any(one.upright for one in weights)
+        views = not alone or (self.recomputing and any(one.trainable for one in weights))
+        if recorded and keeps_unseen and self.sharded and views:
+            keep, keeps_unseen = (*keep, GatheredView(self.listener, self.meter, weights[0])), False
         if recorded and (keep or keeps_unseen):
             keep = self._save(keep, keeps_unseen)
         more = tuple(self.new(count) for count in extra) if recorded and extra_first else ()
@@ -316,7 +311,7 @@ class Machine:
     def enter(self, weights: tuple[Weight, ...] = ()) -> None:
         """A module begins whose operators read no parameters; ``weights`` are gathered all the same."""
         if self.sharded:
-            self.listener.before_use(weights)
+            self.listener.before_use(weights, again=self.recomputing)
 
     def leave(self, out: Tensor, weights: tuple[Weight, ...] = ()) -> Tensor:
         """It ends with ``out``; its backward pass will begin there."""
@@ -326,6 +321,8 @@ class Machine:
             self.listener.after_use(weights)
         if out.edge is None:
             return out
+        if isinstance(out.edge, Node) and out.edge.kernel == "native_dropout":
+            out.edge.leaf = True
         marked = self.op(out.numel, (out,), (PASS,), item=out.item, view_of=out)
         if isinstance(marked.edge, Node) and marked.edge is not _REPLAYED:
             marked.edge.module = True
@@ -370,6 +367,7 @@ class Machine:
             self.part = part
             self._replaying = None
             region.recomputed, self._replayed = self._replayed, []
+            region.owned = True
             region.recomputed += [()] * (region.nodes - len(region.recomputed))
         return region.recomputed
 
@@ -392,6 +390,7 @@ class Machine:
                 self._step_back(node, gradients, viewed)
             if node.region is not None and node.slot == 0:
                 node.region.finish()
+                self._end_owner(node.region)
         self.meter.turn_to(None)
         for leaf, gradient in gradients.items():
             self.kept += [*leaf.saved, gradient]
@@ -403,6 +402,7 @@ class Machine:
         if node.weights or node.module:
             self.listener.before_use(node.weights)
         saved = node.saved
+        asks = node.region is not None and node.saves > 0 and node.region.recomputed is None
         if node.region is not None and node.saves:
             recomputed = self._replay(node.region)
             saved, recomputed[node.slot] = recomputed[node.slot], ()
@@ -464,6 +464,14 @@ class Machine:
                     self._complete(edge)
         if node.weights and not node.keeps_gathered:
             self.listener.after_use(node.weights)
+        alone = (node.weights and not node.keeps_gathered) or node.leaf
+        if asks and alone and node.region is not None:  # else a module around it asked, the layer at last
+            self._end_owner(node.region)
+
+    def _end_owner(self, region: Region) -> None:
+        if self.sharded and region.owned:
+            region.owned = False
+            self.listener.after_owner()
 
     def _sum(self, size: Summed) -> Storage:
         total = self.new(size.bytes)

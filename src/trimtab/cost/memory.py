@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from trimtab.config import Config
 from trimtab.cost.allocator import WORKSPACE_BYTES, Reading
-from trimtab.cost.coordinator import Gathering, passed
+from trimtab.cost.coordinator import Gathering, left_over, passed
 from trimtab.cost.course import NOTE, RESET, Course, Steps, settling
 from trimtab.cost.engine import AIO_ALIGNMENT, AIO_BYTES, Settings
 from trimtab.cost.meter import PART, PARTS, AllocatingMeter, Meter, Recorder, RequestingMeter, Storage
@@ -29,7 +29,7 @@ RECORDED_MICROS = 3
 """Micro steps of a step that a whole replay has: those in the middle cut up the cache too."""
 # fp32 copies of the gradients that a step in 16 bits makes at stage 0: the wrapper of DeepSpeed's Adam its
 # flat one, LAMB and torch's Adam an update; FP16_UnfusedOptimizer around the others makes none itself
-STEP_COPIES = {"lion": 0, "SGD": 0, "adagrad": 2}
+STEP_COPIES = {"lion": 0, "SGD": 0, "adagrad": 2, "Adafactor": 0}
 # fp32 elements of state per parameter: torch.optim, deepspeed/ops
 MOMENTS = {
     "adam": 2, "adamw": 2, "lamb": 2, "lion": 1, "adagrad": 1, "muon": 2, "SGD": 0, "RAdam": 2, "NAdam": 2,
@@ -37,7 +37,7 @@ MOMENTS = {
 }  # fmt: skip
 
 
-TORCH_TEMPORARIES = {"adagrad": 2}
+TORCH_TEMPORARIES = {"adagrad": 2, "Adafactor": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +99,7 @@ def settings_of(config: Config, world_size: int) -> Settings:
     if name == "lion" and config.offload_optimizer != "none":
         moments = 2  # DeepSpeedCPULion makes a second, and leaves it alone (ops/lion/cpu_lion.py:127)
     ranks = batch.data_parallel * config.sequence_parallel
+    sequential = bool(zero("stage3_allgather_sequential"))
     return Settings(
         stage=config.stage,
         ranks=ranks,
@@ -116,7 +117,8 @@ def settings_of(config: Config, world_size: int) -> Settings:
         reduce_scatter=bool(zero("reduce_scatter")),
         reduce_bucket=int(zero("reduce_bucket_size")),
         gathering=Gathering(
-            prefetch_bucket=int(zero("stage3_prefetch_bucket_size")),
+            # one parameter at a time, runtime/engine.py:2742
+            prefetch_bucket=1 if sequential else int(zero("stage3_prefetch_bucket_size")),
             persistence_threshold=int(zero("stage3_param_persistence_threshold")),
             model_persistence_threshold=int(zero("stage3_model_persistence_threshold")),
             max_live=int(zero("stage3_max_live_parameters")),
@@ -131,11 +133,12 @@ def settings_of(config: Config, world_size: int) -> Settings:
         multi_rank_buckets=bool(zero("use_multi_rank_bucket_allreduce")),
         round_robin=bool(zero("round_robin_gradients")),
         quantized_weights=bool(zero("zero_quantized_weights")),
-        allgather_sequential=bool(zero("stage3_allgather_sequential")),
+        allgather_sequential=sequential,
         fetches_by_all_reduce=bool(zero("stage3_use_all_reduce_for_fetch_params")),
         offload_ratio=float(config.get("zero_optimization.offload_optimizer.ratio", 1.0)),
         master_type=_master_type(config),
         state_type="bf16" if config.get("bf16.bf16_optimizer_states", False) else "fp32",
+        factored=name == "Adafactor",
         states_of_whole=name == "adagrad" and config.offload_optimizer == "none",
         swap_buffers=config.whole("zero_optimization.offload_optimizer.buffer_count", 4),
         parameter_buffers=config.whole("zero_optimization.offload_param.buffer_count", 5),
@@ -264,7 +267,7 @@ def offloaded(config: Config, model: Model, world_size: int) -> Offloaded:
     job, settings = config.job, settings_of(config, world_size)
     weights = weights_for(model, job.task, job.lora, settings.item, config.tensor_parallel)
     engine = engine_for(Meter(), weights, settings)
-    engine.build(weights)
+    engine.build(weights, given_up(model, job.task))
     engine.initialize()
     return Offloaded(engine.host.total, engine.nvme_bytes)
 
@@ -315,8 +318,10 @@ class _Run:
         if isinstance(engine, ShardedParameters):
             order = self.recording.order
             engine.learn(order)
-            if engine.settings.accumulation > 1:  # the pass that decides what stays found nothing gathered
-                engine.kept = passed(order, engine.settings.gathering, engine.persistent).kept
+            if engine.settings.accumulation > 1:  # the pass that decides what stays found little gathered
+                known = order, engine.settings.gathering, engine.persistent
+                left = left_over(*known, engine.untrained)
+                engine.kept = passed(*known, left, untrained=engine.untrained).kept
         self._step(workspace_bytes)
         del registered
 
@@ -357,6 +362,9 @@ class _Run:
                 break  # it would go as the one before it
             engine.begin_micro(boundary=left is not None or micro == micros - 1)
             self._micro_step(0 if self._steps or micro else workspace_bytes)
+            if micro < micros - 1:  # the engine's step then steps nothing
+                meter.reset_peak()
+                self._note("step", FINISH + 1, meter.now)
         meter.reset_peak()
         engine.step()
         self._note("step", FINISH + 1, meter.now)

@@ -121,9 +121,11 @@ class Net:
         m = self.m
         weight, bias = self.weights.get(path + ".weight"), self.weights.get(path + ".bias")
         if self.model.model_type == "olmo":
-            return self.module(partial(ops.wide_layer_norm, m), x)
+            return self.module(partial(ops.wide_layer_norm, m, width=self.model.hidden_size), x)
         if self.model.norm == "layer":
-            return ops.layer_norm(m, x, weight, bias)
+            if weight is None:
+                return self.module(partial(ops.layer_norm, m, width=self.model.hidden_size), x)
+            return ops.layer_norm(m, x, weight.numel, weight, bias)
         assert weight is not None
         if self.job.kernels == "fused":
             return ops.fused_rms_norm(m, x, weight)
@@ -131,7 +133,7 @@ class Net:
             return ops.t5_norm(m, x, weight)
         if self.model.family == "gemma":
             return ops.gemma_norm(m, x, weight)
-        return ops.rms_norm(m, x, weight, wide_weight=self.model.model_type == "olmo2")
+        return ops.rms_norm(m, x, weight, wide_weight=self.model.model_type in ("olmo2", "olmo3"))
 
     def embedding(self, path: str, tokens: int, *, gathered: bool = False) -> Tensor:
         """Rows of the embedding at ``path``, which may be ``gathered`` for a module around it."""
@@ -161,7 +163,7 @@ class Net:
         self.m.enter()
         self.m.meter.product()
         numel, kinds = self.job.sequence_length * self.model.rotary_dim, 1
-        if self.model.model_type == "gemma3_text":
+        if self.model.model_type in ("gemma3_text", "olmo3"):
             kinds = 2
         cosines, sines = (
             tuple(self.m.tensor(numel, self._table_item) for _ in range(kinds)) for _ in range(2)
@@ -171,7 +173,7 @@ class Net:
     @property
     def _table_item(self) -> int:
         """OLMo's stay in fp32, and so does what is turned by them (models/olmo/modeling_olmo.py)."""
-        return ops.FLOAT if self.model.model_type in ("olmo", "olmo2") else self.item
+        return ops.FLOAT if self.model.family == "olmo" else self.item
 
     def activation(self, x: Tensor, name: str | None = None) -> Tensor:
         """The model's activation."""
@@ -298,6 +300,8 @@ class Net:
             return att.plain(m, q, k, v, shape)  # no fused kernel shares keys in fp32
         if self.item == ops.FLOAT or shape.head_dim > att.FLASH_HEAD_LIMIT:
             return att.efficient(m, q, k, v, shape)
+        if shape.head_dim % att.HEAD_ALIGNMENT and self.attention == "sdpa":
+            return att.padded_flash(m, q, k, v, shape)
         out = att.flash(m, q, k, v, shape)
         return ops.copy(m, out) if shape.by_head else out
 
@@ -381,6 +385,7 @@ def weights_of(parameters: Iterable[Parameter], item: int, model_type: str) -> t
     weights = []
     for index, one in enumerate(parameters):
         written_out = own_products and len(one.shape) == 2 and ".h." in one.name and "lora_" not in one.name
-        columns = one.shape[0 if written_out and model_type == "gpt2" else -1]
-        weights.append(Weight(one.name, one.numel, item, index, columns, one.trainable, written_out))
+        upright = written_out and model_type == "gpt2"
+        columns = one.shape[0 if upright else -1]
+        weights.append(Weight(one.name, one.numel, item, index, columns, one.trainable, written_out, upright))
     return tuple(weights)

@@ -203,9 +203,11 @@ def activation(m: Machine, x: Tensor, name: str) -> Tensor:
     return keeps_input(m, x)
 
 
-def layer_norm(m: Machine, x: Tensor, weight: Weight | None, bias: Weight | None = None) -> Tensor:
+def layer_norm(
+    m: Machine, x: Tensor, width: int, weight: Weight | None = None, bias: Weight | None = None
+) -> Tensor:
     """``native_layer_norm``: keeps x, and mean and reciprocal deviation of each row in fp32."""
-    rows = x.numel // (weight.numel if weight else x.numel)
+    rows = x.numel // width
     return m.op(
         x.numel,
         (x, weight, bias),
@@ -214,13 +216,13 @@ def layer_norm(m: Machine, x: Tensor, weight: Weight | None, bias: Weight | None
         keep=(x.storage,),
         extra=(rows * FLOAT, rows * FLOAT),
         kernel="native_layer_norm",
-        shape=(rows, x.numel // max(1, rows)),
+        shape=(rows, width),
     )
 
 
-def wide_layer_norm(m: Machine, x: Tensor) -> Tensor:
+def wide_layer_norm(m: Machine, x: Tensor, width: int) -> Tensor:
     """``OlmoLayerNorm``: in fp32, and without weights."""
-    return cast(m, layer_norm(m, cast(m, x, FLOAT), None), x.item)
+    return cast(m, layer_norm(m, cast(m, x, FLOAT), width), x.item)
 
 
 def rms_norm(m: Machine, x: Tensor, weight: Weight, *, wide_weight: bool = False) -> Tensor:

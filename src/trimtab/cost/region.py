@@ -22,11 +22,13 @@ class Stop(Exception):
 class Region:
     """A stretch of the forward pass whose activations are recomputed (non-reentrant checkpointing)."""
 
-    __slots__ = ("arguments", "nodes", "recomputed", "run", "saves")
+    __slots__ = ("arguments", "nodes", "owned", "recomputed", "run", "saves")
 
     def __init__(self, run: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> None:
         self.run, self.arguments = run, arguments
         self.nodes = self.saves = 0
+        self.owned = False
+        """Whether it was recomputed for a module whose backward pass is not over."""
         self.recomputed: list[tuple[Storage, ...]] | None = None
 
     def finish(self) -> None:

@@ -85,6 +85,7 @@ class ShardedOptimizer(Engine):
         """``process_gradients``: the first one makes the buckets; stage 2 fills them at once (:2284)."""
         s = self.settings
         self._setup_buckets()
+        added = gradient.bytes if weight.name in self.gradients and not self.widens else 0
         if self.widens:  # grad_accum instead of grad, :1234
             made = self.new(weight.numel * s.gradient_item, "gradients")
             self.gradients.setdefault(weight.name, made)
@@ -93,7 +94,7 @@ class ShardedOptimizer(Engine):
             self.gradients.setdefault(weight.name, gradient)
         del gradient
         if s.stage == 2 or (s.overlap_comm and self.boundary):
-            self._reduce(weight)
+            self._reduce(weight, added)
 
     @property
     def widens(self) -> bool:
@@ -123,14 +124,16 @@ class ShardedOptimizer(Engine):
     def _bucket_item(self) -> int:
         return TYPE_BYTES[self._bucket_type]
 
-    def _reduce(self, weight: Weight) -> None:
+    def _reduce(self, weight: Weight, added: int = 0) -> None:
+        """Put into the bucket; ``added``: bytes of this micro step's gradient, gone once it is in the sum."""
         s = self.settings
         if self.filled + weight.numel > s.reduce_bucket:
             self._flush()
         self.waiting.append(weight)
         self.filled += weight.numel
         if weight.numel > s.reduce_bucket and s.contiguous_gradients and s.offload_optimizer != "none":
-            self.momentary(weight.numel * self._bucket_item, "gradients")  # cloned beside what it was, :1446
+            clone = weight.numel * self._bucket_item  # beside what it was, :1446
+            self.momentary(max(0, clone - added), "gradients")
         if weight.numel <= s.reduce_bucket and s.contiguous_gradients:
             self.gradients.pop(weight.name, None)  # it is a view of the bucket now, :1458
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trimtab.cost.coordinator import (
+    AGAIN,
+    OWNER,
     RELEASE,
     TAKE,
     UNPACK,
+    USE,
+    USED,
     Act,
     Coordinator,
     Kept,
@@ -48,13 +52,14 @@ class ShardedParameters(Engine):
         super().__init__(meter, weights, settings)
         self.numels = tuple(weight.numel for weight in weights)
         self.persistent = settings.gathering.persistent(weights)
+        self.untrained = frozenset(weight.index for weight in weights if not weight.trainable)
         self.gathered: dict[int, Storage | None] = {}
         """By place of the parameter."""
         self.in_flight: dict[int, Gather] = {}
         """By number in a pass, those of which not every parameter was asked for."""
         self.order: Order | None = None
         self.kept: Kept = frozenset()
-        self._heard: list[tuple[bool, tuple[int, ...]]] = []
+        self._heard: list[tuple[int, tuple[int, ...]]] = []
         self._gathers = 0
 
     def build(self, whole: Sequence[Weight], given_up: Sequence[tuple[int, int]] = ()) -> None:
@@ -62,8 +67,12 @@ class ShardedParameters(Engine):
         s = self.settings
         self.shards = [-(-weight.numel // s.ranks) for weight in self.weights]
         """By parameter, the elements of a rank's share."""
+        self.tied = [-(-numel // s.ranks) for _, numel in given_up]
+        """The same of those that are built, and then tied to others."""
         self.gather_stream, self.reduce_stream = (GATHER, REDUCE) if s.overlap_comm else (MAIN, MAIN)
         self.secondary: dict[int, Storage] = {}
+        self.viewed: dict[int, list[Storage | None]] = {}
+        """By parameter, what was gathered of it and autograd still looks at."""
         super().build(whole, given_up)
 
     def _built(self, numel: int, index: int | None = None) -> list[Storage]:
@@ -141,10 +150,15 @@ class ShardedParameters(Engine):
             shards = sum(self.shards) * s.item
             self._initialize_secondary()
             if s.offload_param == "cpu":
-                host.add("parameters", shards, pinned=True)  # :906
-                for shard in self.shards if s.pin_parameters else ():  # each by itself under zero.Init, which
-                    # PyTorch's cache of pinned blocks keeps (partition_parameters.py:1843)
-                    host.add("parameters as built", shard * s.item, pinned=True)
+                host.add("parameters", self.partition * s.item, pinned=True)  # those that train, flat, :906
+                # each by itself under zero.Init (partition_parameters.py:1843); of those that train PyTorch's
+                # cache of pinned blocks keeps it
+                for weight in self.weights:
+                    if s.pin_parameters or not weight.trainable:
+                        shard = self.shards[weight.index] * s.item
+                        host.add("parameters as built", shard, pinned=s.pin_parameters)
+                for tied in self.tied if s.pin_parameters else ():
+                    host.add("parameters as built", tied * s.item, pinned=True)
             else:
                 self.nvme_bytes += shards
                 count = s.parameter_buffers * s.parameter_buffer * s.item
@@ -202,28 +216,34 @@ class ShardedParameters(Engine):
         if self.order is None and self._heard:
             self.learn(order_of(tuple(self._heard), self.numels))
         if self.order is None:
-            self._first = Coordinator(self.numels, gathering, self.persistent, gathered)
+            self._first = Coordinator(
+                self.numels, gathering, self.persistent, gathered, untrained=self.untrained
+            )
         else:
-            known = passed(self.order, gathering, self.persistent, gathered, self.kept)
+            known = passed(
+                self.order, gathering, self.persistent, gathered, self.kept, untrained=self.untrained
+            )
             self._acts, self.kept = iter(known.acts), known.kept
 
-    def before_use(self, uses: Sequence[int], shift: int = 0) -> None:
+    def before_use(self, uses: Sequence[int], shift: int = 0, *, again: bool = False) -> None:
         """Gather what is needed now and soon."""
-        if self.order is not None:
-            self._do(next(self._acts))
-            return
-        indices = tuple([index + shift for index in uses])
-        self._heard.append((True, indices))
-        self._do(self._first.before_use(indices))
+        self._hear(AGAIN if again else USE, uses, shift)
 
     def after_use(self, uses: Sequence[int], shift: int = 0) -> None:
         """Let go of what is not needed soon."""
+        self._hear(USED, uses, shift)
+
+    def after_owner(self) -> None:
+        """Let go of what was kept for it."""
+        self._hear(OWNER, (), 0)
+
+    def _hear(self, kind: int, uses: Sequence[int], shift: int) -> None:
         if self.order is not None:
             self._do(next(self._acts))
             return
         indices = tuple([index + shift for index in uses])
-        self._heard.append((False, indices))
-        self._do(self._first.after_use(indices))
+        self._heard.append((kind, indices))
+        self._do(self._first.hear(kind, indices))
 
     def _do(self, acts: Sequence[Act]) -> None:
         for kind, about in acts:
@@ -258,14 +278,25 @@ class ShardedParameters(Engine):
         if s.allgather_sequential and not alone:
             for index in indices:
                 gather.copies[index] = self._gathering(self.shards[index] * s.ranks * s.item)
+                self._send((index,))
             return
         count = 0 if alone else sum(self.shards[index] for index in indices) * s.ranks * s.item
         gather.result = self.new(count, "gathered parameters", self.gather_stream)
+        if not alone and not (s.fetches_by_all_reduce and len(indices) > 1):
+            self._send(indices)
         if alone and s.offload_param != "none":
             for index in indices:
                 gather.copies[index] = self.new(
                     self.numels[index] * s.item, "gathered parameters", self.gather_stream
                 )
+
+    def _send(self, indices: Sequence[int]) -> None:
+        """A rank's own shares, brought from the host, until they are sent or laid in their place
+        (``_all_gather_sequential``, ``_all_gather_dtype``: partition_parameters.py:1396, :1345)."""
+        s = self.settings
+        if s.offload_param != "none":
+            shares = [self._gathering(self.shards[index] * s.item) for index in indices]
+            del shares
 
     def _unpack(self, gather: Gather) -> None:
         """``AllGatherCoalescedHandle.wait``: the first parameter asked for copies all of them out."""
@@ -314,6 +345,14 @@ class ShardedParameters(Engine):
                 found = self._gathering(self.numels[index] * s.item)
             self.gathered[index] = found
 
+    def on_view(self, index: int) -> None:
+        """What is gathered now stays, though the engine may gather it anew meanwhile."""
+        self.viewed.setdefault(index, []).append(self.gathered[index])
+
+    def on_view_end(self, index: int) -> None:
+        """The latest view ends first, as the backward pass goes."""
+        self.viewed[index].pop()
+
     # -- gradients -------------------------------------------------------------------------------------
 
     def on_gradient(self, weight: Weight, gradient: Storage) -> None:
@@ -355,13 +394,17 @@ class ShardedParameters(Engine):
         del flat, wide, sent
 
     def _reduce_bucket(self) -> None:
-        """``__avg_scatter_contiguous_grads``: the bucket itself is sent (:1863)."""
+        """``__avg_scatter_contiguous_grads``: the bucket itself is sent, and scaled in a copy (:1883)."""
         s = self.settings
         wide = None
+        scaled = None
+        if s.ranks > 1:
+            scaled = self.new(self.filled * s.communication_item, "temporaries", self.reduce_stream)
         if s.gradient_type != s.communication_type:
             wide = self.new(self.filled * s.gradient_item, "temporaries", self.reduce_stream)
+            scaled = None
         self._partition_gradients()
-        del wide
+        del wide, scaled
 
     def _partition_gradients(self) -> None:
         if self.settings.offload_optimizer != "none":
@@ -404,7 +447,6 @@ class ShardedParameters(Engine):
         s = self.settings
         self.gathered.clear()
         self.in_flight.clear()
-        self.secondary.clear()
         self.unwritten.clear()
         if s.offload_optimizer == "none":
             if s.precision == "fp16":  # has_overflow: isinf's absolute values, then what they tell (:3013)
@@ -429,6 +471,8 @@ class ShardedParameters(Engine):
                 fresh = s.ranks > 1 or s.offload_param != "none" or s.allgather_sequential
                 count = weight.numel * s.item if fresh else 0
                 self.gathered[weight.index] = self.new(count, "gathered parameters")
+        for weight in self.trainable:  # invalidate_secondary_tensor, :2846
+            self.secondary.pop(weight.index, None)
 
 
 def quantized_groups(numel: int) -> int:

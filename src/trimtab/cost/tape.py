@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from trimtab.cost.coordinator import Heard, Order, order_of
+from trimtab.cost.coordinator import AGAIN, OWNER, USE, USED, USES, Heard, Order, order_of
 from trimtab.cost.meter import PARTS, Storage, Work
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ START, FORWARD, RELEASE, BACKWARD, FINISH = range(5)
 step's, the end of what lived as long as that; the backward pass; the end of the inputs."""
 PHASES = (START, FORWARD, RELEASE, BACKWARD, FINISH)
 
-TAKE, GIVE, MOVE, USE, USED, GRADIENT, PRODUCT = range(1, 8)
+TAKE, GIVE, MOVE, VIEW, VIEWED, GRADIENT, PRODUCT = range(1, 8)
+HEARD = (*USES, VIEW, VIEWED)
+"""Only of interest to an engine that gathers parameters."""
 Stack = tuple[str, int]
 """Equal layers: their path, and the place of the first of them there."""
 Place = tuple[Stack, int]
@@ -55,8 +57,9 @@ class Section:
         self.number, self.place = number, place
         self.events: list[tuple[int, ...]] = []
         """(TAKE, bytes, part, number), (GIVE, bytes, part, section, number), (MOVE, bytes, part, part),
-        (USE, weight…), (USED, weight…), (GRADIENT, bytes, part, section, number, weight) or (PRODUCT,), a
-        phase's first; a storage is known by its section and its number among what was taken there."""
+        (USE, weight…), (AGAIN, weight…), (USED, weight…), (OWNER,), (VIEW, weight), (VIEWED, weight),
+        (GRADIENT, bytes, part, section, number, weight) or (PRODUCT,), a phase's first; a storage is known by
+        its section and its number among what was taken there."""
         self.takes = self.sums = 0
         self.work: Work = Counter()
         self._chunks: dict[bool, list[Chunk]] = {}
@@ -65,8 +68,8 @@ class Section:
 
     @cached_property
     def uses(self) -> list[tuple[int, tuple[int, ...]]]:
-        """``USE`` and ``USED``, and of which weights."""
-        return [(event[0], event[1:]) for event in self.events if event[0] in (USE, USED)]
+        """What is heard of uses, and of which weights."""
+        return [(event[0], event[1:]) for event in self.events if event[0] in USES]
 
     def chunks(self, uses: bool) -> list[Chunk]:
         """The section as stretches between what an engine hears: gradients, and ``uses`` of weights."""
@@ -86,7 +89,7 @@ class Section:
             elif kind == GRADIENT:  # the engine's from here on
                 yield high, live - event[1], GRADIENT, (event[5], event[1], event[2])
                 high = live = 0
-            elif kind in (USE, USED) and uses:
+            elif kind in HEARD and uses:
                 yield high, live, kind, event[1:]
                 high = live = 0
         if high or live:
@@ -134,7 +137,7 @@ class Section:
             if done == count or (inside and done == count - 1 and live == high):
                 return
             live += _count_parts(parts, event)
-            if event[0] == GRADIENT or (uses and event[0] in (USE, USED)):
+            if event[0] == GRADIENT or (uses and event[0] in HEARD):
                 done, live = done + 1, 0
 
 
@@ -229,14 +232,26 @@ class Tape:
 
     # -- a listener ------------------------------------------------------------------------------------
 
-    def before_use(self, weights: tuple[Weight, ...]) -> None:
+    def before_use(self, weights: tuple[Weight, ...], *, again: bool = False) -> None:
         """Note the use."""
-        self._section.events.append((USE, *(weight.index for weight in weights)))
+        self._section.events.append((AGAIN if again else USE, *(weight.index for weight in weights)))
 
     def after_use(self, weights: tuple[Weight, ...]) -> None:
         """Note its end."""
         if weights:
             self._section.events.append((USED, *(weight.index for weight in weights)))
+
+    def after_owner(self) -> None:
+        """Note it."""
+        self._section.events.append((OWNER,))
+
+    def on_view(self, weight: Weight) -> None:
+        """Note that what is gathered of it has one reference more."""
+        self._section.events.append((VIEW, weight.index))
+
+    def on_view_end(self, weight: Weight) -> None:
+        """Note that it has one less."""
+        self._section.events.append((VIEWED, weight.index))
 
     def on_gradient(self, weight: Weight, gradient: Storage) -> None:
         """Note that it is the engine's from now on."""
@@ -315,7 +330,7 @@ class Recording:
     def heard(self) -> Heard:
         """What an engine hears of parameters through the two passes."""
         return tuple(
-            (kind == USE, tuple([index + shift for index in uses]))
+            (kind, tuple([index + shift for index in uses]))
             for phase in (FORWARD, BACKWARD)
             for number, _, shift in self.reels[phase]
             for kind, uses in self.sections[number].uses
@@ -337,10 +352,16 @@ class Recording:
                     meter.peak_parts = meter.parts.copy()
                     meter.peak_at = -now
                 meter.live = live + net
-                if kind == USE:
-                    engine.before_use(about, shift)
+                if kind in (USE, AGAIN):
+                    engine.before_use(about, shift, again=kind == AGAIN)
                 elif kind == USED:
                     engine.after_use(about, shift)
+                elif kind == OWNER:
+                    engine.after_owner()
+                elif kind == VIEW:
+                    engine.on_view(about[0] + shift)
+                elif kind == VIEWED:
+                    engine.on_view_end(about[0] + shift)
                 elif kind == GRADIENT:
                     index, count, part = about
                     meter.live += count
@@ -398,6 +419,15 @@ class Recording:
                 elif kind == USED:
                     meter.now = now = now + 1
                     after_use(event[1:], shift)
+                elif kind == AGAIN:
+                    meter.now = now = now + 1
+                    before_use(event[1:], shift, again=True)
+                elif kind == OWNER:
+                    meter.now = now = now + 1
+                    engine.after_owner()
+                elif kind in HEARD:
+                    meter.now = now = now + 1
+                    (engine.on_view if kind == VIEW else engine.on_view_end)(event[1] + shift)
             meter.now = now = end
 
     def _is_edge(self, section: Section, layer: int) -> bool:

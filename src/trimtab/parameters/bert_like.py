@@ -1,4 +1,4 @@
-"""Encoders: bert, roberta, xlm-roberta, distilbert and electra, with their task heads.
+"""Encoders: bert, roberta and its kin, distilbert and electra, with their task heads.
 
 Registration orders as in transformers 5.17's modeling files of each model type.
 """
@@ -9,7 +9,9 @@ from trimtab.errors import UsageError
 from trimtab.model import Model
 from trimtab.parameters.modules import Module, Skeleton, embedding, layer_norm, linear, own, stack, under
 
-MODEL_TYPES = frozenset({"bert", "roberta", "xlm-roberta", "distilbert", "electra"})
+MODEL_TYPES = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra"})
+ROBERTAS = frozenset({"roberta", "xlm-roberta", "camembert"})
+"""One architecture under three names, whose modules are all called ``roberta``."""
 
 _LANGUAGE_TASKS = ("causal-lm", "masked-lm")
 
@@ -17,15 +19,15 @@ _LANGUAGE_TASKS = ("causal-lm", "masked-lm")
 def skeleton(model: Model, task: str) -> Skeleton:
     """Encoder and head of the class that ``task`` builds."""
     kind = model.model_type
-    prefix = "roberta" if kind == "xlm-roberta" else kind
+    prefix = "roberta" if kind in ROBERTAS else kind
     body = _distilbert(model) if kind == "distilbert" else _bert(model, pooled=_pooled(kind, task))
     encoder = under(prefix, body)
     if task in _LANGUAGE_TASKS:
         head, output, ties = _language_head(model, f"{prefix}.embeddings.word_embeddings.weight")
     else:
         head, output, ties = _task_head(model, task), None, []
-    # XLMRobertaFor… registers its head first, the others their encoder.
-    modules = head + encoder if kind == "xlm-roberta" else encoder + head
+    # XLMRobertaFor… and CamembertFor… register their heads first, the others their encoder.
+    modules = head + encoder if kind in ("xlm-roberta", "camembert") else encoder + head
     return Skeleton(modules, ties if model.tied_embeddings else (), output)
 
 
@@ -39,7 +41,7 @@ def _bert(model: Model, *, pooled: bool) -> list[Module]:
     positions = embedding("embeddings.position_embeddings", model.max_positions, width)
     types = embedding("embeddings.token_type_embeddings", model.type_vocab_size, width)
     norm = layer_norm("embeddings.LayerNorm", width)
-    roberta = model.model_type in ("roberta", "xlm-roberta")
+    roberta = model.model_type in ROBERTAS
     modules = [words, types, norm, positions] if roberta else [words, positions, types, norm]
     if model.model_type == "electra" and width != hidden:
         modules.append(linear("embeddings_project", width, hidden, True))

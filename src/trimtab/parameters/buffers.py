@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from trimtab.model import Model
 from trimtab.parameters import llama_like
+from trimtab.parameters.bert_like import ROBERTAS
 from trimtab.parameters.modules import Shape
 
 _ELEMENT_BYTES = {"float32": 4, "int64": 8, "bool": 1}
@@ -39,7 +40,7 @@ def buffers(model: Model, task: str = "causal-lm") -> tuple[Buffer, ...]:
             for layer in range(model.layers)
         )
     if model.kind == "encoder":
-        prefix = "roberta" if kind == "xlm-roberta" else kind
+        prefix = "roberta" if kind in ROBERTAS else kind
         names = ["position_ids"] if kind == "distilbert" else ["position_ids", "token_type_ids"]
         return tuple(Buffer(f"{prefix}.embeddings.{name}", (1, positions), "int64") for name in names)
     if model.positions != "rotary" and kind != "falcon":  # Falcon makes its table even for ALiBi
@@ -57,8 +58,8 @@ def buffers(model: Model, task: str = "causal-lm") -> tuple[Buffer, ...]:
 
 
 def _layer_kinds(model: Model) -> list[str]:
-    """Gemma 3 keeps a table for each kind of attention in use; the others one for all."""
-    if model.model_type != "gemma3_text":
+    """Gemma 3 and OLMo 3 keep a table for each kind of attention in use; the others one for all."""
+    if model.model_type not in ("gemma3_text", "olmo3"):
         return [""]
     kinds = [
         ("sliding_attention_", len(model.sliding_layers)),

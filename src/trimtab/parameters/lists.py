@@ -29,9 +29,9 @@ _ENCODER_DECODER_TASKS = (
 )
 _NO_CLASSES = frozenset({"granite"})  # ... and no ForSequenceClassification, nor the two below
 # Causal model types for which transformers 5.17 has no ForTokenClassification or ForQuestionAnswering.
-_NO_TOKEN_HEAD = frozenset({"gptj", "opt", "olmo", "olmo2", "gemma3_text"})
+_NO_TOKEN_HEAD = frozenset({"gptj", "opt", "olmo", "olmo2", "olmo3", "gemma3_text"})
 _NO_ANSWER_HEAD = frozenset(
-    {"gemma", "gemma2", "gemma3_text", "phi", "phi3", "stablelm", "starcoder2", "olmo", "olmo2"}
+    {"gemma", "gemma2", "gemma3_text", "phi", "phi3", "stablelm", "starcoder2", "olmo", "olmo2", "olmo3"}
 )
 
 

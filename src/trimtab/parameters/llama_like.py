@@ -9,7 +9,7 @@ from trimtab.model import Model
 from trimtab.parameters.modules import Module, embedding, layer_norm, linear, rms_norm, stack
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi",
-                         "phi3", "stablelm", "starcoder2", "olmo", "olmo2", "granite",
+                         "phi3", "stablelm", "starcoder2", "olmo", "olmo2", "olmo3", "granite",
                          "smollm3"})  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def _query_key_norms(model: Model, queries: int, keys: int) -> list[Module]:
     kind, width = model.model_type, model.head_dim
     if kind in ("qwen3", "gemma3_text"):
         return [rms_norm("self_attn.q_norm", width), rms_norm("self_attn.k_norm", width)]
-    if kind == "olmo2":
+    if kind in ("olmo2", "olmo3"):
         return [rms_norm("self_attn.q_norm", queries), rms_norm("self_attn.k_norm", keys)]
     if kind == "phi" and model.hf["qk_layernorm"]:
         return [layer_norm("self_attn.q_layernorm", width), layer_norm("self_attn.k_layernorm", width)]
@@ -97,6 +97,7 @@ def _layer_norms(model: Model) -> list[Module]:
         "gemma2": ["input", "post_attention", "pre_feedforward", "post_feedforward"],
         "gemma3_text": ["input", "post_attention", "pre_feedforward", "post_feedforward"],
         "olmo2": ["post_attention", "post_feedforward"],
+        "olmo3": ["post_attention", "post_feedforward"],
         "phi": ["input"],
     }.get(model.model_type, ["input", "post_attention"])
     if model.model_type == "stablelm" and model.parallel_residual:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from trimtab.errors import UsageError
 from trimtab.hf_config import lora_targets
-from trimtab.job import Lora
+from trimtab.job import Job, Lora
 from trimtab.model import Model
 from trimtab.parameters.lists import Parameter, first_names
 from trimtab.parameters.modules import Module, Skeleton
@@ -24,6 +24,14 @@ _HEADS = {
 # sequence classification peft leaves the head out (DistilBERT's pre_classifier excepted).
 _HEAD_IS_LINEAR = ("token-classification", "question-answering")
 _ADAPTABLE = ("linear", "conv1d", "embedding")
+
+
+def copied_modules(job: Job) -> tuple[str, ...]:
+    """The modules, by any name they go by, of which peft trains a copy beside the adapters, if any."""
+    if job.lora is None:
+        return ()
+    head = _HEADS.get(job.task)
+    return ((" or ".join(head),) if head else ()) + job.lora.modules_to_save
 
 
 def adapted(model: Model, task: str, build: Skeleton, lora: Lora) -> tuple[Parameter, ...]:

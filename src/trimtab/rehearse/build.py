@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from trimtab.auto import for_engine
 from trimtab.errors import Unsupported, UsageError
 from trimtab.rehearse import attention, corners, fused
 from trimtab.rehearse.request import PhantomRequest
@@ -105,7 +106,7 @@ def _place(request: PhantomRequest, deepspeed: Any, dtype: torch.dtype, stage: i
 
 def engine_config(request: PhantomRequest) -> dict[str, Any]:
     """What goes to ``deepspeed.initialize``: the request's configuration with its batch keys settled."""
-    config = copy.deepcopy(dict(request.deepspeed))
+    config = copy.deepcopy(for_engine(request.deepspeed))
     config.pop("trimtab", None)
     config.pop("train_batch_size", None)
     config["train_micro_batch_size_per_gpu"] = request.micro_batch

@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from trimtab.auto import for_engine
 from trimtab.config import Config
 from trimtab.cost.allocator import UNIT
 from trimtab.errors import Unsupported
@@ -230,7 +231,7 @@ class Run:
         self.engine, *_ = deepspeed.initialize(
             model=built.module,
             model_parameters=[p for p in built.module.parameters() if p.requires_grad],
-            config=config.deepspeed(),
+            config=for_engine(config.deepspeed()),
             mpu=share_attention(
                 built.module, config.sequence_parallel, micro=micro, length=config.job.sequence_length
             ),
