@@ -42,6 +42,8 @@ AGAIN = (
 )  # fmt: skip
 """Rows of the grid and of the autotuner's rival that are one configuration."""
 STOCK_SETTLED = DATA / "stock_settled_x1.jsonl"
+CLOCKS = DATA / "clocks.jsonl"
+"""What the card's clock was and what it drew while these ran."""
 AGAIN_ENDING = r"-(quiet|initialized)(-\d)?$"
 """What such a row's name ends with."""
 GPU, REHEARSED = "h200", 3
@@ -195,8 +197,10 @@ NEAREST = """\
 which is faster by itself: by turns, their first steps gone, the plan's choice took {plan} s, with fp16 in
 bf16's place {half} s, {gain:.0%} less; with weights as the architecture asks, not just small and random
 ones, {plan_initialized} s and {half_initialized} s, {gain_initialized:.0%} less. All of it is in the
-backward pass ({phases}). Why is not known. The plan takes bf16 wherever the card has it, since it needs
-no loss scaling, and does not weigh fp16."""
+backward pass ({phases}). The card is at its power limit in all of these, {watts} W, and its clock settles
+at {half_mhz:,} MHz in fp16 and {plan_mhz:,} MHz in bf16: what the numbers in a product are decides what
+it draws, so that what random tokens say here need not hold in training. The plan takes bf16 wherever the
+card has it, since it needs no loss scaling, and does not weigh fp16."""
 
 FITTING_HEAD = """\
 ## Whether it fits
@@ -466,7 +470,15 @@ def nearest(others: Sequence[stock.Measured]) -> str:
         half_initialized=_took(half_initialized),
         gain_initialized=1 - _mean_step(half_initialized) / _mean_step(plan_initialized),
         phases=phases,
+        half_mhz=_clock("plan-in-fp16", "mean_mhz"),
+        plan_mhz=_clock("plan-1gpu", "mean_mhz"),
+        watts=_clock("plan-", "mean_watts"),
     )
+
+
+def _clock(start: str, what: str) -> int:
+    rows = [row for row in stock.read([CLOCKS]) if row["id"].startswith(start)]
+    return round(statistics.mean(row[what] for row in rows))
 
 
 def _mean_step(these: Sequence[Row]) -> float:
