@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.cost.allocator import Reading
 from trimtab.cost.memory import Profile
-from trimtab.cost.need import REPLAY_STEPS, CapacitySearch, SearchedNeed
+from trimtab.cost.need import REPLAY_STEPS, SURE, CapacitySearch, SearchedNeed
 
 PEAK, MOST = 10_000, 42_000
 
@@ -46,7 +47,7 @@ def test_the_room_is_tried_first_and_the_span_halved_five_times() -> None:
 def test_somewhat_less_than_a_room_that_is_enough_is_tried_too() -> None:
     job, found = search(enough=25_500, room=26_000)
     assert 25_500 <= found.smallest() < 25_520
-    assert job.tried[:3] == [26_000, 25_740, 25_480]
+    assert job.tried[:3] == [26_000, 25_793, 25_480]
     assert min(job.tried) == 25_480
 
 
@@ -59,10 +60,17 @@ def test_a_room_that_is_enough_by_luck_alone_is_known_by_what_is_less() -> None:
 def test_what_the_first_tries_settle_needs_no_more() -> None:
     job, found = search(enough=20_000, room=26_000)
     assert found.decided(lambda smallest: smallest <= 18_000) is False
-    tried = [26_000, 25_740, 25_480, 25_090, 17_545, 21_317, 19_431]
+    tried = [26_000, 25_793, 25_480, 25_090, 17_545, 21_317, 19_431]
     assert job.tried == tried
     assert found.decided(lambda smallest: smallest // 8_000) == 2
     assert job.tried == tried
+
+
+@pytest.mark.parametrize(("enough", "fits"), [(25_700, True), (25_900, False)])
+def test_two_tries_say_whether_a_room_is_enough_with_the_usual_probability(enough: int, fits: bool) -> None:
+    job, found = search(enough, room=26_000)
+    assert SearchedNeed(found).fits(26_000, SURE) is fits
+    assert len(job.tried) == 2
 
 
 @given(st.integers(PEAK, MOST), st.integers(PEAK, MOST), st.integers(500, 20_000))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from trimtab.adapt.adapting import adapt, named_model
 from trimtab.adapt.answer import Adaptation, Nearest, Step
-from trimtab.adapt.search import SURE, Estimates
+from trimtab.adapt.search import Estimates
+from trimtab.cost.need import SURE
 
 __all__ = ["SURE", "Adaptation", "Estimates", "Nearest", "Step", "adapt", "named_model"]

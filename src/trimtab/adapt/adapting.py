@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from trimtab.adapt.answer import Adaptation, Nearest, Step, missing
 from trimtab.adapt.demands import demanded, solves
-from trimtab.adapt.search import SURE, Path, Search
+from trimtab.adapt.search import Path, Search
 from trimtab.cluster import Cluster, gpus
 from trimtab.config import Config
+from trimtab.cost.need import SURE
 from trimtab.errors import UsageError
 from trimtab.model import Model, find_model
 from trimtab.moves import differences

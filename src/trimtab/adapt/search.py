@@ -33,8 +33,6 @@ from trimtab.moves.communication import MIDDLE_BUCKET, SMALL_BUCKET
 from trimtab.moves.offload import DEVICES
 from trimtab.plan.counting import Arithmetic
 
-SURE = 0.9
-"""How probable "fits" must be."""
 MOST_MOVES = 5
 MOST_FASTER = 4
 WORTH = 0.03

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from trimtab.cli import job_flags as job
+from trimtab.cost.need import SURE
 from trimtab.errors import UnreadableFile, Unsupported, UsageError
 from trimtab.job import Lora
 from trimtab.plan import OBJECTIVES, OPTIMIZE
@@ -17,7 +18,6 @@ from trimtab.plan import plan as plan_of
 from trimtab.plan.answer import Plan, Prover
 from trimtab.plan.document import file_of
 from trimtab.plan.document import to_json as document
-from trimtab.plan.wishes import SURE
 from trimtab.rehearse.on_gpu import gpu_is_here
 from trimtab.report.document import to_json
 from trimtab.units import parse_bytes, parse_count

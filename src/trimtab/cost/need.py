@@ -21,8 +21,13 @@ NCCL_BYTES = int(1.23 * GIB)
 NCCL_STAGE_3_BYTES = int(0.95 * GIB)
 HARDLY, SURELY = 0.02, 0.995
 """The probabilities of fitting by a quick replay that need no whole one: what is taken to fit must."""
-NEAR = (0.99, 0.98, 0.965)
-"""The shares of a room that is enough that are tried too, in order, until one is not."""
+SURE = 0.9
+"""The probability from which on `plan` and `adapt` take a job for fitting, unless told otherwise."""
+NEARER = (0.98, 0.965)
+"""The shares of a room that is enough that are tried too, in order, until one is not.
+
+Before them comes the one at which the room is enough with `SURE`: mostly that is all that is asked.
+"""
 REPLAY_STEPS = 5
 """Bisections of the smallest capacity: a thirty-second of the span between peak and reserved memory."""
 
@@ -117,7 +122,7 @@ class CapacitySearch:
         self._counted, self._left = counted, REPLAY_STEPS
         self._near: list[int] = []
         if room is not None and self._low < room < self._high and self._try(room):
-            self._near = [int(room * share) for share in NEAR]
+            self._near = [int(room * share) for share in (1 / _ratio(REPLAY_RATIOS, SURE), *NEARER)]
 
     def smallest(self) -> int:
         """In bytes."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from trimtab.cost.need import SURE
 from trimtab.errors import NotFound, UsageError
 from trimtab.hf_config import lora_targets
 from trimtab.job import (
@@ -33,7 +34,6 @@ TASKS = {
 """The usual task of pre-training, and of adapting, by kind of model."""
 SPAN_CORRUPTION_TARGET = 114
 """Tokens of a target for 512 of input: 15 % in spans of 3 (Raffel et al. 2020, T5, section 3.3.4)."""
-SURE = 0.9
 
 
 class NothingToAdapt(UsageError):
