@@ -70,6 +70,23 @@ def test_more_memory_is_never_slower() -> None:
     assert before < float("inf")
 
 
+def test_what_only_the_certainty_asked_for_rules_out_is_close_and_what_does_not_fit_is_not() -> None:
+    """LLaMA 7B at stage 1 ran on one H200 with 0.3 GiB to spare (bench/data/grid_x1.jsonl)."""
+    wishes = make_wishes("llama-7b", global_batch=8, sequence_length=2048)
+    cluster = Cluster.of("h200", 1)
+    family = next(one for one in families(wishes, cluster) if one.config.stage == 1 and one.recomputes)
+    config = with_micro_batch(family, 1, cluster)
+    arithmetic = Arithmetic(wishes.model, wishes.sure)
+    short = arithmetic.shortfall(config, cluster)
+    assert short is not None
+    assert short.close
+    assert estimate(config, cluster, model=wishes.model).needed.expected < short.there < short.needed
+    smaller = Cluster.of(dataclasses.replace(find_gpu("h200"), usable_bytes=int(138 * GIB)), 1)
+    clearly = arithmetic.shortfall(config, smaller)
+    assert clearly is not None
+    assert not clearly.close
+
+
 def in_between(gib: float) -> tuple[Wishes, Cluster, Contender]:
     """GPT-2 on one card where keeping all activations asks for a smaller micro batch, and what is best."""
     wishes = make_wishes("gpt2", global_batch=16, sequence_length=1024)

@@ -124,7 +124,10 @@ class Arithmetic:
 
     def certain_shortfall(self, config: Config, peak: float, cluster: Cluster) -> Shortfall | None:
         """What is lacking where tensors take at least ``peak`` bytes."""
-        return self._short(config, peak, cluster) if peak > self.room(config, cluster) else None
+        if peak <= self.room(config, cluster):
+            return None
+        fits = peak + outside_allocator(cluster.world_size, config.stage) <= cluster.gpu.usable_bytes
+        return replace(self._short(config, peak, cluster), close=fits)
 
     def usual_shortfall(self, config: Config, cluster: Cluster) -> Shortfall | None:
         """What ``config`` lacks with what the allocator usually loses, nothing replayed."""
