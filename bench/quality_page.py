@@ -148,7 +148,7 @@ What this does not say:
   it. A point that was measured more than once counts with its median.
 - `gpt2` and `llama-7b` on one GPU, without offload, were measured four jobs side by side while processes
   of the next jobs were importing; all other rows with cores of their own. Most of those with offload or a
-  small micro batch are medians of two to four steps only (`brief`).
+  small micro batch are medians of one to four steps only (`brief`).
 - The share within which predicted times count as equal, {tie:.0%} (`TIE` in
   `src/trimtab/plan/search.py`), was last raised with these rows in sight, and it decides `gpt2`'s choice
   on one GPU: without it that would be the first by predicted time, {untied:.1%} of the best. This row is
@@ -162,8 +162,8 @@ their measured times.
 
 - *Replayed*: no GPU ran; each candidate was given the time that its row of the grid has. The choice is
   thus judged by the very numbers that it was made by, and a candidate without a row ends the search.
-- *Run*: `--probe` on one H200, 58 to 89 s from question to answer. The choice's share of the best is by the
-  grid's rows, which are of other hours."""
+- *Run*: `--probe` on one H200 (`bench/probe_plans.sh`). The choice's share of the best is by the grid's rows,
+  which are of other hours."""
 
 AUTOTUNER_HEAD = """\
 ## Beside DeepSpeed's autotuner
@@ -214,10 +214,10 @@ FITTING_TAIL = """\
 {sure} of them lie beyond 0.9, where the plan takes a job for fitting, and {wrong_sure} of these ran out
 of memory. A replay at the cap itself said of {right} of the {jobs} what the GPU did.
 
-**{fresh_bases} of the jobs are a fresh test**: they were chosen and measured when nothing was to be
-changed any more, and held to caps within {fresh_off:.1%} of the predicted need. Of {fresh_sure} tries
-beyond 0.9 {fresh_wrong} ran out of memory; of {fresh_unlikely} below 0.2 {fresh_ran} ran. The replay was
-right about {fresh_right} of {fresh_jobs}; of those that it called fitting {fresh_unsafe} ran out.
+**{fresh_bases} of the jobs are a fresh test**: nothing was changed for what they showed. They were held
+to caps within {fresh_off:.1%} of the predicted need. Of {fresh_sure} tries beyond 0.9 {fresh_wrong} ran
+out of memory; of {fresh_unlikely} below 0.2 {fresh_ran} ran. The replay was right about {fresh_right} of
+{fresh_jobs}; of those that it called fitting {fresh_unsafe} ran out.
 
 The others taught what a replay has to be. Eighteen of them were measured after the first to see whether
 what those gave held, and eight ran out of memory where they were called fitting. So every request of

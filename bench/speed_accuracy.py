@@ -59,7 +59,7 @@ class Case:
     apart: bool = False
     """Whether it had cores of its own."""
     brief: bool = False
-    """Whether only two to four steps were timed."""
+    """Whether only one to four steps were timed."""
     sampled: bool = False
     """Whether the pace was sampled before and after each step."""
     pace: float | None = None
@@ -281,6 +281,7 @@ def against_records() -> list[tuple[Record, float]]:
 
 
 GROUPS = (
+    ("1 to 4 GPUs, no other jobs on the host", lambda case: case.real and not case.beside),
     (
         "1 and 2 GPUs, cores of its own, pace sampled beside each step, nothing fitted to it",
         lambda case: case.apart and case.sampled and not case.fitted and not case.brief,
@@ -290,7 +291,7 @@ GROUPS = (
         lambda case: case.fitted,
     ),
     (
-        "1 GPU, cores of its own, pace sampled beside each of two to four steps, nothing fitted to it",
+        "1 GPU, cores of its own, pace sampled beside each of one to four steps, nothing fitted to it",
         lambda case: case.brief,
     ),
     (
@@ -327,13 +328,12 @@ the slower rank; single steps of one such job still lie up to a third apart. Hal
 costs are fitted to lie within {phase_error} of them. Other rows of known pace timed the same calls a
 second after their steps, and by then it may have changed. Rows with cores of their own kept all other
 processes off the cores that issue their kernels (`bench/case_pool.py`); in the others processes of the
-next jobs were importing meanwhile. Where only two to four steps were timed, the three to five samples of
-the pace between them say little of what it was within: steps of the grid that wait for the host longest
-are predicted best by those that say 1.2 and more, and too short by those that say 1.0. The rows of
-`quiet_steps.jsonl` with three to eight timed steps had not settled: with more steps before the first
-timed one `t5-large-z1-m16-recompute` took 0.53 and 0.62 s. Weights are random and small; with weights as
-the architectures ask two jobs took 0.6 and 3.6 % longer (`-initialized`). Made-up worlds with offload are
-left out: one rank then has a host to itself that many would share."""
+next jobs were importing meanwhile. Where only one to four steps were timed, the few samples of the pace
+between them say little of what it was within. The rows of `quiet_steps.jsonl` with three to eight timed
+steps had not settled: with more steps before the first timed one `t5-large-z1-m16-recompute` took 0.53
+and 0.62 s. Weights are random and small; with weights as the architectures ask two jobs took 0.6 and 3.6
+% longer (`-initialized`). Made-up worlds with offload are left out: one rank then has a host to itself
+that many would share."""
 
 
 def _phase_error() -> float:
