@@ -26,9 +26,9 @@ processes that import have the rest: so that neither the neighbour nor what come
 With ``--quiet`` all processes have imported before the first job begins.
 
 With ``--reuse`` a process whose job ran takes the next one, which saves most of a short job's time: a world's
-ranks stay together.  Made-up groups cannot be taken down, so theirs are processes of their own.  Step times are as in a process of its own; the host's memory is not, since what one job
-pinned another may find.  ``--brief`` times fewer steps: three go before and two are timed at the
-least, or one where steps are slow.
+ranks stay together.  Made-up groups cannot be taken down, so theirs are processes of their own.  Step times
+are as in a process of its own; the host's memory is not, since what one job pinned another may find.
+``--brief`` times fewer steps: three go before and two are timed at the least, or one where steps are slow.
 """
 
 from __future__ import annotations

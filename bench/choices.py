@@ -71,7 +71,7 @@ def main() -> int:
     )
     parser.add_argument("--world", type=int, default=1, choices=sorted(TRAININGS))
     parser.add_argument("--models", help="comma-separated; else all")
-    parser.add_argument("--points", type=int, default=5, help="candidates a training, other stages not counted")
+    parser.add_argument("--points", type=int, default=5, help="candidates, other stages not counted")
     parser.add_argument("--host-memory-gib", type=float, help="of the machine that is to measure")
     options = parser.parse_args()
     memory = None if options.host_memory_gib is None else int(options.host_memory_gib * 2**30)

@@ -148,7 +148,7 @@ def test_a_shrunken_model_is_small_and_the_same_kind(model: str) -> None:
 
 
 def test_a_shrunken_falcon_keeps_what_its_class_derives() -> None:
-    """The width of its heads is a property of the config's class, the number of key heads has its own name."""
+    """The width of its heads is a property of the class, the number of key heads has its own name."""
     pytest.importorskip("transformers")
     from transformers import FalconConfig
 
