@@ -61,14 +61,16 @@ class Order:
         """By parameter, the uses that read it."""
         self.reach = [0]
         """By use, the elements that earlier ones read."""
-        read = 0
-        for step, used in enumerate(indices for kind, indices in heard if kind in (USE, AGAIN)):
-            for index in used:
-                self.queue.append(index)
-                self.when.append(step)
-                self.steps[index].append(step)
-                read += numels[index]
-            self.reach.append(read)
+        step = read = 0
+        for kind, used in heard:
+            if kind in (USE, AGAIN):
+                for index in used:
+                    self.queue.append(index)
+                    self.when.append(step)
+                    self.steps[index].append(step)
+                    read += numels[index]
+                self.reach.append(read)
+                step += 1
 
 
 @lru_cache(maxsize=64)
@@ -95,20 +97,76 @@ def passed(
     untrained: frozenset[int] = frozenset(),
 ) -> Passed:
     """A pass in ``order`` that finds so much ``gathered``: the same for all who shard however many bytes."""
-    one = Coordinator(order.numels, gathering, persistent, gathered, order, dict(kept), untrained)
-    acts = [one.hear(kind, indices) for kind, indices in order.heard]
+    one = OrderedPass(order, gathering, persistent, gathered, dict(kept), untrained)
+    acts = one.acts()
     return Passed(acts, frozenset(one.kept.items()))
 
 
-def left_over(
-    order: Order, gathering: Gathering, persistent: frozenset[int], untrained: frozenset[int]
-) -> frozenset[int]:
+def left_over(order: Order, persistent: frozenset[int], untrained: frozenset[int]) -> frozenset[int]:
     """What a pass that does not know its ``order`` leaves gathered: of what was kept for a whole layer's
-    recomputation that which is persistent (:504)."""
-    one = Coordinator(order.numels, gathering, persistent, untrained=untrained)
+    recomputation that which is persistent (:504), each by itself."""
+    left, owned = set[int](), set[int]()
     for kind, indices in order.heard:
-        one.hear(kind, indices)
-    return persistent.intersection(one.gathered)
+        if kind == OWNER:
+            owned.clear()
+        for index in indices:
+            if index in persistent:
+                if kind != USED:
+                    left.add(index)
+                elif index not in owned:
+                    left.discard(index)
+                if kind == AGAIN and index in untrained:
+                    owned.add(index)
+    return frozenset(left)
+
+
+class Pass:
+    """Stage 3's ``PartitionedParameterCoordinator`` through one pass (partitioned_param_coordinator.py)."""
+
+    def __init__(
+        self,
+        persistent: frozenset[int],
+        gathered: Iterable[int] = (),
+        untrained: frozenset[int] = frozenset(),
+    ) -> None:
+        self.persistent, self.gathered = persistent, set(gathered)
+        """By place of the parameter, as all that follows."""
+        self.untrained, self.owned = untrained, set[int]()
+        """Frozen parameters, and those of them that were gathered for recomputation and stay for whoever
+        asked for it (``ds_recompute_parameters``, :393)."""
+        self.gathers = 0
+
+    def _disown(self) -> list[int]:
+        """All that was kept for it goes, however soon it is used again, but what is persistent (:501-529)."""
+        going = sorted((self.owned & self.gathered) - self.persistent)
+        self.owned.clear()
+        return going
+
+
+class FirstPass(Pass):
+    """One that does not know the order: what is used is gathered, and let go when it was used."""
+
+    def hear(self, kind: int, indices: Sequence[int]) -> Sequence[Act]:
+        """What is done at one of `USES`."""
+        if kind == USED:
+            going = [index for index in indices if index in self.gathered and index not in self.owned]
+        elif kind == OWNER:
+            going = self._disown()
+        else:
+            return self._fetch(indices, again=kind == AGAIN)
+        self.gathered.difference_update(going)
+        return [(RELEASE, (index,)) for index in going]
+
+    def _fetch(self, indices: Sequence[int], *, again: bool) -> Sequence[Act]:
+        missing = tuple([index for index in indices if index not in self.gathered])
+        if again:
+            self.owned |= self.untrained.intersection(indices)
+        if not missing:
+            return ()
+        self.gathered.update(missing)
+        self.gathers += 1
+        number = (self.gathers - 1,)
+        return (TAKE, missing), (UNPACK, number), (DROP, number)
 
 
 class Flight:
@@ -120,65 +178,77 @@ class Flight:
         self.number, self.indices, self.waiting, self.arrived = number, indices, {*indices}, False
 
 
-class Coordinator:
-    """Stage 3's ``PartitionedParameterCoordinator`` through one pass (partitioned_param_coordinator.py)."""
+class OrderedPass(Pass):
+    """One that knows the order: it gathers ahead, and keeps what is used again soon."""
 
     def __init__(
         self,
-        numels: Sequence[int],
+        order: Order,
         gathering: Gathering,
         persistent: frozenset[int],
-        gathered: Iterable[int] = (),
-        order: Order | None = None,
-        kept: dict[tuple[int, int], bool] | None = None,
-        untrained: frozenset[int] = frozenset(),
+        gathered: Iterable[int],
+        kept: dict[tuple[int, int], bool],
+        untrained: frozenset[int],
     ) -> None:
-        self.numels, self.gathering, self.persistent, self.order = numels, gathering, persistent, order
-        self.gathered = set(gathered)
-        """By place of the parameter, as all that follows."""
-        self.untrained, self.owned = untrained, set[int]()
-        """Frozen parameters, and those of them that were gathered for recomputation and stay for whoever
-        asked for it (``ds_recompute_parameters``, :393)."""
+        super().__init__(persistent, gathered, untrained)
+        self.order, self.gathering, self.kept = order, gathering, kept
         self.in_flight: dict[int, Flight] = {}
-        self.kept = {} if kept is None else kept
-        self.fetched_until = [-1] * len(numels)
-        self.position = self.queue_at = self.available = self.gathers = 0
+        self.fetched_until = [-1] * len(order.numels)
+        self.position = self.queue_at = self.available = 0
         self._acts: list[Act] = []
 
-    def hear(self, kind: int, indices: Sequence[int]) -> Sequence[Act]:
-        """What is done at one of `USES`."""
-        if kind == OWNER:
-            return self.after_owner()
-        return self.after_use(indices) if kind == USED else self.before_use(indices, again=kind == AGAIN)
+    def acts(self) -> Sequence[Sequence[Act]]:
+        """What is done at each of `USES` in turn."""
+        every: list[Sequence[Act]] = []
+        kept, gathered, persistent = self.kept, self.gathered, self.persistent
+        position, queued, most = 0, len(self.order.queue), self.gathering.max_live
+        for kind, indices in self.order.heard:
+            self._acts = []
+            if kind == USED:
+                for index in indices:
+                    if index in gathered and index not in persistent:
+                        stays = kept.get((position, index))
+                        if stays is None:
+                            stays = kept[position, index] = self._stays(index)
+                        if not stays and index not in self.owned:
+                            self._release(index)
+            elif kind == OWNER:
+                for index in self._disown():
+                    self._release(index)
+            else:
+                if indices:
+                    self._fetch(indices, again=kind == AGAIN)
+                if self.available < most and self.queue_at < queued:
+                    self._prefetch()
+                self.position = position = position + 1
+            every.append(self._acts)
+        return every
 
-    def before_use(self, indices: Sequence[int], *, again: bool = False) -> Sequence[Act]:
-        """``fetch_sub_module``: gather what is needed now, then prefetch."""
-        order, position = self.order, self.position
-        acts = self._acts = []
-        if indices:
-            gathered, in_flight = self.gathered, self.in_flight
-            missing = [index for index in indices if index not in gathered and index not in in_flight]
-            if missing:
-                self._gather(missing)
-            for index in indices:
-                if index in in_flight:
-                    self._arrive(index)
-            if again:
-                self.owned |= self.untrained.intersection(indices)
-            if order is not None:
-                self._advance(indices, order)
-        if order is None:
-            pass
-        elif self.available < self.gathering.max_live and self.queue_at < len(order.queue):
-            self._prefetch(order)
-        self.position = position + 1
-        return acts
+    def _fetch(self, indices: Sequence[int], *, again: bool) -> None:
+        """``fetch_sub_module``: gather what is needed now, and take it from the queue.
+
+        What was prefetched was taken from the queue before.
+        """
+        gathered, in_flight, until = self.gathered, self.in_flight, self.fetched_until
+        missing = [index for index in indices if index not in gathered and index not in in_flight]
+        if missing:
+            self._gather(missing)
+        wanted = 0
+        for index in indices:
+            if index in in_flight:
+                self._arrive(index)
+            if until[index] < self.position:
+                wanted += 1
+        if again and self.untrained:
+            self.owned |= self.untrained.intersection(indices)
+        if wanted:
+            self._advance(wanted)
 
     def _gather(self, indices: Sequence[int]) -> None:
         flight = Flight(self.gathers, indices)
         self.gathers += 1
         for index in indices:
-            self.available += self.numels[index]
+            self.available += self.order.numels[index]
             self.in_flight[index] = flight
         self._acts.append((TAKE, tuple(indices)))
 
@@ -192,22 +262,18 @@ class Coordinator:
         if not flight.waiting:
             self._acts.append((DROP, (flight.number,)))
 
-    def _advance(self, indices: Sequence[int], order: Order) -> None:
-        """Take what is used now from the queue, unless it was prefetched and taken before."""
-        until, position, queue = self.fetched_until, self.position, order.queue
-        wanted = 0
-        for index in indices:
-            if until[index] < position:
-                wanted += 1
+    def _advance(self, wanted: int) -> None:
+        queue, when = self.order.queue, self.order.when
         popped: set[int] = set()
         while len(popped) < wanted and self.queue_at < len(queue):
             index = queue[self.queue_at]
-            until[index] = order.when[self.queue_at]
+            self.fetched_until[index] = when[self.queue_at]
             self.queue_at += 1
             popped.add(index)
 
-    def _prefetch(self, order: Order) -> None:
-        s, until, queue, when = self.gathering, self.fetched_until, order.queue, order.when
+    def _prefetch(self) -> None:
+        s, order = self.gathering, self.order
+        until, queue, when, numels = self.fetched_until, order.queue, order.when, order.numels
         limit = min(s.max_live - self.available, s.prefetch_bucket)
         gathered, in_flight = self.gathered, self.in_flight
         chosen: list[int] = []
@@ -219,45 +285,23 @@ class Coordinator:
             at += 1
             if index not in gathered and index not in in_flight and index not in chosen:
                 chosen.append(index)
-                numel += self.numels[index]
+                numel += numels[index]
         self.queue_at = at
         if chosen:
             self._gather(chosen)
 
-    def after_use(self, indices: Sequence[int]) -> Sequence[Act]:
+    def _release(self, index: int) -> None:
         """``release_sub_module``: let go of what is not used again within the reuse distance."""
-        ordered, going = self.order is not None, []
-        for index in indices:
-            if index not in self.gathered or (ordered and (index in self.persistent or self._stays(index))):
-                continue
-            if index not in self.owned:
-                going.append(index)
-        return self._release(going)
-
-    def after_owner(self) -> Sequence[Act]:
-        """All that was kept for it goes, however soon it is used again, but what is persistent (:501-529)."""
-        going = sorted((self.owned & self.gathered) - self.persistent)
-        self.owned.clear()
-        return self._release(going)
-
-    def _release(self, indices: Sequence[int]) -> Sequence[Act]:
-        for index in indices:
-            self.gathered.remove(index)
-            self.available -= self.numels[index]
-        return [(RELEASE, (index,)) for index in indices]
+        self.gathered.remove(index)
+        self.available -= self.order.numels[index]
+        self._acts.append((RELEASE, (index,)))
 
     def _stays(self, index: int) -> bool:
         """Whether it was found further up in the queue, or its next use is nearer than the reuse distance."""
-        key = (self.position, index)
-        if key not in self.kept:
-            self.kept[key] = self.fetched_until[index] > self.position or self._is_near(index)
-        return self.kept[key]
-
-    def _is_near(self, index: int) -> bool:
-        assert self.order is not None
-        order = self.order
+        order, position = self.order, self.position
+        if self.fetched_until[index] > position:
+            return True
         for step in order.steps[index]:
-            if step >= self.position:
-                distance = order.reach[step] - order.reach[self.position]
-                return distance < self.gathering.max_reuse_distance
+            if step >= position:
+                return order.reach[step] - order.reach[position] < self.gathering.max_reuse_distance
         return False

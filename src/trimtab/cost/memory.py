@@ -320,7 +320,7 @@ class _Run:
             engine.learn(order)
             if engine.settings.accumulation > 1:  # the pass that decides what stays found little gathered
                 known = order, engine.settings.gathering, engine.persistent
-                left = left_over(*known, engine.untrained)
+                left = left_over(order, engine.persistent, engine.untrained)
                 engine.kept = passed(*known, left, untrained=engine.untrained).kept
         self._step(workspace_bytes)
         del registered

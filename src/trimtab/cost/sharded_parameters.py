@@ -13,7 +13,7 @@ from trimtab.cost.coordinator import (
     USE,
     USED,
     Act,
-    Coordinator,
+    FirstPass,
     Kept,
     Order,
     order_of,
@@ -216,9 +216,7 @@ class ShardedParameters(Engine):
         if self.order is None and self._heard:
             self.learn(order_of(tuple(self._heard), self.numels))
         if self.order is None:
-            self._first = Coordinator(
-                self.numels, gathering, self.persistent, gathered, untrained=self.untrained
-            )
+            self._first = FirstPass(self.persistent, gathered, self.untrained)
         else:
             known = passed(
                 self.order, gathering, self.persistent, gathered, self.kept, untrained=self.untrained

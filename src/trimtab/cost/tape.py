@@ -329,12 +329,14 @@ class Recording:
     @cached_property
     def heard(self) -> Heard:
         """What an engine hears of parameters through the two passes."""
-        return tuple(
-            (kind, tuple([index + shift for index in uses]))
-            for phase in (FORWARD, BACKWARD)
-            for number, _, shift in self.reels[phase]
-            for kind, uses in self.sections[number].uses
-        )
+        heard: list[tuple[int, tuple[int, ...]]] = []
+        for phase in (FORWARD, BACKWARD):
+            for number, _, shift in self.reels[phase]:
+                uses = self.sections[number].uses
+                if shift:
+                    uses = [(kind, tuple([index + shift for index in about])) for kind, about in uses]
+                heard += uses
+        return tuple(heard)
 
     # -- playing ---------------------------------------------------------------------------------------
 
