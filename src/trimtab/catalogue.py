@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trimtab.config import Config
 from trimtab.errors import NotFound, UnreadableFile
@@ -30,8 +29,7 @@ _POINTING = frozenset(("deepspeed", "deepspeed_config", "distributed_type"))
 FAMILIES = ("llama", "gpt", "bert", "t5")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hardware:
+class Hardware(NamedTuple):
     """The machines that a catalogue configuration was made for."""
 
     gpu: str

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
 from typing import Any
 
 from trimtab.errors import NotFound, UsageError
 from trimtab.folders import read_shipped
+from trimtab.frozen import dataclass, field
 
 DTYPES = ("bf16", "fp16", "tf32", "fp32", "fp8", "int8")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from trimtab.architecture import Fields, Kind, Norm, Positions, figures
 from trimtab.errors import NotFound, UnknownArchitecture, UnreadableFile
 from trimtab.folders import read_shipped
+from trimtab.frozen import dataclass, field
 from trimtab.hf_config import complete
 
 if TYPE_CHECKING:

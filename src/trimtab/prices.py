@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from trimtab.cluster import Gpu, find_gpu
 from trimtab.errors import NotFound, UnreadableFile
 from trimtab.folders import read_shipped
+from trimtab.frozen import dataclass, field
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,6 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -78,17 +77,14 @@ back and forth between 1.0 and 1.7 within seconds.
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """Seconds of kernels, copies and collectives on one cluster."""
 
-    cluster: Cluster
-    tables: Tables
-    source: str
-    """Where the figures come from, for the assumptions."""
-    pace: float = USUAL_PACE
-    """How much longer than `HOST` says the host needs."""
-    _memo: dict[Any, float] = field(default_factory=dict, repr=False, compare=False)
+    def __init__(self, *, cluster: Cluster, tables: Tables, source: str, pace: float = USUAL_PACE) -> None:
+        """``source``: where the figures come from, for the assumptions; ``pace``: how much longer than `HOST`
+        says the host needs."""
+        self.cluster, self.tables, self.source, self.pace = cluster, tables, source, pace
+        self._memo: dict[Any, float] = {}
 
     @property
     def gpu(self) -> Gpu:
