@@ -137,7 +137,7 @@ class Engine:
     """What all wrappers share: the model's weights on the device, and nothing around them."""
 
     def __init__(self, meter: Meter, weights: Sequence[Weight], settings: Settings) -> None:
-        self.meter, self.settings = meter, settings
+        self.meter, self.settings, self.item = meter, settings, settings.item
         self.weights = weights
         self.trainable = [weight for weight in self.weights if weight.trainable]
         self.frozen = [weight for weight in self.weights if not weight.trainable]
@@ -161,19 +161,22 @@ class Engine:
     def build(self, whole: Sequence[Weight], given_up: Sequence[tuple[int, int]] = ()) -> None:
         """The model's own weights, before ``deepspeed.initialize``.
 
-        ``given_up``: elements of further ones, made after so many of ``whole``, that tying them then frees.
+        ``given_up``: of further ones in order, which tying them then frees, after how many of ``whole`` each
+        is made, and its elements.
         """
         extra: list[Storage] = []
-        for place in range(len(whole) + 1):
-            for numel in (numel for before, numel in given_up if before == place):
-                extra += self._built(numel)
-            if place < len(whole):
-                self.model += self._built(whole[place].numel, whole[place].index)
+        left = [*given_up]
+        for place, weight in enumerate(whole):
+            while left and left[0][0] == place:
+                extra += self._built(left.pop(0)[1])
+            self.model += self._built(weight.numel, weight.index)
+        for _, numel in left:
+            extra += self._built(numel)
         del extra
 
     def _built(self, numel: int, index: int | None = None) -> list[Storage]:
         """What stays of a weight of ``numel`` elements, the model's ``index``-th."""
-        return [self.new(numel * self.settings.item, "parameters")]
+        return [self.new(numel * self.item, "parameters")]
 
     def split(self) -> None:
         """AutoTP puts this rank's part in the place of every weight that it splits."""

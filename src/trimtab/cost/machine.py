@@ -211,23 +211,23 @@ class Machine:
             gathered: whether its weights are gathered for a module around it.
         """
         item = self.item if item is None else item
-        weights = () if gathered else tuple(one for one in inputs if isinstance(one, Weight))
-        edges = tuple(None if one is None else one.edge for one in inputs)
-        recorded = any(edge is not None for edge in edges)
+        weights = () if gathered else tuple([one for one in inputs if isinstance(one, Weight)])
+        edges = tuple([None if one is None else one.edge for one in inputs])
+        recorded = any(edges)
         if weights:
             self.listener.before_use(weights, again=self.recomputing)
         saves = len(keep) + len(extra) + keep_output + keeps_unseen
         moved = numel * item
         if kernel not in COLLECTIVES:
-            moved += sum(one.bytes for one in inputs if one is not None)
+            moved += sum([one.bytes for one in inputs if one is not None])
         replaced = self.own_linear and kernel == "product" and any(not one.written_out for one in weights)
         own = Tensor(numel, item, self.new(numel * item)) if replaced else None
         if own is not None:  # stage 3's own linear saves when it is done (zero/linear.py)
             self.works(kernel, moved, flops, shape)
-        alone = replaced or any(one.upright for one in weights)
-        views = not alone or (self.recomputing and any(one.trainable for one in weights))
-        if recorded and keeps_unseen and self.sharded and views:
-            keep, keeps_unseen = (*keep, GatheredView(self.listener, self.meter, weights[0])), False
+        if recorded and keeps_unseen and self.sharded:
+            alone = replaced or any(one.upright for one in weights)
+            if not alone or (self.recomputing and any(one.trainable for one in weights)):
+                keep, keeps_unseen = (*keep, GatheredView(self.listener, self.meter, weights[0])), False
         if recorded and (keep or keeps_unseen):
             keep = self._save(keep, keeps_unseen)
         more = tuple(self.new(count) for count in extra) if recorded and extra_first else ()
@@ -297,7 +297,7 @@ class Machine:
         node.saves = saves
         node.keeps_gathered = not any(isinstance(edge, Node) for edge in edges)
         node.place = self.meter.place
-        node.moved = out.bytes + sum(storage.bytes for storage in kept)
+        node.moved = out.bytes + sum([storage.bytes for storage in kept])
         if self._region is not None:
             node.slot = self._region.nodes
             self._region.nodes += 1

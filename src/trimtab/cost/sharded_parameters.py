@@ -22,7 +22,7 @@ from trimtab.cost.coordinator import (
 from trimtab.cost.course import EMPTY
 from trimtab.cost.engine import GATHER, MAIN, NORM_ITEM, REDUCE, Engine, Settings
 from trimtab.cost.machine import Weight
-from trimtab.cost.meter import Meter, Storage
+from trimtab.cost.meter import PART, Meter, Storage
 
 NORM_CHUNK = 250_000_000  # stage3.py:1960, elements
 GROUP_ELEMENTS = 8000  # partition_parameters.py:859
@@ -57,6 +57,8 @@ class ShardedParameters(Engine):
         """By place of the parameter."""
         self.in_flight: dict[int, Gather] = {}
         """By number in a pass, those of which not every parameter was asked for."""
+        self.copies = 1 < settings.hpz <= settings.ranks
+        """Whether hpZ keeps copies within the node."""
         self.order: Order | None = None
         self.kept: Kept = frozenset()
         self._heard: list[tuple[int, tuple[int, ...]]] = []
@@ -77,10 +79,10 @@ class ShardedParameters(Engine):
 
     def _built(self, numel: int, index: int | None = None) -> list[Storage]:
         s = self.settings
-        gathered = self.new(numel * s.item, "parameters")
-        if index is not None:
+        gathered = self.new(numel * self.item, "parameters")
+        if index is not None and self.copies:
             self._let_go(index)
-        shard = -(-numel // s.ranks) * s.item
+        shard = -(-numel // s.ranks) * self.item
         kept = [self.new(shard, "parameters")] if s.offload_param == "none" else []
         del gathered
         return kept
@@ -180,7 +182,7 @@ class ShardedParameters(Engine):
     def _initialize_secondary(self) -> None:
         """hpZ's copies lie where the parameters do (partition_parameters.py:1913)."""
         s = self.settings
-        if 1 < s.hpz <= s.ranks:
+        if self.copies:
             for weight in self.weights:
                 if weight.index not in self.persistent:
                     size = -(-weight.numel // s.hpz) * s.item
@@ -193,7 +195,7 @@ class ShardedParameters(Engine):
     def _let_go(self, index: int) -> None:
         """hpZ's copy within the node, made when a parameter is partitioned (partition_parameters.py:1900)."""
         s = self.settings
-        if 1 < s.hpz <= s.ranks and index not in self.secondary and s.offload_param == "none":
+        if self.copies and index not in self.secondary and s.offload_param == "none":
             size = -(-self.weights[index].numel // s.hpz) * s.item
             self.secondary[index] = self.new(size, "parameters")
 
@@ -225,29 +227,28 @@ class ShardedParameters(Engine):
 
     def before_use(self, uses: Sequence[int], shift: int = 0, *, again: bool = False) -> None:
         """Gather what is needed now and soon."""
-        self._hear(AGAIN if again else USE, uses, shift)
+        self._do(self._hear(AGAIN if again else USE, uses, shift) if self.order is None else next(self._acts))
 
     def after_use(self, uses: Sequence[int], shift: int = 0) -> None:
         """Let go of what is not needed soon."""
-        self._hear(USED, uses, shift)
+        self._do(self._hear(USED, uses, shift) if self.order is None else next(self._acts))
 
     def after_owner(self) -> None:
         """Let go of what was kept for it."""
-        self._hear(OWNER, (), 0)
+        self._do(self._hear(OWNER, (), 0) if self.order is None else next(self._acts))
 
-    def _hear(self, kind: int, uses: Sequence[int], shift: int) -> None:
-        if self.order is not None:
-            self._do(next(self._acts))
-            return
+    def _hear(self, kind: int, uses: Sequence[int], shift: int) -> Sequence[Act]:
+        """What the first pass does."""
         indices = tuple([index + shift for index in uses])
         self._heard.append((kind, indices))
-        self._do(self._first.hear(kind, indices))
+        return self._first.hear(kind, indices)
 
     def _do(self, acts: Sequence[Act]) -> None:
         for kind, about in acts:
             if kind == RELEASE:
                 (index,) = about
-                self._let_go(index)  # what stays of it is there before it goes
+                if self.copies:
+                    self._let_go(index)  # what stays of it is there before it goes
                 del self.gathered[index]
             elif kind == TAKE:
                 gather = self.in_flight[self._gathers] = Gather(about)
@@ -260,7 +261,7 @@ class ShardedParameters(Engine):
 
     def after_micro(self) -> object:
         """A boundary takes no less than other steps; hpZ's copies stay until the optimizer steps."""
-        if 1 < self.settings.hpz <= self.settings.ranks:
+        if self.copies:
             for weight in self.weights:
                 if weight.index not in self.persistent:
                     self._let_go(weight.index)
@@ -278,15 +279,13 @@ class ShardedParameters(Engine):
                 gather.copies[index] = self._gathering(self.shards[index] * s.ranks * s.item)
                 self._send((index,))
             return
-        count = 0 if alone else sum(self.shards[index] for index in indices) * s.ranks * s.item
-        gather.result = self.new(count, "gathered parameters", self.gather_stream)
+        count = 0 if alone else sum([self.shards[index] for index in indices]) * s.ranks * self.item
+        gather.result = self._gathering(count)
         if not alone and not (s.fetches_by_all_reduce and len(indices) > 1):
             self._send(indices)
         if alone and s.offload_param != "none":
             for index in indices:
-                gather.copies[index] = self.new(
-                    self.numels[index] * s.item, "gathered parameters", self.gather_stream
-                )
+                gather.copies[index] = self._gathering(self.numels[index] * s.item)
 
     def _send(self, indices: Sequence[int]) -> None:
         """A rank's own shares, brought from the host, until they are sent or laid in their place
@@ -311,10 +310,10 @@ class ShardedParameters(Engine):
             self.gathered[gather.indices[0]] = gather.result
             return
         for index in gather.indices:
-            self.gathered[index] = self._gathering(self.numels[index] * s.item)
+            self.gathered[index] = self._gathering(self.numels[index] * self.item)
 
     def _gathering(self, count: int) -> Storage:
-        return self.new(count, "gathered parameters", self.gather_stream)
+        return Storage(self.meter, count, PART["gathered parameters"], self.gather_stream)
 
     def _take_quantized(self, gather: Gather) -> None:
         """All shards as int8 (partition_parameters.py:1421, :1501); this rank's were in fp16 on the way."""
@@ -435,7 +434,8 @@ class ShardedParameters(Engine):
         """Reduce what is left in the bucket, then let go of embeddings, which no hook did (gpt2-m-z3)."""
         self._reduce_scatter()
         for index in [index for index in self.gathered if index not in self.persistent]:
-            self._let_go(index)
+            if self.copies:
+                self._let_go(index)
             del self.gathered[index]
 
     # -- the step --------------------------------------------------------------------------------------

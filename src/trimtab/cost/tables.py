@@ -78,8 +78,10 @@ def between(lines: Iterable[tuple[Line, tuple[float, ...], float]]) -> float:
         lines: each with the place asked for and the size along it, as logarithms.
     """
     near = sorted(
-        (sum((a - b) ** 2 for a, b in zip(line.place, place, strict=True)), number, line, here)
-        for number, (line, place, here) in enumerate(lines)
+        [
+            (sum([(a - b) ** 2 for a, b in zip(line.place, place, strict=True)]), number, line, here)
+            for number, (line, place, here) in enumerate(lines)
+        ]
     )[:NEIGHBOURS]
     if near[0][0] == 0.0:
         return near[0][2].at(near[0][3])
