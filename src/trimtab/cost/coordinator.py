@@ -170,12 +170,12 @@ class FirstPass(Pass):
 
 
 class Flight:
-    """A gather on its way: its number in the pass, and its parameters, all and those not asked for yet."""
+    """A gather on its way: its number in the pass, its parameters, and how many were not asked for yet."""
 
     __slots__ = ("arrived", "indices", "number", "waiting")
 
     def __init__(self, number: int, indices: Sequence[int]) -> None:
-        self.number, self.indices, self.waiting, self.arrived = number, indices, {*indices}, False
+        self.number, self.indices, self.waiting, self.arrived = number, indices, len({*indices}), False
 
 
 class OrderedPass(Pass):
@@ -203,7 +203,6 @@ class OrderedPass(Pass):
         kept, gathered, persistent = self.kept, self.gathered, self.persistent
         position, queued, most = 0, len(self.order.queue), self.gathering.max_live
         for kind, indices in self.order.heard:
-            self._acts = []
             if kind == USED:
                 for index in indices:
                     if index in gathered and index not in persistent:
@@ -213,7 +212,7 @@ class OrderedPass(Pass):
                         if not stays and index not in self.owned:
                             self._release(index)
             elif kind == OWNER:
-                for index in self._disown():
+                for index in self._disown() if self.owned else ():
                     self._release(index)
             else:
                 if indices:
@@ -221,7 +220,11 @@ class OrderedPass(Pass):
                 if self.available < most and self.queue_at < queued:
                     self._prefetch()
                 self.position = position = position + 1
-            every.append(self._acts)
+            if self._acts:
+                every.append(self._acts)
+                self._acts = []
+            else:
+                every.append(())
         return every
 
     def _fetch(self, indices: Sequence[int], *, again: bool) -> None:
@@ -258,7 +261,7 @@ class OrderedPass(Pass):
             flight.arrived = True
             self.gathered.update(flight.indices)
             self._acts.append((UNPACK, (flight.number,)))
-        flight.waiting.remove(index)
+        flight.waiting -= 1
         if not flight.waiting:
             self._acts.append((DROP, (flight.number,)))
 

@@ -137,7 +137,9 @@ class Engine:
     """What all wrappers share: the model's weights on the device, and nothing around them."""
 
     def __init__(self, meter: Meter, weights: Sequence[Weight], settings: Settings) -> None:
-        self.meter, self.settings, self.item = meter, settings, settings.item
+        self.meter, self.settings = meter, settings
+        self.item, self.gradient_item = settings.item, settings.gradient_item
+        self.master_item = settings.master_item
         self.weights = weights
         self.trainable = [weight for weight in self.weights if weight.trainable]
         self.frozen = [weight for weight in self.weights if not weight.trainable]

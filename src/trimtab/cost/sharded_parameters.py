@@ -292,7 +292,7 @@ class ShardedParameters(Engine):
         (``_all_gather_sequential``, ``_all_gather_dtype``: partition_parameters.py:1396, :1345)."""
         s = self.settings
         if s.offload_param != "none":
-            shares = [self._gathering(self.shards[index] * s.item) for index in indices]
+            shares = [self._gathering(self.shards[index] * self.item) for index in indices]
             del shares
 
     def _unpack(self, gather: Gather) -> None:
@@ -417,13 +417,13 @@ class ShardedParameters(Engine):
         small to write, or has a rest that is, waits until the optimizer steps (optimizer_utils.py:253-285).
         """
         s, shard = self.settings, self.shards[index]
-        back = self.new(shard * s.gradient_item, "temporaries", self.reduce_stream)
+        back = self.new(shard * self.gradient_item, "temporaries", self.reduce_stream)
         if not self.boundary:
             return None
         self.momentary(min(shard, NORM_CHUNK) * NORM_ITEM, "temporaries", self.reduce_stream)
         wide = back
         if s.gradient_type != s.master_type:
-            wide = self.new(shard * s.master_item, "temporaries", self.reduce_stream)
+            wide = self.new(shard * self.master_item, "temporaries", self.reduce_stream)
         if index not in self.swapped:
             return None
         if shard * s.master_item < s.least_swapped_bytes or shard % s.swap_alignment:

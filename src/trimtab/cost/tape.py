@@ -277,6 +277,7 @@ class Recording:
             for (path, first), length in tape.stacks.items()
         }
         self._groups = self._grouped(tape.phases)
+        self._homes: dict[tuple[int, int], tuple[int, int, bool]] = {}
         self.reels = [list(self._reel(tape.phases[phase], phase)) for phase in PHASES]
         """By phase: sections with the layer that each stands for and the distance of its parameters."""
 
@@ -441,13 +442,19 @@ class Recording:
 
         A neighbour of the layer that runs is the neighbour of the ``layer`` that it stands for.
         """
+        known = self._homes.get((home, here)) or self._homes.setdefault((home, here), self._home(home, here))
+        group, place, relative = known
+        return group, layer + place if relative else place
+
+    def _home(self, home: int, here: int) -> tuple[int, int, bool]:
+        """The group, and the layer or the distance to it."""
         there, seen, group = self.sections[home].place, self.sections[here].place, self._groups[home]
         if there is None:
-            return group, 0
+            return group, 0, False
         stack, shown = there
         if seen is not None and seen[0] == stack and abs(seen[1] - shown) <= 1:
-            return group, layer + shown - seen[1]
-        return group, self.stacks[stack] - 1 if shown == self.shown - 1 else shown
+            return group, shown - seen[1], True
+        return group, self.stacks[stack] - 1 if shown == self.shown - 1 else shown, False
 
     # -- what the bytes are ----------------------------------------------------------------------------
 
