@@ -227,15 +227,17 @@ class ShardedParameters(Engine):
 
     def before_use(self, uses: Sequence[int], shift: int = 0, *, again: bool = False) -> None:
         """Gather what is needed now and soon."""
-        self._do(self._hear(AGAIN if again else USE, uses, shift) if self.order is None else next(self._acts))
+        if acts := next(self._acts) if self.order else self._hear(AGAIN if again else USE, uses, shift):
+            self._do(acts)
 
     def after_use(self, uses: Sequence[int], shift: int = 0) -> None:
         """Let go of what is not needed soon."""
-        self._do(self._hear(USED, uses, shift) if self.order is None else next(self._acts))
+        if acts := next(self._acts) if self.order else self._hear(USED, uses, shift):
+            self._do(acts)
 
     def after_owner(self) -> None:
         """Let go of what was kept for it."""
-        self._do(self._hear(OWNER, (), 0) if self.order is None else next(self._acts))
+        self._do(next(self._acts) if self.order else self._hear(OWNER, (), 0))
 
     def _hear(self, kind: int, uses: Sequence[int], shift: int) -> Sequence[Act]:
         """What the first pass does."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trimtab.cost.coordinator import AGAIN, OWNER, USE, USED, USES, Heard, Order, order_of
 from trimtab.cost.meter import PARTS, Storage, Work
@@ -46,8 +46,9 @@ Numbers = dict[tuple[int, int], dict[int, int]]
 """The requests that were made, by group of sections and layer."""
 Chunk = tuple[int, int, int, tuple[int, ...]]
 """Bytes at its highest and at its end, and the event for the engine that follows."""
-Step = tuple[int, int, tuple[int, ...]]
-"""Bytes at their highest and at the end of what no allocator is asked for, and the event that follows."""
+Step = tuple[int, int, tuple[Any, ...]]
+"""Bytes at their highest and at the end of what no allocator is asked for, and the event that follows; of a
+use its kind, and the weights together."""
 
 
 class Section:
@@ -116,7 +117,7 @@ class Section:
             elif kind == GIVE and event[3] == here and not whole:
                 live -= event[1]
             elif kind in (TAKE, GIVE, GRADIENT, PRODUCT) or (uses and kind != MOVE):
-                yield high, live, event
+                yield high, live, (kind, event[1:]) if kind in USES else event
                 high = live = 0
         if high or live:
             yield high, live, (0,)
@@ -418,13 +419,13 @@ class Recording:
                     meter.product()
                 elif kind == USE:
                     meter.now = now = now + 1
-                    before_use(event[1:], shift)
+                    before_use(event[1], shift)
                 elif kind == USED:
                     meter.now = now = now + 1
-                    after_use(event[1:], shift)
+                    after_use(event[1], shift)
                 elif kind == AGAIN:
                     meter.now = now = now + 1
-                    before_use(event[1:], shift, again=True)
+                    before_use(event[1], shift, again=True)
                 elif kind == OWNER:
                     meter.now = now = now + 1
                     engine.after_owner()
