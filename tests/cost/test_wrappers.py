@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trimtab.cost.coordinator import AGAIN, OWNER, USE, USED, FirstPass, Gathering, Order, left_over
+from trimtab.cost.coordinator import AGAIN, OWNER, USE, USED, FirstPass, Gathering, Kept, Order, left_over
 from trimtab.cost.engine import Engine, HalfEngine, Host, PlainEngine, Settings
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import PART, Meter, Storage
@@ -253,7 +253,7 @@ def test_the_first_ordered_pass_decides_for_good_what_stays() -> None:
     assert isinstance(engine, ShardedParameters)
     heard = tuple((kind, (index,)) for index in (0, 1, 1, 0) for kind in (USE, USED))
     engine.learn(Order(heard, (LARGE, SMALL)))
-    engine.kept = frozenset({((1, 0), False)})
+    engine.kept = Kept({(1, 0): False})
     for _ in range(2):
         engine.begin_micro(boundary=True)
         engine.before_use((0,))

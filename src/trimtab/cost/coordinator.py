@@ -12,14 +12,26 @@ USES = USE, AGAIN, USED, OWNER = 11, 12, 13, 14
 """A use of parameters; one to recompute; the end of either; that of the module which had it recomputed."""
 Heard = tuple[tuple[int, tuple[int, ...]], ...]
 """Which of `USES` come through both passes, each with the parameters' places."""
-Kept = frozenset[tuple[tuple[int, int], bool]]
-"""Whether a parameter stays after a use, by use and place: as the first pass that knows the order decides,
-for good (``__params_to_release`` is cached, :637)."""
-
 TAKE, UNPACK, DROP, RELEASE = range(4)
 Act = tuple[int, tuple[int, ...]]
 """Gather these parameters together; the first of what was gathered n-th is asked for, the last is; or let go
 of this one."""
+
+
+class Kept:
+    """Whether a parameter stays after a use, by use and place.
+
+    The first pass that knows the order decides, for good (``__params_to_release`` is cached, :637).  A pass
+    that decides nothing new hands on the very object that it was given.
+    """
+
+    __slots__ = ("stays",)
+
+    def __init__(self, stays: dict[tuple[int, int], bool]) -> None:
+        self.stays = stays
+
+
+NONE_KEPT = Kept({})
 
 
 class Gathering(NamedTuple):
@@ -92,14 +104,14 @@ def passed(
     gathering: Gathering,
     persistent: frozenset[int],
     gathered: frozenset[int] = frozenset(),
-    kept: Kept = frozenset(),
+    kept: Kept = NONE_KEPT,
     *,
     untrained: frozenset[int] = frozenset(),
 ) -> Passed:
     """A pass in ``order`` that finds so much ``gathered``: the same for all who shard however many bytes."""
-    one = OrderedPass(order, gathering, persistent, gathered, dict(kept), untrained)
+    one = OrderedPass(order, gathering, persistent, gathered, dict(kept.stays), untrained)
     acts = one.acts()
-    return Passed(acts, frozenset(one.kept.items()))
+    return Passed(acts, kept if len(one.kept) == len(kept.stays) else Kept(one.kept))
 
 
 def left_over(order: Order, persistent: frozenset[int], untrained: frozenset[int]) -> frozenset[int]:

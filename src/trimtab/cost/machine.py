@@ -104,15 +104,11 @@ _REPLAYED = Node()
 class Tensor:
     """A count of elements, the bytes of one, a storage, and where its gradient goes."""
 
-    __slots__ = ("edge", "item", "numel", "storage")
+    __slots__ = ("bytes", "edge", "item", "numel", "storage")
 
     def __init__(self, numel: int, item: int, storage: Storage, edge: Node | None = None) -> None:
         self.numel, self.item, self.storage, self.edge = numel, item, storage, edge
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the elements."""
-        return self.numel * self.item
+        self.bytes = numel * item
 
     def view(self, numel: int) -> Tensor:
         """``numel`` of its elements, in the same storage and with the same gradient."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from trimtab.cost.coordinator import (
     AGAIN,
+    NONE_KEPT,
     OWNER,
     RELEASE,
     TAKE,
@@ -14,7 +15,6 @@ from trimtab.cost.coordinator import (
     USED,
     Act,
     FirstPass,
-    Kept,
     Order,
     order_of,
     passed,
@@ -60,7 +60,7 @@ class ShardedParameters(Engine):
         self.copies = 1 < settings.hpz <= settings.ranks
         """Whether hpZ keeps copies within the node."""
         self.order: Order | None = None
-        self.kept: Kept = frozenset()
+        self.kept = NONE_KEPT
         self._heard: list[tuple[int, tuple[int, ...]]] = []
         self._gathers = 0
 
