@@ -11,11 +11,12 @@ import json
 import os
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from trimtab.config import Config
 from trimtab.errors import NotFound, UnreadableFile
 from trimtab.folders import read_shipped, shipped
+from trimtab.frozen import dataclass
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +30,8 @@ _POINTING = frozenset(("deepspeed", "deepspeed_config", "distributed_type"))
 FAMILIES = ("llama", "gpt", "bert", "t5")
 
 
-class Hardware(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
     """The machines that a catalogue configuration was made for."""
 
     gpu: str

@@ -7,7 +7,7 @@ The names are DeepSpeed's own.  Defaults are those of DeepSpeed 0.19.8 with the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from trimtab.errors import RefusedConfig
 from trimtab.frozen import dataclass
@@ -74,7 +74,8 @@ MOST_TRIED = 100_000
 GRADIENT_CLIPPING_DEFAULT = 1.0  # runtime/constants.py:198-203
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
     """The batch identity solved: ``train = micro x accumulation x data-parallel ranks``."""
 
     train: int

@@ -9,34 +9,33 @@ from __future__ import annotations
 
 from functools import cache
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from dataclasses import dataclass, field, fields, replace
 
     __all__ = ["dataclass", "field", "fields", "replace"]
 else:
     REQUIRED = object()
 
-    class Field(NamedTuple):
-        """One field, and what `dataclasses.field` says of it."""
+    class Field:
+        """One field, and what `dataclasses.field` says of it: ``default``, ``repr``, ``compare``, ``hash``."""
 
-        name: str = ""
-        default: Any = REQUIRED
-        repr: bool = True
-        compare: bool = True
-        hash: bool = True
+        def __init__(self, **said: Any) -> None:
+            self.name, self.default = "", said.get("default", REQUIRED)
+            self.repr, self.compare = said.get("repr", True), said.get("compare", True)
+            self.hash = self.compare and said.get("hash", True)
 
-    class Shape(NamedTuple):
+    class Shape:
         """The fields of a class, and what all of its values use of them."""
 
-        fields: tuple[Field, ...]
-        defaults: dict[str, Any]
-        slots: dict[str, Callable[[Any, Any], None]]
-        """By name, what puts a value into its slot though the object is frozen."""
-        compared: Callable[[Any], Any]
-        hashed: Callable[[Any], Any]
+        def __init__(self, kind: type[Value], fields: tuple[Field, ...]) -> None:
+            self.fields = fields
+            self.defaults = {one.name: one.default for one in fields if one.default is not REQUIRED}
+            self.slots = {one.name: getattr(kind, one.name).__set__ for one in fields}
+            """By name, what puts a value into its slot though the object is frozen."""
+            self.compared = attrgetter(*(one.name for one in fields if one.compare))
+            self.hashed = attrgetter(*(one.name for one in fields if one.hash))
 
     class Library:
         """``__dataclass_fields__``, made when `dataclasses` asks for it."""
@@ -60,9 +59,10 @@ else:
         __shape__: Shape
 
         def __init__(self, **given: Any) -> None:
-            fields, defaults, slots, *_ = self.__shape__
-            if len(given) < len(fields):
-                given = {**defaults, **given}
+            shape = self.__shape__
+            slots = shape.slots
+            if len(given) < len(slots):
+                given = {**shape.defaults, **given}
             if given.keys() != slots.keys():
                 wrong = ", ".join(sorted(given.keys() ^ slots.keys()))
                 raise TypeError(f"{type(self).__name__}: missing or unknown: {wrong}")
@@ -102,9 +102,7 @@ else:
         """A value out of a pickle."""
         return kind(**given)
 
-    def field(**said: Any) -> Field:
-        """As `dataclasses.field`, of which it knows ``default``, ``repr``, ``compare`` and ``hash``."""
-        return Field(**said)
+    field = Field
 
     def fields(value: Value | type[Value]) -> tuple[Field, ...]:
         """As `dataclasses.fields`."""
@@ -124,17 +122,11 @@ else:
         members, known = dict(vars(plain)), {one.name: one for one in inherited.fields} if inherited else {}
         for name in plain.__annotations__:
             said = members.pop(name, REQUIRED)
-            known[name] = (said if isinstance(said, Field) else Field(default=said))._replace(name=name)
+            known[name] = one = said if isinstance(said, Field) else Field(default=said)
+            one.name = name
         for name in ("__dict__", "__weakref__"):
             members.pop(name, None)
         members |= {"__slots__": tuple(plain.__annotations__), "__qualname__": plain.__qualname__}
-        bases = plain.__bases__ if inherited else (Value,)
-        kind = type(plain)(plain.__name__, bases, members)
-        kind.__shape__ = Shape(
-            fields=tuple(known.values()),
-            defaults={name: one.default for name, one in known.items() if one.default is not REQUIRED},
-            slots={name: getattr(kind, name).__set__ for name in known},
-            compared=attrgetter(*(name for name, one in known.items() if one.compare)),
-            hashed=attrgetter(*(name for name, one in known.items() if one.compare and one.hash)),
-        )
+        kind = type(plain)(plain.__name__, plain.__bases__ if inherited else (Value,), members)
+        kind.__shape__ = Shape(kind, tuple(known.values()))
         return kind

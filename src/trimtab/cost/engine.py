@@ -8,13 +8,13 @@ as the backward pass makes them, the first step's Adam states, the copies of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from trimtab.config import TYPE_BYTES
 from trimtab.cost.allocator import UNIT
 from trimtab.cost.coordinator import Gathering
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import PART, Meter, Storage
+from trimtab.frozen import dataclass
 
 ALLREDUCE_ELEMENTS = 500_000_000  # engine.py:151, MEMORY_OPT_ALLREDUCE_SIZE
 NORM_ITEM = 8  # zero/utils.py:59: norms are taken in fp64
@@ -27,7 +27,8 @@ AIO_BYTES = 1 << 20  # runtime/swap_tensor/utils.py:14, constants.py: the least,
 AIO_ALIGNMENT = 1024 // MASTER_ITEM  # utils.py:15, elements
 
 
-class Settings(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
     """What of a configuration decides memory; elements unless the name says bytes."""
 
     stage: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,10 @@ def summary(card: Card, config: Config, path: Path) -> dict[str, Any]:
         "precision": config.precision,
         "lora": config.job.lora is not None,
         "checkpoint_activations": config.job.recomputation,
-        "batch": config.batch(card.hardware.world_size)._asdict(),
+        "batch": asdict(config.batch(card.hardware.world_size)),
     }
 
 
 def hardware(machines: Hardware) -> Mapping[str, Any]:
     """The machines as base units, with the number of GPUs in all."""
-    return {**machines._asdict(), "world_size": machines.world_size}
+    return {**asdict(machines), "world_size": machines.world_size}
