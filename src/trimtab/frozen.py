@@ -19,7 +19,7 @@ else:
     REQUIRED = object()
 
     class Field:
-        """One field, and what `dataclasses.field` says of it: ``default``, ``repr``, ``compare``, ``hash``."""
+        """One field: its name, default, and whether it is shown, compared and hashed."""
 
         def __init__(self, **said: Any) -> None:
             self.name, self.default = "", said.get("default", REQUIRED)
