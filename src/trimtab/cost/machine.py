@@ -211,7 +211,7 @@ class Machine:
         edges = tuple([None if one is None else one.edge for one in inputs])
         recorded = any(edges)
         if weights:
-            self.listener.before_use(weights, again=self.recomputing)
+            self.listener.before_use(weights, again=self._replaying is not None)
         saves = len(keep) + len(extra) + keep_output + keeps_unseen
         moved = numel * item
         if kernel not in COLLECTIVES:
@@ -291,15 +291,17 @@ class Machine:
         node.inputs, node.gradients, node.saved = edges, gradients, kept
         node.scratch, node.weights, node.part, node.region = scratch, weights, self.part, self._region
         node.saves = saves
-        node.keeps_gathered = not any(isinstance(edge, Node) for edge in edges)
         node.place = self.meter.place
         node.moved = out.bytes + sum([storage.bytes for storage in kept])
         if self._region is not None:
             node.slot = self._region.nodes
             self._region.nodes += 1
+        node.keeps_gathered = True
         for edge in edges:
             if isinstance(edge, Weight):
                 edge.uses += 1
+            elif edge is not None:
+                node.keeps_gathered = False
         self.tape.append(node)
         out.edge = node
         return node
