@@ -73,15 +73,16 @@ class Order:
         """By parameter, the uses that read it."""
         self.reach = [0]
         """By use, the elements that earlier ones read."""
+        queue, when, steps, reach = self.queue, self.when, self.steps, self.reach
         step = read = 0
         for kind, used in heard:
             if kind in (USE, AGAIN):
                 for index in used:
-                    self.queue.append(index)
-                    self.when.append(step)
-                    self.steps[index].append(step)
+                    queue.append(index)
+                    when.append(step)
+                    steps[index].append(step)
                     read += numels[index]
-                self.reach.append(read)
+                reach.append(read)
                 step += 1
 
 

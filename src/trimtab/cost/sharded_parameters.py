@@ -423,11 +423,12 @@ class ShardedParameters(Engine):
         if not self.boundary:
             return None
         self.momentary(min(shard, NORM_CHUNK) * NORM_ITEM, "temporaries", self.reduce_stream)
-        wide = back
-        if s.gradient_type != s.master_type:
-            wide = self.new(shard * self.master_item, "temporaries", self.reduce_stream)
+        widens = s.gradient_type != s.master_type
         if index not in self.swapped:
+            if widens:
+                self.momentary(shard * self.master_item, "temporaries", self.reduce_stream)
             return None
+        wide = self.new(shard * self.master_item, "temporaries", self.reduce_stream) if widens else back
         if shard * s.master_item < s.least_swapped_bytes or shard % s.swap_alignment:
             self.unwritten.append(wide)
         return wide

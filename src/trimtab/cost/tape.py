@@ -336,7 +336,10 @@ class Recording:
             for number, _, shift in self.reels[phase]:
                 uses = self.sections[number].uses
                 if shift:
-                    uses = [(kind, tuple([index + shift for index in about])) for kind, about in uses]
+                    uses = [
+                        (use[0], tuple([index + shift for index in use[1]])) if use[1] else use
+                        for use in uses
+                    ]
                 heard += uses
         return tuple(heard)
 
