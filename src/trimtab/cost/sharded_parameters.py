@@ -248,8 +248,8 @@ class ShardedParameters(Engine):
     def _do(self, acts: Sequence[Act]) -> None:
         for kind, about in acts:
             if kind == RELEASE:
-                (index,) = about
-                if self.copies:
+                index = about[0]
+                if self.copies and index not in self.secondary:
                     self._let_go(index)  # what stays of it is there before it goes
                 del self.gathered[index]
             elif kind == TAKE:
@@ -286,14 +286,16 @@ class ShardedParameters(Engine):
         if not alone and not (s.fetches_by_all_reduce and len(indices) > 1):
             self._send(indices)
         if alone and s.offload_param != "none":
-            for index in indices:
-                gather.copies[index] = self._gathering(self.numels[index] * s.item)
+            gather.copies = {index: self._gathering(self.numels[index] * s.item) for index in indices}
 
     def _send(self, indices: Sequence[int]) -> None:
         """A rank's own shares, brought from the host, until they are sent or laid in their place
         (``_all_gather_sequential``, ``_all_gather_dtype``: partition_parameters.py:1396, :1345)."""
-        s = self.settings
-        if s.offload_param != "none":
+        if self.settings.offload_param == "none":
+            return
+        if len(indices) == 1:
+            self.momentary(self.shards[indices[0]] * self.item, "gathered parameters", self.gather_stream)
+        else:
             shares = [self._gathering(self.shards[index] * self.item) for index in indices]
             del shares
 
@@ -307,12 +309,11 @@ class ShardedParameters(Engine):
             for index in gather.indices:
                 self.gathered[index] = gather.copies.get(index, gather.result)
             gather.copies.clear()
-            return
-        if len(gather.indices) == 1:  # gathered straight into the parameter
+        elif len(gather.indices) == 1:  # gathered straight into the parameter
             self.gathered[gather.indices[0]] = gather.result
-            return
-        for index in gather.indices:
-            self.gathered[index] = self._gathering(self.numels[index] * self.item)
+        else:
+            for index in gather.indices:
+                self.gathered[index] = self._gathering(self.numels[index] * self.item)
 
     def _gathering(self, count: int) -> Storage:
         return Storage(self.meter, count, PART["gathered parameters"], self.gather_stream)
@@ -371,7 +372,7 @@ class ShardedParameters(Engine):
         if s.contiguous_gradients and not s.reduce_scatter and self.filled <= s.reduce_bucket:
             self._reduce_bucket()
             return
-        sizes = [self.shards[weight.index] * s.ranks * item for weight, _ in self.bucket]
+        size = sum([self.shards[weight.index] for weight, _ in self.bucket]) * s.ranks * item
         sent = []  # those too large for the bucket, which has this type already (:1935)
         if s.communication_type != s.precision:
             for weight, gradient in self.bucket:
@@ -379,12 +380,12 @@ class ShardedParameters(Engine):
                     sent.append(self.new(weight.numel * item, "temporaries", self.reduce_stream))
         alone = len(self.bucket) == 1 and self.bucket[0][0].numel % s.ranks == 0
         # coalesced_collectives.py:100-133
-        flat = None if alone else self.new(sum(sizes), "temporaries", self.reduce_stream)
+        flat = None if alone else self.new(size, "temporaries", self.reduce_stream)
         wide = []
         if s.gradient_type != s.communication_type:  # every part in what accumulates (:1943)
             for weight, _ in self.bucket:
-                size = self.shards[weight.index] * s.gradient_item
-                wide.append(self.new(size, "temporaries", self.reduce_stream))
+                part = self.shards[weight.index] * s.gradient_item
+                wide.append(self.new(part, "temporaries", self.reduce_stream))
         if flat is not None or wide:  # else its parts are views of what was sent
             sent.clear()
         if wide:
