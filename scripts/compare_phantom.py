@@ -42,6 +42,7 @@ def request_of(case: dict[str, Any]) -> PhantomRequest:
         checkpoint_activations=job.checkpoint_activations,
         recomputed_layers=job.recomputed_layers,
         attention=case["attention"],
+        kernels=case.get("kernels", "plain"),
         lora=None if lora is None else Lora(**{**lora, "target_modules": tuple(lora["target_modules"])}),
         world_size=case["world"],
     )

@@ -253,10 +253,12 @@ class Machine:
         """Count a kernel that adds to ``count`` bytes in place, and makes nothing."""
         self.works("moving", 2 * count)
 
-    def works(self, kernel: str, moved: int, flops: int = 0, shape: tuple[int, ...] = ()) -> None:
+    def works(
+        self, kernel: str, moved: int, flops: int = 0, shape: tuple[int, ...] = (), *, runs: int = 1
+    ) -> None:
         """Count a kernel by itself."""
         phase = "recompute" if self._replaying else self.phase
-        self.meter.work[Kernel(phase, kernel, moved, flops, shape)] += 1
+        self.meter.work[Kernel(phase, kernel, moved, flops, shape)] += runs
 
     def communicates(self, name: str, count: int) -> None:
         """Count a collective ``name`` over the tensor-parallel group: ``count`` bytes of its tensor."""

@@ -97,10 +97,14 @@ def workload_of(config: Config, model: Model, recording: Recording) -> Workload:
 
 
 def _linears(weights: Sequence[Weight], work: Work) -> int:
-    """Products of whole layers in the forward pass; where layers write theirs out, the head's alone."""
+    """Products of whole layers in the forward pass; where layers write theirs out, the head's alone.
+
+    Those of a fused loss, which say nothing of what they move, are no layer's.
+    """
     if any(weight.written_out for weight in weights):
         return 1
-    whole = (one for one in work if one.name == "product" and one.phase == "forward" and one.shape[0] == 1)
+    products = (one for one in work if one.name == "product" and one.phase == "forward")
+    whole = (one for one in products if one.shape[0] == 1 and one.moved)
     return sum(work[one] for one in whole)
 
 
