@@ -23,6 +23,7 @@ class Port:
     rates: Mapping[str, float] = field(hash=False)
     ports: int = 8
     source: str = field(default="", repr=False, compare=False)
+    memo: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def total(self) -> float:
@@ -43,11 +44,12 @@ LIKE = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 def twin() -> Any:
     """`Port` by the library."""
     members = {
-        "__annotations__": {"name": "str", "rates": "Any", "ports": "int", "source": "str"},
+        "__annotations__": {"name": "str", "rates": "Any", "ports": "int", "source": "str", "memo": "Any"},
         "__qualname__": "Port",
         "rates": dataclasses.field(hash=False),
         "ports": 8,
         "source": dataclasses.field(default="", repr=False, compare=False),
+        "memo": dataclasses.field(default_factory=dict, repr=False, compare=False),
     }
     return LIKE(type("Port", (), members))
 
@@ -59,6 +61,8 @@ def test_values_print_compare_and_hash_as_the_librarys_do() -> None:
     assert ours == Port(**ONE, source="another") != Port(**ONE, ports=4)
     assert ours != theirs
     assert (ours.ports, ours.source, ours.total) == (8, "a sheet", 20.0)
+    assert ours.memo == {}
+    assert ours.memo is not Port(**ONE).memo
     assert [one.name for one in fields(ours)] == [one.name for one in dataclasses.fields(theirs)]
 
 
@@ -89,7 +93,7 @@ def test_the_library_takes_them_for_its_own() -> None:
 
 def test_an_inherited_field_comes_first() -> None:
     one = Socket(**ONE, depth=2)
-    assert [each.name for each in fields(Socket)] == ["name", "rates", "ports", "source", "depth"]
+    assert [each.name for each in fields(Socket)] == ["name", "rates", "ports", "source", "memo", "depth"]
     assert one.total == 20.0
     assert one != Port(**ONE)
     assert replace(one, depth=3).depth == 3

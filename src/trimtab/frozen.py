@@ -23,6 +23,7 @@ else:
 
         def __init__(self, **said: Any) -> None:
             self.name, self.default = "", said.get("default", REQUIRED)
+            self.factory = said.get("default_factory")
             self.repr, self.compare = said.get("repr", True), said.get("compare", True)
             self.hash = self.compare and said.get("hash", True)
 
@@ -32,6 +33,7 @@ else:
         def __init__(self, kind: type[Value], fields: tuple[Field, ...]) -> None:
             self.fields = fields
             self.defaults = {one.name: one.default for one in fields if one.default is not REQUIRED}
+            self.factories = {one.name: one.factory for one in fields if one.factory}
             self.slots = {one.name: getattr(kind, one.name).__set__ for one in fields}
             """By name, what puts a value into its slot though the object is frozen."""
             self.compared = attrgetter(*(one.name for one in fields if one.compare))
@@ -63,6 +65,8 @@ else:
             slots = shape.slots
             if len(given) < len(slots):
                 given = {**shape.defaults, **given}
+                for name, make in shape.factories.items():
+                    given.setdefault(name, make())
             if given.keys() != slots.keys():
                 wrong = ", ".join(sorted(given.keys() ^ slots.keys()))
                 raise TypeError(f"{type(self).__name__}: missing or unknown: {wrong}")

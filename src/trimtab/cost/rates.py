@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from trimtab.cluster import Cluster, Gpu, gpu_name
 from trimtab.cost.tables import Curve, Tables, ideal_attention, ideal_product, made_of
 from trimtab.folders import cache_folder, read_shipped
+from trimtab.frozen import dataclass, field
 
 SHIPPED = "rates_h200.json"
 USUAL = "mul"
@@ -77,14 +78,17 @@ back and forth between 1.0 and 1.7 within seconds.
 """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """Seconds of kernels, copies and collectives on one cluster."""
 
-    def __init__(self, *, cluster: Cluster, tables: Tables, source: str, pace: float = USUAL_PACE) -> None:
-        """``source``: where the figures come from, for the assumptions; ``pace``: how much longer than `HOST`
-        says the host needs."""
-        self.cluster, self.tables, self.source, self.pace = cluster, tables, source, pace
-        self._memo: dict[Any, float] = {}
+    cluster: Cluster
+    tables: Tables
+    source: str
+    """Where the figures come from, for the assumptions."""
+    pace: float = USUAL_PACE
+    """How much longer than `HOST` says the host needs."""
+    _memo: dict[Any, float] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def gpu(self) -> Gpu:
