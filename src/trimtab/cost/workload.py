@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from trimtab.config import Config
@@ -13,6 +12,7 @@ from trimtab.cost.machine import Machine, Weight
 from trimtab.cost.meter import Work
 from trimtab.cost.net import Net, weights_of
 from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, SHOWN, Recording, Tape
+from trimtab.frozen import dataclass, replace
 from trimtab.job import Job, Lora
 from trimtab.model import Model
 from trimtab.parameters import parameters, skeleton
