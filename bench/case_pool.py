@@ -129,15 +129,16 @@ class Standby:
         self.log = Path(self.folder.name) / "log.txt"
         self.read = 0
         """Characters of the log that belong to earlier jobs."""
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), "--worker", "--device", options.device],
-            stdin=subprocess.PIPE,
-            stdout=self.log.open("a"),
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(len(shares[0])), "TOKENIZERS_PARALLELISM": "false"},
-        )
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).resolve()), "--worker", "--device", options.device],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": str(len(shares[0])), "TOKENIZERS_PARALLELISM": "false"},
+            )
         os.sched_setaffinity(self.process.pid, spare)
 
     def wait_ready(self) -> None:

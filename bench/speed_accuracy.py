@@ -27,7 +27,7 @@ from trimtab.cost.memory import profile  # noqa: E402
 from trimtab.cost.rates import HOST, Rates, pace_of, rates_of  # noqa: E402
 from trimtab.cost.speed import Speed, step_speed  # noqa: E402
 from trimtab.model import Model, find_hf  # noqa: E402
-from trimtab.rehearse.request import PhantomRequest, Rehearsal, micro_steps_enough  # noqa: E402
+from trimtab.rehearse.request import MICRO_STEPS_ENOUGH, PhantomRequest, Rehearsal  # noqa: E402
 from trimtab.rehearse.simulator import simulate  # noqa: E402
 
 DATA = ROOT / "bench" / "data"
@@ -182,7 +182,7 @@ def rehearsed(case: Case) -> tuple[Rehearsal, int]:
 
     request = PhantomRequest.of_config(case.config, case.hf, world_size=case.world, record="ordered")
     accumulation = request.accumulation
-    few = dataclasses.replace(request, accumulation=min(micro_steps_enough(case.config), accumulation))
+    few = dataclasses.replace(request, accumulation=min(MICRO_STEPS_ENOUGH, accumulation))
     return rehearse_forked(few), accumulation
 
 

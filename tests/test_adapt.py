@@ -219,6 +219,31 @@ def test_where_nothing_fits_the_nearest_machines_are_named() -> None:
         assert near.answer.fits_probability >= 0.9
 
 
+def test_gpus_share_a_sample_only_where_it_fits_none_of_them() -> None:
+    block = {"model": "llama-3.1-8b", "sequence_length": 131_072, "attention": "flash"}
+    raw = {
+        "train_batch_size": 8,
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": 2},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-5}},
+        "trimtab": block,
+    }
+    cluster = Cluster.of("h100-80gb", 8)
+    answer = adapt(Config.from_mapping(raw), cluster)
+    assert [step.move.name for step in answer.steps] == ["recomputation-on", "sequence-parallel-8"]
+    assert answer.fits
+    assert answer.after is not None
+    assert answer.after.batch(8).train == 8
+    assert any("cuts each sample" in note for note in answer.notes)
+
+    eager = adapt(Config.from_mapping(raw | {"trimtab": block | {"attention": "eager"}}), cluster)
+    assert {step.move.kind for step in eager.steps} >= {"attention", "sequence-parallel"}
+    shorter = adapt(Config.from_mapping(raw | {"trimtab": block | {"sequence_length": 16_384}}), cluster)
+    assert shorter.fits
+    assert not any(step.move.kind == "sequence-parallel" for step in shorter.steps)
+
+
 def test_no_fewer_moves_would_do() -> None:
     """No saving move alone, and no two of them, make the row fit that takes three."""
     row = ROWS["GPT-NeoX: less than 256 GB of host memory"]

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from trimtab.cost.rates import HOST, USUAL_PACE
-from trimtab.cost.speed import HANDED_OVER, HOOKED, OFFLOADED_HOOKED, STEP_DISPATCHES
+from trimtab.cost.speed import HOOKS, STEP_DISPATCHES
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
 import fit_host
 
-GPT2_TENSORS = 148
+GPT2_TENSORS, LLAMA_TENSORS = 148, 201
 
 
 def test_costs_are_the_fit_of_the_measured_phases() -> None:
@@ -43,11 +43,24 @@ def test_a_step_dispatches_for_a_tensor_what_gpt2s_records_have() -> None:
     assert STEP_DISPATCHES[2] == STEP_DISPATCHES[1]
 
 
-def test_an_offloaded_gradient_is_handed_over_as_gpt2s_records_have_it() -> None:
+@pytest.mark.parametrize(
+    ("row", "stage", "offloads", "adds"),
+    [
+        ("gpt2-z0-m16-x1-paced", 0, False, False),
+        ("gpt2-z1-m4-x1-paced", 1, False, True),
+        ("gpt2-z3-m16-x1-paced", 3, False, True),
+        ("gpt2-z1-m4-offload-x1-paced", 1, True, True),
+        ("gpt2-z2-m4-offload-x1-paced", 2, True, True),
+        ("llama-1b-z3-m4-both-x1-paced", 3, True, False),
+    ],
+)
+def test_the_last_backward_pass_has_the_engines_kernels_of_its_record(
+    row: str, stage: int, offloads: bool, adds: bool
+) -> None:
     told = {one.row: one.counts["engine"] for one in fit_host.phases() if one.name == "backward"}
-    assert round(told["gpt2-z1-m4-offload-x1-paced"] / GPT2_TENSORS) == HANDED_OVER
-    own = HANDED_OVER + OFFLOADED_HOOKED[2] - HOOKED
-    assert round(told["gpt2-z2-m4-offload-x1-paced"] / GPT2_TENSORS) == own
+    hooks = HOOKS[stage, offloads]
+    tensors = LLAMA_TENSORS if row.startswith("llama") else GPT2_TENSORS
+    assert round(told[row] / tensors) == 1 + hooks.kept + hooks.added * adds + hooks.handed
 
 
 def test_a_modules_fetches_of_the_backward_pass_take_about_what_one_of_the_forward_pass_does() -> None:

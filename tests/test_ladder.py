@@ -11,7 +11,7 @@ from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.errors import UsageError
 from trimtab.ladder import LEVELS, OUT_OF_MEMORY, Ladder, ladder
-from trimtab.moves import ALREADY
+from trimtab.moves import ALREADY, sequence_parallel
 from trimtab.moves.writing import global_batch
 
 
@@ -78,6 +78,45 @@ def test_without_a_drive_nvme_is_no_rung() -> None:
     answer = on("gpt2_baseline", "rtx4090", 1)
     assert answer.rungs[-1].skipped == "the nodes have no local NVMe"
     assert answer.rungs[-1].config is answer.rungs[-2].config
+
+
+def long_sample(**changes: object) -> Config:
+    """One sample of 128 ki tokens for each of eight GPUs."""
+    block = {"model": "llama-3.1-8b", "sequence_length": 131_072, "attention": "flash", **changes}
+    return Config.from_mapping(
+        {
+            "train_batch_size": 8,
+            "train_micro_batch_size_per_gpu": 1,
+            "bf16": {"enabled": True},
+            "zero_optimization": {"stage": 2},
+            "optimizer": {"type": "AdamW", "params": {"lr": 1e-5}},
+            "trimtab": block,
+        }
+    )
+
+
+def test_a_sample_that_fits_no_gpu_is_spread_over_the_fewest_that_hold_it() -> None:
+    answer = ladder(long_sample(), Cluster.of("h100-80gb", 8))
+    assert [rung.fits(0.9) for rung in answer.rungs] == [False] * len(OUT_OF_MEMORY) + [True]
+    assert answer.first is answer.rungs[-1]
+    assert answer.first.moves == (sequence_parallel(4),)
+    assert global_batch(answer.first.config, answer.cluster) == 8
+
+
+def test_a_sample_that_no_group_of_gpus_holds_shows_the_largest_group() -> None:
+    answer = ladder(long_sample(), Cluster.of("a10g", 8))
+    assert answer.first is None
+    assert answer.rungs[-1].moves == (sequence_parallel(8),)
+
+
+def test_what_cannot_be_spread_has_no_such_rung() -> None:
+    for config, cluster in (
+        (long_sample(attention="eager"), Cluster.of("h100-80gb", 8)),
+        (long_sample(), Cluster.of("h100-80gb", 1)),
+    ):
+        answer = ladder(config, cluster)
+        assert answer.first is None
+        assert len(answer.rungs) == len(OUT_OF_MEMORY)
 
 
 def test_a_file_without_a_model_says_so() -> None:

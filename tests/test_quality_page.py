@@ -8,6 +8,7 @@ from typing import Any
 import near_limit
 import pytest
 import quality_page
+import stock_section
 from plan_quality import TARGET
 
 from sources import ROOT
@@ -55,7 +56,7 @@ def test_the_tie_decides_the_job_that_it_is_said_to_decide(found: list[Any]) -> 
 
 
 def test_no_stock_file_was_faster() -> None:
-    rows = quality_page.stock_rows()
+    rows = stock_section.stock_rows()
     assert rows[0].is_plan
     assert rows[0].precision == "bf16"
     assert min(one.ratio for one in rows[1:]) > 1

@@ -24,6 +24,7 @@ from trimtab.moves import recomputation
 from trimtab.rehearse import answer as answers
 from trimtab.rehearse import child
 from trimtab.rehearse.request import (
+    MICRO_STEPS_ENOUGH,
     MOMENTS,
     PHASES,
     Module,
@@ -226,7 +227,7 @@ def test_the_request_is_the_job_on_that_card(asked: list[PhantomRequest], capsys
     (request,) = asked
     assert (request.rank, request.world_size, request.micro_batch) == (3, 8, 1)
     assert request.compute_capability == (9, 0)
-    assert request.accumulation <= 2
+    assert request.accumulation <= MICRO_STEPS_ENOUGH
     assert request.find_capacity
 
 

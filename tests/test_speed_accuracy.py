@@ -136,7 +136,7 @@ def test_steps_of_sampled_pace_that_nothing_is_fitted_to(found: list[Any]) -> No
     assert at(closed, 0.9) <= 0.1
     assert at(replayed, 0.9) <= 0.13
     assert sorted(closed)[-2] <= 0.25
-    assert max(closed) <= 0.31  # llama-1b-lora-z2-m4-x2, which took 0.14 s on another day and not 0.24
+    assert max(closed) <= 0.32  # llama-1b-lora-z2-m4-x2, which took 0.14 s on another day and not 0.24
 
 
 def test_steps_that_were_timed_briefly(found: list[Any]) -> None:

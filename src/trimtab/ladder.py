@@ -17,6 +17,7 @@ from trimtab.moves import (
     offload_optimizer,
     offload_param,
     recomputation,
+    sequence_parallel,
     zero_stage,
 )
 
@@ -30,6 +31,9 @@ OUT_OF_MEMORY: tuple[Move, ...] = (
     offload_param("nvme"),
 )
 """What to try when memory runs out, in this order; each rung keeps those before it."""
+
+SHARING: tuple[Move, ...] = tuple(sequence_parallel(size) for size in (2, 4, 8))
+"""What is left where none of these does: a sample over several GPUs of a node, over the fewest that do."""
 
 LEVELS: tuple[tuple[str, tuple[Move, ...]], ...] = (
     ("no offload", (zero_stage(2), offload_optimizer("none"))),
@@ -112,6 +116,10 @@ def ladder(config: Config, cluster: Cluster, *, model: Model | None = None, sure
     rungs: list[Rung] = []
     for move in OUT_OF_MEMORY:
         rungs.append(rung(move.title, (move,), (rungs or [start])[-1].config, cumulative=True))
+    if not any(one.fits(sure) for one in (start, *rungs)):
+        shared = [rung(move.title, (move,), rungs[-1].config, cumulative=True) for move in SHARING]
+        shared = [one for one in shared if one.skipped is None]
+        rungs += [one for one in shared if one.fits(sure)][:1] or shared[-1:]
     levels = tuple(rung(title, moves, config, cumulative=False) for title, moves in LEVELS)
     return Ladder(
         config=config, cluster=cluster, model=model, start=start, rungs=tuple(rungs), levels=levels, sure=sure

@@ -61,6 +61,7 @@ def changes() -> dict[str, tuple[Any, ...]]:
             {"type": "inverse_sqrt", "params": {}},
             {"type": "StepLR", "params": {}},
             {"type": "StepLR", "params": {"step_size": 10}},
+            {"type": "CosineAnnealingLR", "params": {"T_max": 10}},
             {"type": "LambdaLR", "params": {}},
             {"type": "OneCycle", "params": {"cycle_min_lr": 1e-5, "cycle_max_lr": 1e-3}},
             {"type": "OneCycle", "params": {"cycle_min_lr": 1e-5}},
@@ -74,7 +75,9 @@ def changes() -> dict[str, tuple[Any, ...]]:
         "zero_optimization.legacy_stage1": (True, False),
         "zero_optimization.allgather_bucket_size": (1000, 1001),
         "zero_optimization.compute_grad_norm": (True, False),
-        "zero_optimization.offload_optimizer": ({"device": "cpu"}, {"device": "none"}, {"device": "nvme"}),
+        "zero_optimization.offload_optimizer": (
+            {"device": "cpu"}, {"device": "none"}, {"device": "nvme"}, {"device": "cpu", "ratio": 0.5},
+        ),
         "zero_optimization.offload_param": ({"device": "cpu"}, {"device": "none"}, {"device": "nvme"}),
         "zero_optimization.zero_hpz_partition_size": (1, 2, 3, 8),
         "zero_optimization.round_robin_gradients": (True,),
@@ -91,7 +94,11 @@ def changes() -> dict[str, tuple[Any, ...]]:
         "data_types.param_dtype": ("fp32", "bf16"),
         "log_level": ("info", "loud"),
         "train_batch_size": (8, 16, 7),
-        "torch_autocast": ({"enabled": True, "dtype": "bfloat16"},),
+        "torch_autocast": (
+            {"enabled": True, "dtype": "bfloat16"},
+            {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": ["Linear"]},
+            {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": ["torch.nn.Linear"]},
+        ),
         "gradient_cliping": (1.0,),
         "amp": ({"enabled": False},),
     }  # fmt: skip

@@ -22,6 +22,7 @@ from trimtab.moves import (
     differences,
     find,
     options,
+    quantized_weights,
     recomputation,
     zero_stage,
 )
@@ -219,3 +220,17 @@ def test_samples_over_several_gpus_keep_the_samples_of_a_step() -> None:
     reason = move.applies(neox, model_of(neox), cluster)
     assert reason is not None
     assert "num_key_value_heads" in reason
+
+
+def test_weights_whose_shares_cannot_be_quantized_stay_as_they_are() -> None:
+    """GPT-2's embedding is 50257 x 768: a 64th of it is no multiple of 8 elements."""
+    block = {"model": "gpt2", "sequence_length": 128}
+    raw = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}, "trimtab": block}
+    config = Config.from_mapping(raw)
+    said = [
+        quantized_weights(True).applies(config, model_of(config), Cluster.of("h100-80gb", 8, nodes))
+        for nodes in (4, 8)
+    ]
+    assert said[0] is None
+    assert said[1]
+    assert "603,084 elements of transformer.wte" in said[1]

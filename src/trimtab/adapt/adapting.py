@@ -90,6 +90,8 @@ def _reminders(steps: Iterable[Step]) -> Iterator[str]:
         yield "nvme_path must be a folder on a local drive of every node; DeepSpeed's async_io needs libaio"
     if "recomputation-on" in names:
         yield "`trimtab train` recomputes; your own script must call model.gradient_checkpointing_enable()"
+    if any(step.move.kind == "sequence-parallel" for step in steps):
+        yield "`trimtab train` cuts each sample for the GPUs that share it; your own script must do so too"
 
 
 def named_model(config: Config) -> Model:

@@ -25,6 +25,7 @@ from trimtab.moves import (
     recomputation,
     reduce_bucket,
     secondary_partition,
+    sequence_parallel,
     sub_group,
     zero_stage,
 )
@@ -83,10 +84,19 @@ class Search(Estimates):
         return self._arithmetic.speed(config, self.cluster).step_seconds
 
     def fewest(self, config: Config) -> Path | None:
-        """The fewest moves after which ``config`` fits, the fastest of equally few; None if none do."""
+        """The fewest moves after which ``config`` fits, the fastest of equally few; None if none do.
+
+        A sample is spread over GPUs only where it fits none of them: the script has to know of that.
+        """
+        spreading = self._spreading(config)
+        return self._fewest(config) or (self._fewest(config, spreading) if spreading else None)
+
+    def _fewest(self, config: Config, *last: tuple[Move, ...]) -> Path | None:
+        """The fewest moves, of which those of the kinds ``last`` end."""
         kinds = self._savers(config)
-        for count in range(1, MOST_MOVES + 1):
-            paths = [path for chosen in combinations(kinds, count) for path in self._paths(config, chosen)]
+        for count in range(1 - len(last), MOST_MOVES + 1 - len(last)):
+            chosen = ((*some, *last) for some in combinations(kinds, count))
+            paths = [path for some in chosen for path in self._paths(config, some)]
             for path in sorted(paths, key=lambda path: self.seconds(path[-1][1])):
                 if self.fits(path[-1][1]):
                     return self._with_fewest_layers(config, path)
@@ -153,6 +163,18 @@ class Search(Estimates):
             [micro_batch(size) for size in smaller],
         ]
         return [tuple(moves) for moves in kinds if moves]
+
+    def _spreading(self, config: Config) -> tuple[Move, ...]:
+        """A sample over ever more GPUs of a node.
+
+        AutoTP is no way out: it spreads the same weights as ZeRO stage 3, with which it does not go.
+        """
+        if config.sequence_parallel > 1:
+            return ()
+        if config.job.attention == "eager":  # which a saver changes
+            config = attention("sdpa").apply(config, self.cluster)
+        moves = map(sequence_parallel, (2, 4, 8))
+        return tuple(move for move in moves if move.applies(config, self.model, self.cluster) is None)
 
     def strongest(self, config: Config) -> Config:
         """``config`` with every move that saves memory, as far as they apply."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
@@ -35,12 +36,6 @@ STEP_BYTES = {0: 58, 1: 73, 2: 73, 3: 61}
 ADAM_BYTES = 28
 STEP_DISPATCHES = {0: 21, 1: 23, 2: 23, 3: 10}
 """Operators and views of a step for a tensor that this rank owns: GPT-2's in bench/data/host_counts.jsonl."""
-HOOKED = 2
-"""Kernels of the engine's for a finished gradient: 303 for GPT-2's 148 tensors, 614 for TinyLLaMA's 201."""
-OFFLOADED_HOOKED = {1: 0, 2: 4, 3: 3}
-"""The same, copies among them, where gradients go to the host: 599 of GPT-2's at stage 2, 451 at stage 3."""
-HANDED_OVER = 18
-"""And of stages 1 and 2 before the step, for each of which the host waits: 2,671 of GPT-2's at stage 1."""
 HOST_STEP_BYTES = 42  # of an offloaded step for a parameter: norms, copies, Adam's 28; llama-z2-offload
 NVME_STATE_BYTES = 24  # master and two moments in and out
 LOW = {"kernels": 0.88, "host": 0.55, "links": 0.7}
@@ -50,6 +45,31 @@ SLOW_HOST = 1.5
 """How much slower another host may be: more than the slowest of 45 processes, 1.76 over 1.48."""
 SETTLING_BYTES = 16
 """Of `STEP_BYTES` those after the host's last wait, beside Adam's: weights into the model's precision."""
+
+
+class Hooks(NamedTuple):
+    """What the engine does for a gradient that this rank keeps: kernels, and copies over the host link."""
+
+    kept: int
+    """As it is reduced, beside the one that lays every gradient into a bucket."""
+    added: int
+    """In all micro steps but the first, which writes where they add; at stages 0 and 1 for every gradient."""
+    added_bytes: int
+    """What that moves, for a byte of the gradient: an add reads two and writes one."""
+    handed: int = 0
+    """Before a step on the host: norms, checks and the copy; at stages 1 and 2 the host waits for each."""
+
+
+HOOKS = {
+    (0, False): Hooks(kept=0, added=1, added_bytes=3),
+    (1, False): Hooks(kept=1, added=1, added_bytes=3),
+    (2, False): Hooks(kept=1, added=1, added_bytes=3),
+    (3, False): Hooks(kept=1, added=0, added_bytes=1),  # in a copy's place, which moves two
+    (1, True): Hooks(kept=0, added=1, added_bytes=3, handed=16),
+    (2, True): Hooks(kept=1, added=2, added_bytes=3, handed=16),  # fetched first, stage_1_and_2.py:1855
+    (3, True): Hooks(kept=2, added=1, added_bytes=3, handed=6),
+}
+"""By stage, and by whether the optimizer is offloaded: as the phantom engine's records have them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +117,8 @@ class _Step:
         self.ranks = max(1, cluster.world_size // config.tensor_parallel)
         """Those that reduce gradients and shard states together: of a sample's tokens each has its own."""
         self.sharded = config.stage == 3
+        self.offloads = config.stage > 0 and config.offload_optimizer != "none"
+        self.hooks = HOOKS[config.stage, self.offloads]
         self.weight_bytes = profile.own_parameters * config.parameter_bytes
         self.gradient_bytes = profile.own_trainable * config.parameter_bytes
         self.owned = profile.own_trainable / (self.ranks if config.stage else 1)
@@ -195,6 +217,8 @@ class _Step:
         config = self.config
         reduces = config.stage >= 2 or self.batch.accumulation == 1
         moved = self.gradient_bytes * (ENGINE_BYTES[config.stage] if reduces else 0.0)
+        there = self.gradient_bytes if config.stage < 2 else self.owned * config.parameter_bytes
+        moved += there * self.hooks.added_bytes * self._later
         if self.sharded and self.ranks > 1:
             moved += 2 * GATHER_BYTES * self.weight_bytes
         return self._stream(moved)
@@ -225,9 +249,9 @@ class _Step:
         if self.sharded and self.ranks > 1:  # stage3.py gathers the small parameters that stay whole
             least = int(config.zero("stage3_param_persistence_threshold"))
             host += sum(numel <= least for numel in profile.trained) * self.rates.host.collective * slower
-        if config.offload_optimizer != "none":
-            if config.stage < 3:
-                handed = profile.trainable_tensors * HANDED_OVER * self.rates.host.engine
+        if self.offloads:
+            if not self.sharded:  # by one rank after the other: the next bucket's reduction waits for all
+                handed = profile.trainable_tensors * self.hooks.handed * self.rates.host.engine
                 host += handed * slower
             return 0.0, host
         before = self._stream(self.owned * (STEP_BYTES[config.stage] - ADAM_BYTES - SETTLING_BYTES))
@@ -258,16 +282,33 @@ class _Step:
         backward = (kernels["recompute"] + kernels["backward"]) * host.backward
         backward += (collectives["recompute"] + collectives["backward"]) * host.collective
         backward += profile.recomputed_layers * host.recompute
-        if self.config.stage >= 2 or (self.config.stage == 1 and self.batch.accumulation == 1):
-            offloads = self.config.offload_optimizer != "none"
-            hooked = OFFLOADED_HOOKED[self.config.stage] if offloads else HOOKED
-            hooks = host.gradient * (not self.sharded) + hooked * host.engine
-            backward += profile.trainable_tensors * hooks
+        backward += self._gradient_kernels() * host.engine
+        if self.config.stage in (1, 2):
+            backward += profile.trainable_tensors * self._reducing * host.gradient
         if self.sharded:
             first = profile.uses / (2 + profile.recomputed_layers / profile.layers)
             forward += first * host.fetch + profile.linears * host.function
             backward += (profile.uses - first) * host.fetch  # about what its fetches take one by one
         return forward, backward
+
+    def _gradient_kernels(self) -> float:
+        """Kernels of the engine's, and copies over the host link, for gradients in a mean micro step."""
+        hooks, whole, own = self.hooks, self.profile.trainable_tensors, self.stepped
+        kernels = (whole + hooks.kept * own) * self._reducing
+        kernels += hooks.added * (own if self.config.stage >= 2 else whole) * self._later
+        if self.sharded:  # nobody waits for what is handed over
+            kernels += hooks.handed * own / self.batch.accumulation
+        return kernels
+
+    @property
+    def _reducing(self) -> float:
+        """The share of micro steps that reduce gradients: all, or the last."""
+        return 1.0 if self.config.stage >= 2 else 1.0 / self.batch.accumulation
+
+    @property
+    def _later(self) -> float:
+        """The share of micro steps that find gradients of earlier ones."""
+        return 1.0 - 1.0 / self.batch.accumulation
 
     # -- links ---------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from trimtab.config import ZERO_DEFAULTS, Config
 from trimtab.model import Model
 from trimtab.moves.move import ALREADY, Kind, Move, Value, moved, single, switch
 from trimtab.moves.writing import data_parallel, with_zero
+from trimtab.parameters.shares import QUANTIZED_TOGETHER, odd_module, shares
 
 SMALL_BUCKET, MIDDLE_BUCKET = 50_000_000, 200_000_000
 """Elements.  Below, messages grow many; the guide's sizes for Ethernet and for InfiniBand."""
@@ -163,7 +164,19 @@ def quantized_weights(on: bool) -> Move:
     def refuses(config: Config, model: Model, cluster: Cluster) -> str | None:
         if on and config.get("torch_autocast.enabled"):
             return "it is refused with torch_autocast (runtime/torch_autocast.py:32)"
-        return _stage_3(config, "quantized gathers") or _alone(config, cluster)
+        return (
+            _stage_3(config, "quantized gathers") or _alone(config, cluster) or uneven(config, model, cluster)
+        )
+
+    def uneven(config: Config, model: Model, cluster: Cluster) -> str | None:
+        ranks = data_parallel(config, cluster)
+        odd = odd_module(shares(model, config.job.task, config.job.lora, ranks)) if on else None
+        if odd is None:
+            return None
+        return (
+            f"each of {ranks} ranks holds {odd[1]:,} elements of {odd[0]}, no multiple of "
+            f"{QUANTIZED_TOGETHER} (runtime/zero/partition_parameters.py:883)"
+        )
 
     return moved(
         "quantized-weights",

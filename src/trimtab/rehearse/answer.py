@@ -16,7 +16,7 @@ from trimtab.estimate import PROCESS_SPREAD_BYTES, Estimate, Range, estimate
 from trimtab.model import HfConfig, find_hf
 from trimtab.rehearse.on_gpu import GpuRequest, rehearse_on_gpu
 from trimtab.rehearse.phantom import rehearse_phantom
-from trimtab.rehearse.request import PhantomRequest, micro_steps_enough
+from trimtab.rehearse.request import MICRO_STEPS_ENOUGH, PhantomRequest
 from trimtab.rehearse.seen import Seen, seen_by_phantom, seen_on_gpu
 from trimtab.rehearse.simulator import simulate, speed_of
 from trimtab.rehearse.way_out import WayOut, way_out
@@ -254,10 +254,11 @@ def _phantom(
     )
     batch = config.batch(cluster.world_size)
     said = _said(config, found, rank)
-    enough = micro_steps_enough(config)
-    if batch.accumulation > enough:
-        request = dataclasses.replace(request, accumulation=enough)
-        said += (f"{enough} of {batch.accumulation} micro steps run: the others take no more memory",)
+    if batch.accumulation > MICRO_STEPS_ENOUGH:
+        request = dataclasses.replace(request, accumulation=MICRO_STEPS_ENOUGH)
+        said += (
+            f"{MICRO_STEPS_ENOUGH} of {batch.accumulation} micro steps run: the others take no more memory",
+        )
     if not known:
         said += (f"{cluster.gpu.name} ({cluster.gpu.compute_capability}) behaves as an NVIDIA card",)
     # a third step shows what a step leaves to the next, and all later ones with it
@@ -286,7 +287,7 @@ def _said(config: Config, found: HfConfig, rank: int) -> tuple[str, ...]:
 
 def _on_gpu(config: Config, cluster: Cluster, found: HfConfig, rank: int, timeout_seconds: float) -> Seen:
     batch = config.batch(cluster.world_size)
-    accumulation = min(batch.accumulation, micro_steps_enough(config))
+    accumulation = min(batch.accumulation, MICRO_STEPS_ENOUGH)
     request = GpuRequest(
         config=config.raw,
         name=config.name,

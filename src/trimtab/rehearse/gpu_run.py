@@ -206,7 +206,7 @@ class Run:
 
     def _run(self, config: Config) -> tuple[str, ...]:
         from trimtab.rehearse import corners
-        from trimtab.train.engine import import_deepspeed
+        from trimtab.train.engine import import_deepspeed, settle
         from trimtab.train.model import Build, build_model, prepare_config, quiet_transformers
         from trimtab.train.samples import random_batch
         from trimtab.train.sequences import share_attention, weight_of_part
@@ -247,6 +247,7 @@ class Run:
 
         self._step(batch, lambda _, last: None)
         memory.close("first step")
+        settle()
         self._step(batch, self._read)
         deadline = time.perf_counter() + TIMED_SECONDS
         while len(self.step_seconds) < TIMED_STEPS and (

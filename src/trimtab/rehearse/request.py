@@ -23,13 +23,9 @@ MOMENTS = ("model", "engine", "after_forward", "after_backward", "end")
 PHASES = ("build", "initialize", "forward", "backward", "step")
 
 
-def micro_steps_enough(config: Config) -> int:
-    """Micro steps that show what all of them take: the first and the last.
-
-    A third where those between differ from the first: with stage 2's offloaded optimizer they fetch from the
-    host what gradients are added to (zero/stage_1_and_2.py:1855).
-    """
-    return 3 if config.stage == 2 and config.offload_optimizer != "none" else 2
+MICRO_STEPS_ENOUGH = 3
+"""Micro steps that show what all of them take: the first, whose gradients are written where later ones add;
+one between; and the last, after which they are reduced or handed over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from trimtab.rules.base import Hit, put, remove, rule
+from trimtab.rules.shares import shares_of
 from trimtab.rules.subject import Subject
 
 OPTIMIZER = "zero_optimization.offload_optimizer"
 PARAM = "zero_optimization.offload_param"
 ZENFLOW = "zero_optimization.zenflow"
+LEAST_SWAPPED_BYTES = (
+    1 << 20
+)  # MIN_AIO_BYTES, runtime/swap_tensor/utils.py:14: a smaller share stays in memory
 BLOCKS: tuple[tuple[str, Literal["optimizer", "param"]], ...] = ((OPTIMIZER, "optimizer"), (PARAM, "param"))
 
 
@@ -187,31 +191,39 @@ def contiguous_gradients_off_with_offload(subject: Subject) -> Iterable[Hit]:
 
 @rule("OF008", "zenflow-without-cpu-offload", "error", refused="building")
 def zenflow_without_cpu_offload(subject: Subject) -> Iterable[Hit]:
-    """Finds ZenFlow without an optimizer on the host.
+    """Finds ZenFlow without an optimizer on the host, or without ZeRO.
 
     Why is this bad?
-        ZenFlow splits the work between GPU and CPU and raises unless the optimizer is offloaded to cpu.
+        ZenFlow splits the work between GPU and CPU. Stages 1 and 2 raise unless the optimizer is offloaded to
+        cpu, and stage 3 then has nothing there. Stage 0 has none of what it calls: the first steps end in an
+        AttributeError.
     Example
         {"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1}}, "optimizer": {"type": "AdamW"}}
     Use instead
         {"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1},
          "offload_optimizer": {"device": "cpu"}}, "optimizer": {"type": "AdamW"}}
     Fix safety
-        The optimizer is offloaded to the host: unsafe.
+        The optimizer is offloaded to the host: unsafe. At stage 0 the block is removed: unsafe.
     Source
-        deepspeed/runtime/zenflow/zenflow_stage_1_and_2.py:76
+        deepspeed/runtime/zenflow/zenflow_stage_1_and_2.py:116; deepspeed/runtime/engine.py:3096
     """
     place = subject.place(ZENFLOW)
-    if (
-        place
-        and isinstance(subject.written(ZENFLOW), Mapping)
-        and subject.stage in (1, 2, 3)
-        and subject.offload("optimizer") != "cpu"
-    ):
+    if place is None or not isinstance(subject.written(ZENFLOW), Mapping):
+        return
+    if subject.stage == 0:
+        away = remove(place, safety="unsafe")
+        yield Hit(place, "zenflow needs a ZeRO stage: at stage 0 it fails.", away, refused="running")
+    elif subject.stage in (1, 2, 3) and subject.offload("optimizer") != "cpu":
         mend = None
         if subject.written(OPTIMIZER) is None:
             mend = put(("zero_optimization", "offload_optimizer"), {"device": "cpu"})
-        yield Hit(place, 'zenflow needs offload_optimizer with device "cpu".', mend)
+        yield Hit(
+            place,
+            'zenflow needs offload_optimizer with device "cpu".',
+            mend,
+            severity="warning" if subject.stage == 3 else None,
+            refused=None if subject.stage == 3 else "as the rule",
+        )
 
 
 @rule("OF009", "zenflow-interval", "error", refused="building")
@@ -282,7 +294,7 @@ def zenflow_offload_without_overlap(subject: Subject) -> Iterable[Hit]:
     """Finds ZenFlow's selective offload without overlapping communication.
 
     Why is this bad?
-        ZenFlow raises unless overlap_comm is on, and at stages 1 and 2 it is off by default.
+        ZenFlow asserts that overlap_comm is on, and at stages 1 and 2 it is off by default.
     Example
         {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"},
          "zenflow": {"offload": true}},
@@ -293,15 +305,12 @@ def zenflow_offload_without_overlap(subject: Subject) -> Iterable[Hit]:
     Fix safety
         overlap_comm is switched on: unsafe.
     Source
-        deepspeed/runtime/zenflow/zenflow_stage_1_and_2.py:115
+        deepspeed/runtime/zenflow/zenflow_stage_1_and_2.py:76; deepspeed/runtime/zenflow/engine_stage3.py:101
     """
     place = subject.place(f"{ZENFLOW}.offload")
-    if (
-        place
-        and subject.on(f"{ZENFLOW}.offload")
-        and subject.stage in (1, 2)
-        and not subject.on("zero_optimization.overlap_comm")
-    ):
+    overlap = subject.value("zero_optimization.overlap_comm")
+    missing = subject.stage in (1, 2) and not subject.on("zero_optimization.overlap_comm")
+    if place and subject.on(f"{ZENFLOW}.offload") and (missing or (subject.stage == 3 and overlap is False)):
         yield Hit(
             place, "zenflow.offload needs overlap_comm.", put(("zero_optimization", "overlap_comm"), True)
         )
@@ -364,3 +373,85 @@ def parameters_offloaded_alone(subject: Subject) -> Iterable[Hit]:
             "offload_param without offload_optimizer: every step casts all fp32 masters on the host.",
             put(("zero_optimization", "offload_optimizer"), {"device": "cpu"}),
         )
+
+
+@rule("OF014", "partial-offload-without-cpu-adam", "error", refused="building")
+def partial_offload_without_cpu_adam(subject: Subject) -> Iterable[Hit]:
+    """Finds a share of the optimizer offloaded whose optimizer is not DeepSpeed's CPU Adam.
+
+    Why is this bad?
+        The share that stays on the GPU is updated by torch's AdamW with the settings of DeepSpeedCPUAdam, and
+        stage 3 asserts `Hybrid Optimizer Only Supports DeepSpeedCPUAdam`. Of optimizers in the file only Adam
+        and AdamW become that one, without `torch_adam` and without ZenFlow.
+    Example
+        {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}},
+         "optimizer": {"type": "Lion", "params": {"lr": 1e-4}}}
+    Use instead
+        {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}},
+         "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}
+    Fix safety
+        The ratio is removed, and all is offloaded: unsafe.
+    Source
+        deepspeed/runtime/zero/stage3.py:313-316; deepspeed/runtime/engine.py:2378-2400
+    """
+    ratio, place = subject.amount(f"{OPTIMIZER}.ratio"), subject.place(f"{OPTIMIZER}.ratio")
+    if place is None or ratio is None or not 0 <= ratio < 1 or subject.stage != 3:
+        return
+    if subject.optimizer is None or subject.offload("optimizer") == "none":
+        return
+    if subject.optimizer not in ("adam", "adamw"):
+        other = f"{subject.written('optimizer.type')}"
+    elif subject.block("optimizer.params").get("torch_adam"):
+        other = "torch_adam"
+    elif subject.block(ZENFLOW):
+        other = "zenflow"
+    else:
+        return
+    yield Hit(
+        place,
+        f"ratio {ratio:g} needs DeepSpeed's CPU Adam for the share on the host, which {other} rules out.",
+        remove(place, safety="unsafe"),
+        at_value=True,
+    )
+
+
+@rule("OF015", "parameter-larger-than-its-buffer", "error", refused="building")
+def parameter_larger_than_its_buffer(subject: Subject) -> Iterable[Hit]:
+    """Finds parameters offloaded to NVMe of which one GPU's share is larger than a buffer.
+
+    Why is this bad?
+        Shares pass through buffers of `buffer_size` elements, a hundred million by default, and the engine
+        asserts that each fits: `More elements 525336576 than buffer size 100000000`. The embedding of a
+        large vocabulary is the one that does not, on few GPUs.
+    Example
+        With `--gpus-per-node 1 --nodes 1 --model llama-3.1-8b`:
+        {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/local_nvme"}},
+         "optimizer": {"type": "AdamW"}}
+    Use instead
+        With `--gpus-per-node 1 --nodes 1 --model llama-3.1-8b`:
+        {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/local_nvme",
+         "buffer_size": 525336576}}, "optimizer": {"type": "AdamW"}}
+    Fix safety
+        The buffers become as large as the largest share, and there are five of them in pinned memory: unsafe.
+    Source
+        deepspeed/runtime/swap_tensor/partitioned_param_swapper.py:136-141, 357;
+        deepspeed/runtime/zero/partition_parameters.py:1819-1822
+    """
+    above, buffer = subject.place(PARAM), subject.integer(f"{PARAM}.buffer_size")
+    if above is None or buffer is None or subject.stage != 3 or subject.offload("param") != "nvme":
+        return
+    largest = max(shares_of(subject), key=lambda share: share.elements, default=None)
+    if largest is None or largest.elements <= buffer:
+        return
+    least = max(LEAST_SWAPPED_BYTES, subject.integer("aio.block_size") or 0)
+    if largest.elements * (4 if subject.precision == "fp32" else 2) < least:
+        return
+    place = subject.place(f"{PARAM}.buffer_size")
+    written = isinstance(subject.written(PARAM), Mapping)
+    yield Hit(
+        place or above,
+        f"each GPU's share of {largest.name} has {largest.elements} elements, "
+        f"more than buffer_size {buffer}{'' if place else ' (the default)'}.",
+        put(place or (*above, "buffer_size"), largest.elements) if written else None,
+        at_value=place is not None,
+    )

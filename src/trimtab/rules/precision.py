@@ -23,7 +23,7 @@ DTYPES: Mapping[str, str] = {
 }
 
 
-def _dtype(subject: Subject, dotted: str) -> str | None:
+def data_type(subject: Subject, dotted: str) -> str | None:
     """The format that a word of ``data_types`` stands for."""
     word = subject.written(dotted)
     return DTYPES.get(word) if isinstance(word, str) else None
@@ -151,7 +151,7 @@ def parameter_type_against_mode(subject: Subject) -> Iterable[Hit]:
     Source
         deepspeed/runtime/engine.py:1827
     """
-    place, dtype = subject.place("data_types.param_dtype"), _dtype(subject, "data_types.param_dtype")
+    place, dtype = subject.place("data_types.param_dtype"), data_type(subject, "data_types.param_dtype")
     if place and dtype and subject.precision and dtype != subject.precision:
         yield Hit(
             place,
@@ -181,7 +181,7 @@ def gradient_type_without_zero(subject: Subject) -> Iterable[Hit]:
     """
     place, dtype = (
         subject.place("data_types.grad_accum_dtype"),
-        _dtype(subject, "data_types.grad_accum_dtype"),
+        data_type(subject, "data_types.grad_accum_dtype"),
     )
     if place is None or dtype is None or subject.stage != 0 or subject.optimizer is None:
         return
@@ -214,7 +214,7 @@ def unsharded_gradients_in_fp32(subject: Subject) -> Iterable[Hit]:
     """
     if subject.stage != 1 or subject.precision != "bf16":
         return
-    if _dtype(subject, "data_types.grad_accum_dtype") != "fp32" or subject.offload("optimizer") == "cpu":
+    if data_type(subject, "data_types.grad_accum_dtype") != "fp32" or subject.offload("optimizer") == "cpu":
         return
     place = subject.place("data_types.grad_accum_dtype") or ()
     nvme = subject.offload("optimizer") == "nvme"
@@ -347,3 +347,36 @@ def initial_scale_with_static_scale(subject: Subject) -> Iterable[Hit]:
         place = subject.place(f"fp16.{name}")
         if place and subject.written(f"fp16.{name}") != AUTO:
             yield Hit(place, f"{name} does nothing while loss_scale is fixed.", remove(place))
+
+
+@rule("PR013", "autocast-module-without-its-package", "error", refused="building")
+def autocast_module_without_its_package(subject: Subject) -> Iterable[Hit]:
+    """Finds classes of `torch_autocast.lower_precision_safe_modules` that cannot be imported as written.
+
+    Why is this bad?
+        The engine imports each by its whole path and raises `Failed to import lower precision safe module`
+        for a class without its package.
+    Example
+        {"torch_autocast": {"enabled": true, "dtype": "bfloat16", "lower_precision_safe_modules": ["Linear"]}}
+    Use instead
+        {"torch_autocast": {"enabled": true, "dtype": "bfloat16",
+         "lower_precision_safe_modules": ["torch.nn.Linear"]}}
+    Fix safety
+        A class without a package is taken for one of torch.nn, as most are: unsafe.
+    Source
+        deepspeed/runtime/torch_autocast.py:41-52
+    """
+    above = "torch_autocast.lower_precision_safe_modules"
+    place, classes = subject.place(above), subject.written(above)
+    if place is None or not isinstance(classes, list) or not subject.on("torch_autocast.enabled"):
+        return
+    for index, name in enumerate(classes):
+        if not isinstance(name, str) or all(name.rpartition(".")):
+            continue
+        mend = put((*place, index), f"torch.nn.{name}") if name.isidentifier() else None
+        yield Hit(
+            (*place, index),
+            f'"{name}" names no class that can be imported: the whole path is needed, as "torch.nn.Linear".',
+            mend,
+            at_value=True,
+        )

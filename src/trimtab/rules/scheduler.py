@@ -318,3 +318,36 @@ def unknown_warm_up_type(subject: Subject) -> Iterable[Hit]:
             severity=None if hashable else "error",
             refused=None if hashable else "building",
         )
+
+
+@rule("SC010", "torch-scheduler-with-a-wrapped-optimizer", "error", refused="building")
+def torch_scheduler_with_a_wrapped_optimizer(subject: Subject) -> Iterable[Hit]:
+    """Finds a scheduler of torch's with ZeRO or a 16-bit mode.
+
+    Why is this bad?
+        The engine hands it the optimizer that it has wrapped, and torch refuses what is not its own:
+        TypeError `DeepSpeedZeroOptimizer is not an Optimizer`. Only stage 0 in fp32, or under autocast, wraps
+        nothing. A script may make the scheduler itself and pass it to `deepspeed.initialize`.
+    Example
+        {"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW", "params": {"lr": 0.0001}},
+         "scheduler": {"type": "CosineAnnealingLR", "params": {"T_max": 10000}}}
+    Use instead
+        {"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW", "params": {"lr": 0.0001}},
+         "scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": 10000,
+         "warmup_num_steps": 100}}}
+    Source
+        deepspeed/runtime/engine.py:1926-1935; torch/optim/lr_scheduler.py, LRScheduler.__init__
+    """
+    name = subject.scheduler
+    if name is None or name not in REQUIRED or subject.schema.component("scheduler", name) is not None:
+        return
+    wrapped = f"ZeRO stage {subject.stage}" if subject.stage in (1, 2, 3) else None
+    if subject.stage == 0 and subject.precision in ("bf16", "fp16"):
+        wrapped = subject.precision
+    if wrapped:
+        own = ", ".join(component.name for component in subject.schema.components("scheduler"))
+        yield Hit(
+            TYPE,
+            f"{name} is torch's, which refuses the optimizer that {wrapped} wraps. There are {own}.",
+            at_value=True,
+        )

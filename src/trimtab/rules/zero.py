@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from trimtab.config import AUTO, STAGE_3_ONLY
 from trimtab.rules.base import Hit, fix, put, remove, rule, shown
+from trimtab.rules.precision import data_type
 from trimtab.rules.subject import Subject
 from trimtab.source.edit import SetValue
 
@@ -82,7 +83,8 @@ def gradient_norm_off(subject: Subject) -> Iterable[Hit]:
 
     Why is this bad?
         Stages 0 and 3 refuse it as the file is read; stages 1 and 2 refuse it together with gradient
-        clipping, whose default is 1.0, with offload and with ZenFlow.
+        clipping, whose default is 1.0, with offload and with ZenFlow, and stage 1 with gradients in fp32 of a
+        model in bf16.
     Example
         {"zero_optimization": {"stage": 3, "compute_grad_norm": false}}
     Use instead
@@ -90,7 +92,8 @@ def gradient_norm_off(subject: Subject) -> Iterable[Hit]:
     Fix safety
         The key is removed, which computes the norm again: safe.
     Source
-        deepspeed/runtime/zero/config.py:389-393; deepspeed/runtime/zero/stage_1_and_2.py:212-218
+        deepspeed/runtime/zero/config.py:389-393; deepspeed/runtime/zero/stage_1_and_2.py:212-218;
+        deepspeed/runtime/engine.py:2305-2309
     """
     place = subject.place(_z("compute_grad_norm"))
     if place is None or not subject.off(_z("compute_grad_norm")) or subject.stage is None:
@@ -111,6 +114,17 @@ def gradient_norm_off(subject: Subject) -> Iterable[Hit]:
         yield Hit(
             place,
             "compute_grad_norm is off, which offload and ZenFlow refuse.",
+            remove(place),
+            refused="building",
+        )
+    elif (
+        subject.stage == 1
+        and subject.precision == "bf16"
+        and data_type(subject, "data_types.grad_accum_dtype") == "fp32"
+    ):
+        yield Hit(
+            place,
+            "compute_grad_norm is off, which stage 1 refuses with a model in bf16 and gradients in fp32.",
             remove(place),
             refused="building",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from trimtab.rules.base import Hit, put, remove, rule
+from trimtab.rules.shares import shares_of
 from trimtab.rules.subject import Subject
 from trimtab.rules.zero import zero_path as _z
 
@@ -131,3 +132,58 @@ def quantized_weights_with_autocast(subject: Subject) -> Iterable[Hit]:
     place = subject.place(_z("zero_quantized_weights"))
     if place and subject.on(_z("zero_quantized_weights")) and subject.on("torch_autocast.enabled"):
         yield Hit(place, "zero_quantized_weights and torch_autocast are refused together.")
+
+
+@rule("ZR017", "quantized-weights-that-do-not-divide", "error", refused="running")
+def quantized_weights_that_do_not_divide(subject: Subject) -> Iterable[Hit]:
+    """Finds quantized weights (qwZ) of a model whose shares on so many GPUs are no multiples of 8.
+
+    Why is this bad?
+        What one module gathers at once is quantized as one piece, and the kernel takes a multiple of 8: the
+        first forward pass asserts `Qantized weight requires the number of weights be a multiple of 8`. Each
+        GPU's share is a parameter's elements over the GPUs, rounded up. With a secondary partition (hpZ) the
+        first pass gathers the larger shares of a node, and the second step is the first that may fail.
+    Example
+        With `--gpus-per-node 8 --nodes 8 --model gpt2`:
+        {"zero_optimization": {"stage": 3, "zero_quantized_weights": true}, "optimizer": {"type": "AdamW"}}
+    Use instead
+        With `--gpus-per-node 8 --nodes 4 --model gpt2`:
+        {"zero_optimization": {"stage": 3, "zero_quantized_weights": true}, "optimizer": {"type": "AdamW"}}
+    Fix safety
+        The key is removed, and weights are gathered as they are: unsafe.
+    Source
+        deepspeed/runtime/zero/partition_parameters.py:867-885, 1425, 1512;
+        deepspeed/runtime/zero/partitioned_param_coordinator.py:580
+    """
+    from trimtab.parameters.shares import QUANTIZED_TOGETHER, odd_module
+
+    place, world = subject.place(_z("zero_quantized_weights")), subject.world.size
+    grouped = subject.block(_z("leaf_module")) or subject.integer(_z("stage3_module_granularity_threshold"))
+    if place is None or world is None or world == 1 or subject.stage != 3 or grouped:
+        return
+    if not subject.on(_z("zero_quantized_weights")):
+        return
+    mine, away = shares_of(subject), remove(place, safety="unsafe")
+    hpz = subject.integer(_z("zero_hpz_partition_size")) or 1
+    ranks = min(hpz, world) if hpz > 1 else world
+    odd = odd_module(mine, world // ranks)
+    if odd is not None:
+        name, elements = odd
+        yield Hit(
+            place,
+            f"each of {ranks} GPUs holds {elements} elements of {name}, no multiple of "
+            f"{QUANTIZED_TOGETHER}: the first step refuses to quantize them.",
+            away,
+        )
+        return
+    kept = subject.integer(_z("stage3_param_persistence_threshold")) or 0
+    odd = odd_module([share for share in mine if share.of > kept], 1) if ranks < world else None
+    if odd is not None:
+        name, elements = odd
+        yield Hit(
+            place,
+            f"each of {world} GPUs holds {elements} elements of {name}, no multiple of {QUANTIZED_TOGETHER}: "
+            "the second step refuses to quantize them unless what is gathered with them makes up for it.",
+            away,
+            severity="warning",
+        )

@@ -21,7 +21,7 @@ from trimtab.train.checkpoint import (
     read_manifest,
 )
 from trimtab.train.data.order import micro_batches
-from trimtab.train.engine import import_deepspeed, leave
+from trimtab.train.engine import import_deepspeed, leave, settle
 from trimtab.train.export import export_model
 from trimtab.train.folder import RunFolder
 from trimtab.train.metrics import Events, Progress, memory_peak_bytes
@@ -96,9 +96,11 @@ def run(settings: Settings, *, prediction: Mapping[str, Any] | None = None) -> O
             progress.say(f"note: {note}")
         if checkpoint is not None:
             progress.say(f"continuing from {checkpoint} at step {at.step}")
-        saved, signal, bad = checkpoint, 0, 0
+        saved, signal, bad, first = checkpoint, 0, 0, at.step + 1
         while at.step < setup.steps and not signal:
             row, signal = _step(engine, batches, setup, ranks, stop, folder)
+            if at.step + 1 == first:
+                settle()
             at = Position(at.step + 1, at.samples + setup.batch.train, at.tokens + row["tokens"], row["loss"])
             row |= {
                 "step": at.step,
