@@ -25,13 +25,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import speed_accuracy
-from trimtab.cost.rates import Host, pace_of, rates_of
+from trimtab.cost.rates import Host, rates_of
 from trimtab.rehearse.request import PHASES
 from trimtab.rehearse.simulator import _Replay
 
 DATA = Path(__file__).resolve().parent / "data"
 ROWS, COUNTS = DATA / "paced_steps.jsonl", DATA / "host_counts.jsonl"
-SETTLED = DATA / "settled_steps.jsonl"
 FITTED = {
     "forward": ("forward", "module", "fetch", "function", "checkpoint"),
     "backward": ("backward", "engine", "gradient", "fetch_back", "recompute"),
@@ -118,9 +117,10 @@ def phases() -> Iterator[Phase]:
 
 
 def paces() -> list[float]:
-    """Of every process of `SETTLED` whose single calls were timed."""
-    rows = map(json.loads, SETTLED.read_text("utf-8").splitlines())
-    return [pace for row in rows if (pace := pace_of(row["profile"]["calls"])) is not None]
+    """Of every measured job whose host's pace was sampled beside its steps, that of its slower rank."""
+    lines = (line for file in sorted(DATA.glob("*.jsonl")) for line in file.read_text("utf-8").splitlines())
+    sampled = (row["paces"] for row in map(json.loads, lines) if row.get("step_seconds") and row.get("paces"))
+    return [statistics.mean(map(max, zip(*ranks, strict=True))) for ranks in sampled]
 
 
 def fitted(these: list[Phase]) -> Host:
