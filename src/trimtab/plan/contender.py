@@ -8,7 +8,7 @@ from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.speed import Speed
 from trimtab.plan.candidates import Family
-from trimtab.plan.counting import Shortfall
+from trimtab.plan.shortfall import Shortfall
 
 Line = tuple[tuple[str, ...], bool]
 """A family, and whether micro steps are accumulated."""

@@ -19,6 +19,7 @@ from trimtab.cost.workload import Workload, workload
 from trimtab.estimate import PROCESS_BYTES, Estimate, estimate
 from trimtab.model import Model
 from trimtab.parameters import parameters
+from trimtab.plan.shortfall import Shortfall, lacking
 
 T = TypeVar("T")
 HOST_HIGH = 1.05
@@ -28,19 +29,6 @@ FRAGMENTED = 1.35
 rehearse/answer.py): with this much room the caching allocator need not be replayed."""
 USUALLY_FRAGMENTED = 1.11
 """The median of the same nine."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shortfall:
-    """Bytes that a configuration needs of something, and what is there."""
-
-    where: str
-    needed: int
-    there: int
-    close: bool = False
-    """Whether the tensors would fit, and only the allocator's losses or the certainty asked for do not."""
-    lack: int
-    """By how much less it would fit, with the probability asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +99,10 @@ class Arithmetic:
         found = self._offloaded[key]
         host = int(cluster.gpus_per_node * (found.host_bytes + PROCESS_BYTES) * HOST_HIGH)
         if host > cluster.host_memory_bytes:
-            return _lacking("host memory a node", host, cluster.host_memory_bytes)
+            return lacking("host memory a node", host, cluster.host_memory_bytes)
         nvme = found.nvme_bytes * cluster.gpus_per_node
         if nvme and nvme > cluster.nvme_bytes:
-            return _lacking("NVMe a node", nvme, cluster.nvme_bytes)
+            return lacking("NVMe a node", nvme, cluster.nvme_bytes)
         return None
 
     def room(self, config: Config, cluster: Cluster) -> int:
@@ -136,7 +124,7 @@ class Arithmetic:
         if short is not None or peak * USUALLY_FRAGMENTED <= self.room(config, cluster):
             return short
         usual = self._short(config, peak * USUALLY_FRAGMENTED, cluster)
-        return replace(self._short(config, peak, cluster), close=True, lack=usual.lack)
+        return replace(self._short(config, peak, cluster), close=True, lacking=lambda _: usual.lack)
 
     def quick_shortfall(self, config: Config, cluster: Cluster) -> Shortfall | None:
         """What ``config`` lacks, the caching allocator replayed quickly."""
@@ -146,6 +134,13 @@ class Arithmetic:
         need = self._quickly(config, cluster)[1]
         quick = self._short(config, need.expected, cluster)
         return replace(quick, close=True) if quick.lack > 0 else None
+
+    def quickly_fits(self, config: Config, cluster: Cluster) -> bool:
+        """Whether a quick replay of the allocator finds room for ``config``: a guess."""
+        if self.shortfall(config, cluster) is not None:
+            return False
+        outside = outside_allocator(cluster.world_size, config.stage)
+        return self._quickly(config, cluster)[1].expected <= cluster.gpu.usable_bytes - outside
 
     def fits(self, config: Config, cluster: Cluster) -> bool:
         """Whether ``config`` fits, the caching allocator replayed where it is close, as far as that takes."""
@@ -163,10 +158,15 @@ class Arithmetic:
         short = self.shortfall(config, cluster)
         if short is not None:
             return short
-        there = cluster.gpu.usable_bytes
-        enough = max(int(self.estimate(config, cluster).needed.expected), there + 1)
-        lack = self.by_spare(config, cluster, lambda spare: -spare)
-        return Shortfall(where="GPU memory", needed=enough, there=there, close=True, lack=lack)
+        there, outside = cluster.gpu.usable_bytes, outside_allocator(cluster.world_size, config.stage)
+        return Shortfall(
+            where="GPU memory",
+            there=there,
+            close=True,
+            need=self._need(config, cluster)[1],
+            needing=lambda expected: max(int(expected + outside), there + 1),
+            lacking=lambda expected: self._short(config, expected, cluster).lack,
+        )
 
     def by_spare(self, config: Config, cluster: Cluster, decide: Callable[[int], T]) -> T:
         """What ``decide`` makes of the bytes that a GPU has and ``config`` does not need.
@@ -214,7 +214,7 @@ class Arithmetic:
     def _short(self, config: Config, peak: float, cluster: Cluster) -> Shortfall:
         outside = outside_allocator(cluster.world_size, config.stage)
         needed = int(peak * (1 + margin(self.sure))) + outside
-        return _lacking("GPU memory", needed, cluster.gpu.usable_bytes)
+        return lacking("GPU memory", needed, cluster.gpu.usable_bytes)
 
     def _key(self, config: Config, world: int) -> Hashable:
         shared = config.tensor_parallel, config.sequence_parallel
@@ -225,10 +225,6 @@ class Arithmetic:
             config.stage == 3, config.precision, config.batch(world).micro, config.job,
             config.tensor_parallel, config.sequence_parallel,
         )  # fmt: skip
-
-
-def _lacking(where: str, needed: int, there: int) -> Shortfall:
-    return Shortfall(where=where, needed=needed, there=there, lack=needed - there)
 
 
 def margin(sure: float) -> float:

@@ -19,6 +19,7 @@ from trimtab.plan.costs import Bill, Pace, bill, pace
 from trimtab.plan.counting import Arithmetic
 from trimtab.plan.launching import launch_line
 from trimtab.plan.reasons import machines, summary, why, why_not_fits, why_other_cluster, why_slower
+from trimtab.plan.rows import rows
 from trimtab.plan.search import TIE, Field, search
 from trimtab.plan.wishes import Wishes
 
@@ -168,22 +169,22 @@ def considered(fields: Sequence[Field], best: Bill, wishes: Wishes) -> tuple[Con
     """Every family on the chosen cluster, then the best of every other cluster, with what each lost by."""
     chosen = best.contender
     own = next(each for each in fields if each.cluster == chosen.cluster)
-    fitting, losers = own.rows()
-    rows = [row_of(chosen, wishes, None)]
-    rows += [
+    fitting, losers = rows(own)
+    found = [row_of(chosen, wishes, None)]
+    found += [
         row_of(one, wishes, why_slower(one, chosen))
         for one in fitting
         if one.family.name != chosen.family.name
     ]
-    rows += [row_of(lost.contender, wishes, why_not_fits(lost), fits=False) for lost in losers]
+    found += [row_of(lost.contender, wishes, why_not_fits(lost), fits=False) for lost in losers]
     others = [
         bill(one, wishes)
         for each in fields
         if each is not own and each.weighed and (one := each.best()) is not None
     ]
     for other in sorted(others, key=lambda other: (bool(other.broken(wishes)), other.rank(wishes))):
-        rows.append(row_of(other.contender, wishes, why_other_cluster(other, best, wishes)))
-    return tuple(rows)
+        found.append(row_of(other.contender, wishes, why_other_cluster(other, best, wishes)))
+    return tuple(found)
 
 
 def row_of(one: Contender, wishes: Wishes, why_not: str | None, *, fits: bool = True) -> Considered:
@@ -205,7 +206,7 @@ def all_bills(fields: Iterable[Field], wishes: Wishes, chosen: Contender | None)
     shown: list[Contender] = []
     for each in fields:
         if chosen is not None and each.cluster == chosen.cluster:
-            shown += [chosen, *(one for one in each.rows()[0] if one.family.name != chosen.family.name)]
+            shown += [chosen, *(one for one in rows(each)[0] if one.family.name != chosen.family.name)]
         elif each.weighed and (one := each.best()) is not None:
             shown.append(one)
     return tuple(bill(one, wishes) for one in shown)

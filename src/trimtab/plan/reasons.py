@@ -8,6 +8,7 @@ from trimtab.cluster import Cluster
 from trimtab.estimate import Estimate
 from trimtab.plan.contender import Contender, Loser
 from trimtab.plan.costs import Bill
+from trimtab.plan.rows import rows
 from trimtab.plan.search import TIE, Field
 from trimtab.plan.wishes import Wishes
 from trimtab.units import format_bytes, format_count, format_dollars, format_seconds
@@ -119,7 +120,7 @@ def why(chosen: Bill, answer: Estimate, field: Field, wishes: Wishes) -> tuple[s
 
 def _why(chosen: Bill, answer: Estimate, field: Field, wishes: Wishes) -> Iterator[str]:
     one = chosen.contender
-    fitting, losers = field.rows()
+    fitting, losers = rows(field)
     others = [other for other in fitting if other.family.name != one.family.name]
     yield from _sharding(one, others, losers)
     yield from _offload(one, others, losers)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -27,7 +27,8 @@ from trimtab.plan.candidates import (
     with_micro_batch,
 )
 from trimtab.plan.contender import Contender, Line, Loser
-from trimtab.plan.counting import Arithmetic, Shortfall
+from trimtab.plan.counting import Arithmetic
+from trimtab.plan.shortfall import Shortfall
 from trimtab.plan.wishes import Wishes
 
 TIE = 0.06
@@ -127,10 +128,10 @@ class Field:
             return None
         first = self._recomputing_fewer(first)
         slowest = first.careful_seconds * (1 + (MEASURED_TIE if self.retimed else TIE))
-        close = sorted((one for one in self.every() if one.careful_seconds <= slowest), key=self._preference)
+        close = sorted((one for one in self.every() if one.careful_seconds <= slowest), key=self.preference)
         if first.family.is_partial:  # that a layer's second forward pass takes time is certain
             close = [one for one in close if not one.family.recomputes]
-        simpler = (one for one in close if self._preference(one) < self._preference(first))
+        simpler = (one for one in close if self.preference(one) < self.preference(first))
         chosen = next((fit for one in simpler if (fit := self.fitting(one)) is not None), first)
         if not chosen.family.is_partial:
             return chosen
@@ -142,7 +143,7 @@ class Field:
         timed = [fit for one in timed if (fit := self.fitting(one)) is not None]
         slowest = min((one.careful_seconds for one in timed), default=0.0) * (1 + MEASURED_TIE)
         close = (one for one in timed if one.careful_seconds <= slowest)
-        return min(close, key=self._preference, default=None)
+        return min(close, key=self.preference, default=None)
 
     def _ascending(self) -> Iterator[Contender]:
         """All of them by time; one that does not fit is followed by itself with more layers recomputed.
@@ -170,7 +171,7 @@ class Field:
         """The simplest at the micro batch of ``first`` that some recomputed layers make fit, and as fast."""
         cluster = self.cluster
         kept = [one for one in self.every() if one.micro == first.micro and not one.family.recomputes]
-        for start in sorted(kept, key=self._preference):
+        for start in sorted(kept, key=self.preference):
             if start.family.recomputing(1, cluster).complexity >= first.family.complexity:
                 break
             one: Contender | None = start
@@ -207,7 +208,8 @@ class Field:
         if short is not None:
             # where the cache was cut up another layer may do, though bytes alone ask for many
             most = max(1, (every - done) // 2) if short.close else every
-            layers = done + min(most, max(1, math.ceil(short.lack / self._saved_by_a_layer(one))))
+            each = self._saved_by_a_layer(one)
+            layers = done + short.by_lack(lambda lack: min(most, max(1, math.ceil(lack / each))))
         else:  # a proof refused it, and does not say by how much: half of them once, then all
             layers = every if done else every // 2
         return layers if layers < every else 0
@@ -264,7 +266,7 @@ class Field:
         saved = self.arithmetic.kept_bytes(kept, cluster) - self.arithmetic.kept_bytes(less, cluster)
         return max(1, saved / few[1])
 
-    def _preference(self, one: Contender) -> tuple[object, ...]:
+    def preference(self, one: Contender) -> tuple[object, ...]:
         """The simplest, then the largest micro batch.
 
         What the arithmetic does not see (launches, hooks, Python) comes once a micro step: GPT-2 on one H200
@@ -291,39 +293,15 @@ class Field:
         self.fitting(one)
         return self._short.get((one.family.name, one.micro))
 
-    def rows(self) -> tuple[list[Contender], list[Loser]]:
-        """The fastest that fits of each family, and for each family without one what the smallest lacks."""
-        fitting: list[Contender] = []
-        losers: list[Loser] = []
-        for members in self._families():
-            best = self._preferred([fit for one in members if (fit := self._likely(one)) is not None])
-            if best is None:
-                for line in {one.line: None for one in members}:
-                    first, second = self._smallest(line)
-                    if second is not None:
-                        self.fitting(first)  # what it lacks, the others lack
-                best = next((fit for one in members if (fit := self.fitting(one)) is not None), None)
-            if best is not None:
-                fitting.append(best)
-                continue
-            short, least = min(
-                ((short, one) for one in members if (short := self.shortfall(one)) is not None),
-                key=lambda lost: (lost[0].needed, lost[1].micro),
-                default=(None, None),
-            )
-            if short is not None and least is not None:
-                losers.append(Loser(contender=least, shortfall=short))
+    def impossible(self) -> Iterator[Loser]:
+        """One of each family whose weights and optimizer states alone are too large, with what it lacks."""
         for family in self._impossible:
             one = self._contender(family, 1)
             short = self.arithmetic.shortfall(one.config, self.cluster)
             if short is not None:
-                losers.append(Loser(contender=one, shortfall=short))
-        fitting += self._partial_rows()
-        fitting.sort(key=lambda one: (one.careful_seconds, one.family.complexity))
-        losers.sort(key=lambda one: one.shortfall.needed / one.shortfall.there)
-        return fitting, losers
+                yield Loser(contender=one, shortfall=short)
 
-    def _partial_rows(self) -> Iterable[Contender]:
+    def partial(self) -> Iterable[Contender]:
         """Of those with some layers recomputed that were found to fit, the fastest of each sharding."""
         found: dict[tuple[str, ...], Contender] = {}
         for key, one in sorted(self._partial.items(), key=lambda item: item[1].careful_seconds):
@@ -332,13 +310,11 @@ class Field:
                 found.setdefault(one.family.sharding, fit)
         return found.values()
 
-    def _preferred(self, found: Sequence[Contender]) -> Contender | None:
-        """The simplest of those that are as fast as the fastest."""
-        fastest = min((one.careful_seconds for one in found), default=0.0)
-        close = (one for one in found if one.careful_seconds <= fastest * (1 + TIE))
-        return min(close, key=self._preference, default=None)
+    def may_fit(self, one: Contender) -> bool:
+        """Whether a quick replay finds room for ``one``: a guess, which says what to ask about first."""
+        return self.exact and self.arithmetic.quickly_fits(one.config, self.cluster)
 
-    def _likely(self, one: Contender) -> Contender | None:
+    def likely(self, one: Contender) -> Contender | None:
         """As `fitting`, but the allocator's loss is taken as usual where nobody replayed it."""
         key = (one.family.name, one.micro)
         if key in self._short or one.micro >= self.refuted.get(one.line, one.micro + 1):
@@ -383,12 +359,6 @@ class Field:
         if seconds is None:
             return one
         return replace(one, speed=replace(one.speed, step_seconds=seconds, slow_host_seconds=seconds))
-
-    def _families(self) -> Iterable[list[Contender]]:
-        found: dict[tuple[str, ...], list[Contender]] = {}
-        for one in self.every():
-            found.setdefault(one.family.name, []).append(one)
-        return found.values()
 
     def _timed(self, these: Iterable[Family]) -> Iterator[Contender]:
         for family in these:
@@ -461,7 +431,7 @@ class Field:
         The peak over a step is the highest of many sums that each grow in a line with the micro batch, so it
         bends upwards, and the line through two points lies below it.
         """
-        first, second = self._smallest(one.line)
+        first, second = self.smallest(one.line)
         at_first = self.arithmetic.shortfall(first.config, self.cluster)
         if at_first is not None or second is None or one.micro <= second.micro:
             return at_first
@@ -473,7 +443,8 @@ class Field:
         peak = low + slope * (one.micro - first.micro)
         return self.arithmetic.certain_shortfall(one.config, peak, self.cluster)
 
-    def _smallest(self, line: Line) -> tuple[Contender, Contender | None]:
+    def smallest(self, line: Line) -> tuple[Contender, Contender | None]:
+        """The two smallest micro batches of a family."""
         if line not in self._ends:
             members = sorted(
                 (one for one in self._every or [] if one.line == line), key=lambda one: one.micro
