@@ -312,7 +312,9 @@ class Field:
 
     def may_fit(self, one: Contender) -> bool:
         """Whether a quick replay finds room for ``one``: a guess, which says what to ask about first."""
-        return self.exact and self.arithmetic.quickly_fits(one.config, self.cluster)
+        lean = smaller_bucket(one.family, self.wishes, self.cluster)
+        configs = [one.config, *([] if lean is None else [with_micro_batch(lean, one.micro, self.cluster)])]
+        return self.exact and any(self.arithmetic.quickly_fits(each, self.cluster) for each in configs)
 
     def likely(self, one: Contender) -> Contender | None:
         """As `fitting`, but the allocator's loss is taken as usual where nobody replayed it."""
