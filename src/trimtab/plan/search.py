@@ -235,10 +235,15 @@ class Field:
             return one
         every = self.wishes.model.all_layers
         done = one.config.job.recomputed_of(every, self.wishes.model.name)
-        saved, by_spare = self._saved_by_a_layer(one), self.arithmetic.by_spare
-        layers = by_spare(one.config, self.cluster, lambda spare: max(1, done - int(spare / saved)))
+        saved = self._saved_by_a_layer(one)
         each = (self._recomputed(one).careful_seconds - one.careful_seconds) / (every - done)
-        if (done - layers) * each < WORTH * one.careful_seconds:
+
+        def worthwhile(spare: int) -> int:
+            layers = max(1, done - int(spare / saved))
+            return layers if (done - layers) * each >= WORTH * one.careful_seconds else done
+
+        layers = self.arithmetic.by_spare(one.config, self.cluster, worthwhile)
+        if layers == done:
             return one
         fewer = self._partially(one, layers)
         key = (fewer.family.name, fewer.micro)
