@@ -19,7 +19,7 @@ from trimtab.cost.workload import Workload, workload
 from trimtab.estimate import PROCESS_BYTES, Estimate, estimate
 from trimtab.model import Model
 from trimtab.parameters import parameters
-from trimtab.plan.shortfall import Shortfall, lacking
+from trimtab.plan.shortfall import AtLeast, Shortfall, lacking
 
 T = TypeVar("T")
 HOST_HIGH = 1.05
@@ -87,8 +87,19 @@ class Arithmetic:
 
     def shortfall(self, config: Config, cluster: Cluster) -> Shortfall | None:
         """What ``config`` certainly lacks on ``cluster``, counted by tensors alone."""
-        short = self.offload_shortfall(config, cluster)
+        short = self.early_shortfall(config, cluster)
         return short or self.certain_shortfall(config, self.profile(config, cluster).peak, cluster)
+
+    def early_shortfall(self, config: Config, cluster: Cluster) -> Shortfall | None:
+        """The same where the host tells, or weights, states and what is kept for the backward pass alone."""
+        short = self.offload_shortfall(config, cluster)
+        if short is not None:
+            return short
+        outside, there = outside_allocator(cluster.world_size, config.stage), cluster.gpu.usable_bytes
+        least = self.states_bytes(config, cluster.world_size) + self.kept_bytes(config, cluster)
+        if least + outside <= there:
+            return None
+        return self._lacking(config, AtLeast(least, lambda: self.profile(config, cluster).peak), cluster)
 
     def offload_shortfall(self, config: Config, cluster: Cluster) -> Shortfall | None:
         """What the host or its disks lack for what ``config`` offloads."""
@@ -212,9 +223,18 @@ class Arithmetic:
         )
 
     def _short(self, config: Config, peak: float, cluster: Cluster) -> Shortfall:
-        outside = outside_allocator(cluster.world_size, config.stage)
-        needed = int(peak * (1 + margin(self.sure))) + outside
-        return lacking("GPU memory", needed, cluster.gpu.usable_bytes)
+        return self._lacking(config, Need(peak, ()), cluster)
+
+    def _lacking(self, config: Config, need: Need, cluster: Cluster) -> Shortfall:
+        there, outside = cluster.gpu.usable_bytes, outside_allocator(cluster.world_size, config.stage)
+        share = 1 + margin(self.sure)
+        return Shortfall(
+            where="GPU memory",
+            there=there,
+            need=need,
+            needing=lambda peak: int(peak * share) + outside,
+            lacking=lambda peak: int(peak * share) + outside - there,
+        )
 
     def _key(self, config: Config, world: int) -> Hashable:
         shared = config.tensor_parallel, config.sequence_parallel

@@ -191,7 +191,7 @@ class Field:
         if job.recomputation is True or (short is not None and short.where != "GPU memory"):
             return 0
         certain = short if short is not None and not short.close else None
-        more = math.ceil(certain.lack / self._saved_by_a_layer(one)) if certain else 1
+        more = math.ceil(certain.least_lack / self._saved_by_a_layer(one)) if certain else 1
         layers = job.recomputed_of(every, self.wishes.model.name) + more
         return layers if layers < every else 0
 
@@ -201,6 +201,8 @@ class Field:
         if one.config.job.recomputation is True:
             return 0
         if self.arithmetic.shortfall(self._recomputed(one).config, cluster) is not None:
+            return 0
+        if not self.exact and self._weigh(self._recomputed(one).config) is not None:
             return 0
         done = one.config.job.recomputed_of(every, self.wishes.model.name)
         key = (one.family.name, one.micro)
@@ -317,18 +319,22 @@ class Field:
 
     def may_fit(self, one: Contender) -> bool:
         """Whether a quick replay finds room for ``one``: a guess, which says what to ask about first."""
+        if not self.exact:
+            return False
+        short = self.arithmetic.shortfall(one.config, self.cluster)
+        if short is None and self.arithmetic.quickly_fits(one.config, self.cluster):
+            return True
         lean = smaller_bucket(one.family, self.wishes, self.cluster)
-        configs = [one.config, *([] if lean is None else [with_micro_batch(lean, one.micro, self.cluster)])]
-        return self.exact and any(self.arithmetic.quickly_fits(each, self.cluster) for each in configs)
+        if lean is None or not self._buckets_could_help(one, short):
+            return False
+        return self.arithmetic.quickly_fits(with_micro_batch(lean, one.micro, self.cluster), self.cluster)
 
     def likely(self, one: Contender) -> Contender | None:
         """As `fitting`, but the allocator's loss is taken as usual where nobody replayed it."""
         key = (one.family.name, one.micro)
         if key in self._short or one.micro >= self.refuted.get(one.line, one.micro + 1):
             return self.fitting(one)
-        if self._known_short(one) or self._hopeless(one):
-            return None
-        short = self.arithmetic.usual_shortfall(one.config, self.cluster)
+        short = self._known_short(one) or self.arithmetic.usual_shortfall(one.config, self.cluster)
         return None if short is not None else self._counted(one)
 
     def beyond(self, one: Contender) -> Loser | None:
@@ -403,7 +409,8 @@ class Field:
             return short
         if one.family.is_partial:
             return self._weigh_partial(one.config)
-        short = self._hopeless(one) or self.arithmetic.shortfall(one.config, self.cluster)
+        short = self.arithmetic.early_shortfall(one.config, self.cluster)
+        short = short or self._hopeless(one) or self.arithmetic.shortfall(one.config, self.cluster)
         if short is None and self._fits(one.config):
             return None
         lean = smaller_bucket(one.family, self.wishes, self.cluster)
@@ -469,7 +476,7 @@ class Field:
         buckets = (
             2 * int(config.zero("reduce_bucket_size")) * max(config.gradient_bytes, config.parameter_bytes)
         )
-        return short.needed - short.there <= buckets
+        return short.needing(short.need.within[0]) - short.there <= buckets >= short.needed - short.there
 
 
 def search(wishes: Wishes, cluster: Cluster, arithmetic: Arithmetic, *, exact: bool = True) -> Field:

@@ -9,6 +9,32 @@ from typing import TypeVar
 from trimtab.cost.need import Need
 
 T = TypeVar("T")
+ENDLESS = 1 << 62
+"""More bytes than anything has."""
+
+
+class AtLeast(Need):
+    """Bytes of which there are at least so many; they are counted once somebody asks for more."""
+
+    def __init__(self, least: float, count: Callable[[], float]) -> None:
+        self._least, self._count = least, count
+        self._counted: float | None = None
+
+    @property
+    def expected(self) -> float:
+        """As counted."""
+        if self._counted is None:
+            self._counted = self._count()
+        return self._counted
+
+    @property
+    def within(self) -> tuple[float, float]:
+        """The least, and no end before they are counted."""
+        return (self._least, ENDLESS) if self._counted is None else (self._counted, self._counted)
+
+    def narrow(self) -> None:
+        """Count."""
+        self._counted = self.expected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,6 +61,11 @@ class Shortfall:
     def lack(self) -> int:
         """By how much less it would fit, with the probability asked for."""
         return self.lacking(self.need.expected)
+
+    @property
+    def least_lack(self) -> int:
+        """`lack` or less: what is known of it."""
+        return self.lacking(self.need.within[0])
 
     def by_lack(self, decide: Callable[[int], T]) -> T:
         """``decide(lack)``, where that rises with it and changes in steps."""
