@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.memory import Offloaded, Profile, offloaded, profile, settings_of
 from trimtab.cost.need import REPLAY_RATIOS, Need, needed, outside_allocator, quickly_needed
+from trimtab.cost.rates import Rates, rates_of
 from trimtab.cost.speed import Speed, step_speed
 from trimtab.cost.workload import Workload, workload
 from trimtab.estimate import PROCESS_BYTES, Estimate, estimate
@@ -45,11 +46,14 @@ class Arithmetic:
     _quick: dict[Hashable, tuple[Profile, Need]] = field(default_factory=dict, repr=False, compare=False)
     _needs: dict[Hashable, tuple[Profile, Need]] = field(default_factory=dict, repr=False, compare=False)
     _estimates: dict[Hashable, Estimate] = field(default_factory=dict, repr=False, compare=False)
+    _rates: dict[Cluster, Rates] = field(default_factory=dict, repr=False, compare=False)
+    _keys: dict[tuple[int, int], Keys] = field(default_factory=dict, repr=False, compare=False)
+    """By a configuration's identity: to compare two would take longer than most of what is asked."""
 
     def profile(self, config: Config, cluster: Cluster) -> Profile:
         """What one rank of ``config`` allocates, without the allocator's blocks."""
         world = cluster.world_size
-        key = self._key(config, world)
+        key = self._keys_of(config, world).profile
         kept = self._profiles.get(key)
         if kept is None:
             kept = self._profiles[key] = profile(config, self.model, world)
@@ -57,14 +61,17 @@ class Arithmetic:
 
     def speed(self, config: Config, cluster: Cluster) -> Speed:
         """The time of one optimizer step."""
-        return step_speed(config, self._workload(config, cluster.world_size), cluster)
+        if cluster not in self._rates:
+            self._rates[cluster] = rates_of(cluster)
+        work = self._workload(config, cluster.world_size)
+        return step_speed(config, work, cluster, self._rates[cluster])
 
     def kept_bytes(self, config: Config, cluster: Cluster) -> int:
         """What the model keeps from its forward for its backward pass."""
         return self._workload(config, cluster.world_size).kept_bytes
 
     def _workload(self, config: Config, world: int) -> Workload:
-        key = self._work_key(config, world)
+        key = self._keys_of(config, world).work
         if key not in self._works:
             self._works[key] = workload(config, self.model, world)
         return self._works[key]
@@ -104,7 +111,7 @@ class Arithmetic:
     def offload_shortfall(self, config: Config, cluster: Cluster) -> Shortfall | None:
         """What the host or its disks lack for what ``config`` offloads."""
         world = cluster.world_size
-        key = (settings_of(config, world), config.job.task, config.job.lora, config.tensor_parallel)
+        key = self._keys_of(config, world).engine
         if key not in self._offloaded:
             self._offloaded[key] = offloaded(config, self.model, world)
         found = self._offloaded[key]
@@ -189,20 +196,20 @@ class Arithmetic:
 
     def estimate(self, config: Config, cluster: Cluster) -> Estimate:
         """The whole estimate, made once."""
-        key = (self._key(config, cluster.world_size), cluster)
+        key = (self._keys_of(config, cluster.world_size).profile, cluster)
         if key not in self._estimates:
             memory = self._need(config, cluster)
             self._estimates[key] = estimate(config, cluster, model=self.model, memory=memory)
         return self._estimates[key]
 
     def _need(self, config: Config, cluster: Cluster) -> tuple[Profile, Need]:
-        key = (self._key(config, cluster.world_size), cluster)
+        key = (self._keys_of(config, cluster.world_size).profile, cluster)
         if key not in self._needs:
             self._needs[key] = needed(config, self.model, cluster, quick=self._quickly(config, cluster))
         return self._needs[key]
 
     def _quickly(self, config: Config, cluster: Cluster) -> tuple[Profile, Need]:
-        key = (self._key(config, cluster.world_size), cluster)
+        key = (self._keys_of(config, cluster.world_size).profile, cluster)
         if key not in self._quick:
             self._quick[key] = quickly_needed(config, self.model, cluster)
         return self._quick[key]
@@ -236,15 +243,33 @@ class Arithmetic:
             lacking=lambda peak: int(peak * share) + outside - there,
         )
 
-    def _key(self, config: Config, world: int) -> Hashable:
-        shared = config.tensor_parallel, config.sequence_parallel
-        return settings_of(config, world), config.batch(world).micro, config.job, shared
+    def _keys_of(self, config: Config, world: int) -> Keys:
+        found = self._keys.get((id(config), world))
+        if found is None:
+            found = self._keys[id(config), world] = keys_of(config, world)
+        return found
 
-    def _work_key(self, config: Config, world: int) -> Hashable:
-        return (
-            config.stage == 3, config.precision, config.batch(world).micro, config.job,
-            config.tensor_parallel, config.sequence_parallel,
-        )  # fmt: skip
+
+class Keys(NamedTuple):
+    """What of a configuration the counts depend on."""
+
+    config: Config
+    """Kept, so that none that is made later can be taken for it."""
+    profile: Hashable
+    work: Hashable
+    engine: Hashable
+
+
+def keys_of(config: Config, world: int) -> Keys:
+    """Those for ``world`` ranks."""
+    job, micro, settings = config.job, config.batch(world).micro, settings_of(config, world)
+    shared = config.tensor_parallel, config.sequence_parallel
+    return Keys(
+        config=config,
+        profile=(settings, micro, job, shared),
+        work=(config.stage == 3, config.precision, micro, job, shared),
+        engine=(settings, job.task, job.lora, config.tensor_parallel),
+    )
 
 
 def margin(sure: float) -> float:

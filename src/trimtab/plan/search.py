@@ -67,6 +67,10 @@ class Field:
     _shorts: dict[Line, list[tuple[int, Shortfall]]] = field(default_factory=dict)
     _partial: dict[tuple[tuple[str, ...], int], Contender] = field(default_factory=dict)
     """Those with some layers recomputed that were looked at."""
+    _saved: dict[tuple[tuple[str, ...], int], float] = field(default_factory=dict)
+    """By sharding and micro batch, what recomputing a layer saves."""
+    _wholly: dict[tuple[tuple[str, ...], int], Contender] = field(default_factory=dict)
+    """By sharding and micro batch, those with all layers recomputed."""
     _ends: dict[Line, tuple[Contender, Contender | None]] = field(default_factory=dict)
 
     @property
@@ -218,10 +222,13 @@ class Field:
 
     def _recomputed(self, one: Contender) -> Contender:
         """``one`` with all layers recomputed."""
-        family = one.family.recomputing(True, self.cluster)
-        known = (each for each in self._every or () if each.micro == one.micro)
-        found = next((each for each in known if each.family.name == family.name), None)
-        return found or self._contender(family, one.micro)
+        key = (one.family.sharding, one.micro)
+        if key not in self._wholly:
+            family = one.family.recomputing(True, self.cluster)
+            known = (each for each in self._every or () if each.micro == one.micro)
+            found = next((each for each in known if each.family.name == family.name), None)
+            self._wholly[key] = found or self._contender(family, one.micro)
+        return self._wholly[key]
 
     def _least_seconds(self, one: Contender, layers: int) -> float:
         """Less than a step of ``one`` takes with so many layers recomputed: a line up to all of them."""
@@ -264,14 +271,18 @@ class Field:
 
         An encoder's layers differ from its decoder's; all others are equal.
         """
-        model, cluster = self.wishes.model, self.cluster
-        few: tuple[int | bool, int] = (1, 1) if model.decoder_layers else (True, model.layers)
-        kept, less = (
-            with_micro_batch(one.family.recomputing(layers, cluster), one.micro, cluster)
-            for layers in (False, few[0])
-        )
-        saved = self.arithmetic.kept_bytes(kept, cluster) - self.arithmetic.kept_bytes(less, cluster)
-        return max(1, saved / few[1])
+        key = (one.family.sharding, one.micro)
+        if key not in self._saved:
+            model, cluster = self.wishes.model, self.cluster
+            few: tuple[int | bool, int] = (1, 1) if model.decoder_layers else (True, model.layers)
+            kept, less = (
+                self.arithmetic.kept_bytes(
+                    with_micro_batch(one.family.recomputing(layers, cluster), one.micro, cluster), cluster
+                )
+                for layers in (False, few[0])
+            )
+            self._saved[key] = max(1, (kept - less) / few[1])
+        return self._saved[key]
 
     def preference(self, one: Contender) -> tuple[object, ...]:
         """The simplest, then the largest micro batch.
@@ -366,6 +377,7 @@ class Field:
         self._every = [self._with_time(each) for each in self._every or []]
         self._lean = {key: self._with_time(each) for key, each in self._lean.items()}
         self._partial = {key: self._with_time(each) for key, each in self._partial.items()}
+        self._wholly = {}
 
     def _with_time(self, one: Contender) -> Contender:
         seconds = self.retimed.get((one.family.name, one.micro))
