@@ -43,8 +43,10 @@ class Kernel(NamedTuple):
     what is looked up: elements."""
 
 
-Work = Counter[Kernel]
-"""How often each kernel ran."""
+class Work(Counter[Kernel]):
+    """How often each kernel ran; known by its identity, so that what is summed over it is kept."""
+
+    __hash__ = object.__hash__
 
 
 class Account(Protocol):
@@ -90,7 +92,7 @@ class Meter:
         self.peak_parts = list(self.parts)
         self.now = self.peak_at = 0
         """A moment, counted by whoever plays a tape, and that of the peak."""
-        self.work: Work = Counter()
+        self.work = Work()
         self.place: object = None
         self.workspace_bytes = 0
         """What cuBLAS takes at a thread's first product; 0 where it has it."""

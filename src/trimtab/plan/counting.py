@@ -71,7 +71,8 @@ class Arithmetic:
         return self._workload(config, cluster.world_size).kept_bytes
 
     def _workload(self, config: Config, world: int) -> Workload:
-        key = self._keys_of(config, world).work
+        shared = config.tensor_parallel, config.sequence_parallel
+        key = (config.stage == 3, config.precision, config.batch(world).micro, config.job, shared)
         if key not in self._works:
             self._works[key] = workload(config, self.model, world)
         return self._works[key]
@@ -154,11 +155,11 @@ class Arithmetic:
         return replace(quick, close=True) if quick.lack > 0 else None
 
     def quickly_fits(self, config: Config, cluster: Cluster) -> bool:
-        """Whether a quick replay of the allocator finds room for ``config``: a guess."""
+        """Whether ``config`` fits by a quick replay of the allocator alone."""
         if self.shortfall(config, cluster) is not None:
             return False
         outside = outside_allocator(cluster.world_size, config.stage)
-        return self._quickly(config, cluster)[1].expected <= cluster.gpu.usable_bytes - outside
+        return self._quickly(config, cluster)[1].fits(cluster.gpu.usable_bytes - outside, self.sure)
 
     def fits(self, config: Config, cluster: Cluster) -> bool:
         """Whether ``config`` fits, the caching allocator replayed where it is close, as far as that takes."""
@@ -256,18 +257,16 @@ class Keys(NamedTuple):
     config: Config
     """Kept, so that none that is made later can be taken for it."""
     profile: Hashable
-    work: Hashable
     engine: Hashable
 
 
 def keys_of(config: Config, world: int) -> Keys:
     """Those for ``world`` ranks."""
-    job, micro, settings = config.job, config.batch(world).micro, settings_of(config, world)
+    job, settings = config.job, settings_of(config, world)
     shared = config.tensor_parallel, config.sequence_parallel
     return Keys(
         config=config,
-        profile=(settings, micro, job, shared),
-        work=(config.stage == 3, config.precision, micro, job, shared),
+        profile=(settings, config.batch(world).micro, job, shared),
         engine=(settings, job.task, job.lora, config.tensor_parallel),
     )
 

@@ -103,8 +103,8 @@ class Field:
             offloading = [one for one in found if one.family.config.offload_optimizer == "cpu"]
             if self.divides and all(self._host_is_short(one) for one in offloading):
                 found += self._timed(on_disk(self.wishes, self.cluster))
-            self._every = found
-        return sorted(self._every, key=lambda one: (one.careful_seconds, one.family.complexity, one.micro))
+            self._every = _ordered(found)
+        return self._every
 
     def best(self) -> Contender | None:
         """The one to choose: the simplest of those that fit and are as fast as the fastest that fits.
@@ -122,7 +122,7 @@ class Field:
             if found is None:
                 more += split_samples(self.wishes, self.cluster)
             possible = [one for one in more if not self._cannot(one)]
-            self._every = [*(self._every or ()), *self._timed(possible)]
+            self._every = _ordered((*(self._every or ()), *self._timed(possible)))
             return self._best()
         return found
 
@@ -374,7 +374,7 @@ class Field:
         """Take a measured time in the place of the predicted one."""
         self.retimed[one.family.name, one.micro] = step_seconds
         self.faster = min(self.faster, step_seconds / one.careful_seconds)
-        self._every = [self._with_time(each) for each in self._every or []]
+        self._every = _ordered(self._with_time(each) for each in self._every or [])
         self._lean = {key: self._with_time(each) for key, each in self._lean.items()}
         self._partial = {key: self._with_time(each) for key, each in self._partial.items()}
         self._wholly = {}
@@ -489,6 +489,10 @@ class Field:
             2 * int(config.zero("reduce_bucket_size")) * max(config.gradient_bytes, config.parameter_bytes)
         )
         return short.needing(short.need.within[0]) - short.there <= buckets >= short.needed - short.there
+
+
+def _ordered(these: Iterable[Contender]) -> list[Contender]:
+    return sorted(these, key=lambda one: (one.careful_seconds, one.family.complexity, one.micro))
 
 
 def search(wishes: Wishes, cluster: Cluster, arithmetic: Arithmetic, *, exact: bool = True) -> Field:
