@@ -30,6 +30,9 @@ class Job:
         first, end = self.gap
         return capacity_bytes >= self.enough and not first <= capacity_bytes < end
 
+    def passes(self, capacity_bytes: int) -> bool:
+        return capacity_bytes < MOST
+
 
 def search(enough: int, room: int) -> tuple[Job, CapacitySearch]:
     reading = Reading(PEAK, PEAK, MOST, MOST, MOST)

@@ -46,7 +46,8 @@ class Kernel(NamedTuple):
 class Work(Counter[Kernel]):
     """How often each kernel ran; known by its identity, so that what is summed over it is kept."""
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(self)
 
 
 class Account(Protocol):

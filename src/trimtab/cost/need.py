@@ -129,31 +129,43 @@ class CapacitySearch:
     """
 
     def __init__(self, counted: Profile, room: int | None = None) -> None:
-        self._low = max(reading.peak_allocated for reading in counted.readings.values())
-        self._high = max(reading.peak_reserved for reading in counted.readings.values())
         self._counted, self._left = counted, REPLAY_STEPS
         self._tried: dict[int, bool] = {}
-        self._near: list[int] = []
-        if room is not None and self._low < room < self._high:
-            self._near = [int(room * share) for share in (1, 1 / _ratio(REPLAY_RATIOS, SURE), *NEARER)]
+        self._room = room
+        self._near: list[int] | None = None
+        """The shares of the room that are still to be tried; None before anything was."""
+        self._low = self._high = 0
+
+    def _begin(self) -> list[int]:
+        """What is known without a limit, and what is near the room."""
+        if self._near is None:
+            readings, room = self._counted.readings.values(), self._room
+            self._low = max(reading.peak_allocated for reading in readings)
+            self._high = max(reading.peak_reserved for reading in readings)
+            self._near = []
+            if room is not None and self._low < room < self._high:
+                self._near = [room, self._surely(room), *(int(room * share) for share in NEARER)]
+        return self._near
 
     @property
     def within(self) -> tuple[int, int]:
         """The least and the most bytes that it may be, by what was tried; the same once enough was."""
-        return (self._low + 1 if self._near or self._left else self._high), self._high
+        near = self._begin()
+        return (self._low + 1 if near or self._left else self._high), self._high
 
     def smallest(self) -> int:
         """In bytes."""
-        while self._near or self._left:
+        while self._begin() or self._left:
             self.narrow()
         return self._high
 
     def narrow(self) -> None:
         """Try one capacity more, if any is left."""
-        if self._near:
-            below = self._near.pop(0)
+        near = self._begin()
+        if near:
+            below = near.pop(0)
             if below <= self._low or not self._try(below):
-                self._near = []
+                near.clear()
             return
         if not self._left:
             return
@@ -162,13 +174,22 @@ class CapacitySearch:
             self._try((self._low + self._high) // 2)
 
     def exceeds(self, capacity_bytes: float) -> bool:
-        """Whether the smallest capacity is larger, as it is if this one's turn is to come and it fails."""
-        asked = next((one for one in self._near if one <= capacity_bytes < one + 1), None)
-        if asked is not None and asked > self._low and not self._enough(asked):
-            return True
+        """Whether the smallest capacity is larger.
+
+        Of the room's first share that is known by the two alone, where a card without limit takes more.
+        """
+        room = self._room
+        asks = room is not None and self._surely(room) <= capacity_bytes < self._surely(room) + 1
+        if room is not None and asks and self._counted.passes(room):
+            return not (self._enough(self._surely(room)) and self._enough(room))
         while self.within[0] <= capacity_bytes < self.within[1]:
             self.narrow()
         return self.within[0] > capacity_bytes
+
+    @staticmethod
+    def _surely(room: int) -> int:
+        """The bytes with which, if they are enough, the room is with `SURE`."""
+        return int(room * (1 / _ratio(REPLAY_RATIOS, SURE)))
 
     def _try(self, capacity_bytes: int) -> bool:
         fits = self._enough(capacity_bytes)
