@@ -14,13 +14,13 @@ from trimtab.plan.answer import (
     Prover,
 )
 from trimtab.plan.candidates import number_format, plain
-from trimtab.plan.contender import Contender
+from trimtab.plan.contender import TIE, Contender
 from trimtab.plan.costs import Bill, Pace, bill, pace
 from trimtab.plan.counting import Arithmetic
 from trimtab.plan.launching import launch_line
 from trimtab.plan.reasons import machines, summary, why, why_not_fits, why_other_cluster, why_slower
 from trimtab.plan.rows import rows
-from trimtab.plan.search import TIE, Field, search
+from trimtab.plan.search import Field, search
 from trimtab.plan.wishes import Wishes
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from trimtab.cluster import Cluster
 from trimtab.estimate import Estimate
-from trimtab.plan.contender import Contender, Loser
+from trimtab.plan.contender import TIE, Contender, Loser
 from trimtab.plan.costs import Bill
 from trimtab.plan.rows import rows
-from trimtab.plan.search import TIE, Field
+from trimtab.plan.search import Field
 from trimtab.plan.wishes import Wishes
 from trimtab.units import format_bytes, format_count, format_dollars, format_seconds
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from trimtab.plan.contender import Contender, Loser
-from trimtab.plan.search import TIE, Field
+from trimtab.plan.contender import TIE, Contender, Loser
+from trimtab.plan.search import Field
 from trimtab.plan.shortfall import Needed, share
 
 

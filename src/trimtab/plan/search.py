@@ -9,7 +9,6 @@ order, at its own time.  Among configurations that are as fast within `TIE` the 
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -26,14 +25,12 @@ from trimtab.plan.candidates import (
     split_samples,
     with_micro_batch,
 )
-from trimtab.plan.contender import Contender, Line, Loser
+from trimtab.plan.contender import TIE, Contender, Line, Loser
 from trimtab.plan.counting import Arithmetic
+from trimtab.plan.layers import Layers
 from trimtab.plan.shortfall import Shortfall
 from trimtab.plan.wishes import Wishes
 
-TIE = 0.06
-"""Step times within this share of the fastest count as equal: the arithmetic cannot tell them apart.
-It is the closed form's median error over steps on hosts that it knows no pace of (docs/speed.md)."""
 MEASURED_TIE = 0.02
 """The same once times are measured (docs/plan-quality.md)."""
 WORTH = 0.01
@@ -67,11 +64,13 @@ class Field:
     _shorts: dict[Line, list[tuple[int, Shortfall]]] = field(default_factory=dict)
     _partial: dict[tuple[tuple[str, ...], int], Contender] = field(default_factory=dict)
     """Those with some layers recomputed that were looked at."""
-    _saved: dict[tuple[tuple[str, ...], int], float] = field(default_factory=dict)
-    """By sharding and micro batch, what recomputing a layer saves."""
     _wholly: dict[tuple[tuple[str, ...], int], Contender] = field(default_factory=dict)
     """By sharding and micro batch, those with all layers recomputed."""
     _ends: dict[Line, tuple[Contender, Contender | None]] = field(default_factory=dict)
+    _layers: Layers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._layers = Layers(self.wishes, self.cluster, self.arithmetic, self.exact, self._recomputed)
 
     @property
     def divides(self) -> bool:
@@ -164,12 +163,13 @@ class Field:
                 heapq.heappush(waiting, (one.careful_seconds, next(number), one, 0, False))
                 continue
             if layers:
-                layers, known = self._layers_needed(one), True
+                layers, known = self._layers.needed(one, self._lacks(one)), True
             else:
                 yield one
-                layers = 0 if self.fitting(one) is not None else self._least_layers(one)
+                layers = 0 if self.fitting(one) is not None else self._layers.least(one, self._lacks(one))
             if layers:
-                heapq.heappush(waiting, (self._least_seconds(one, layers), next(number), one, layers, known))
+                seconds = self._layers.least_seconds(one, layers)
+                heapq.heappush(waiting, (seconds, next(number), one, layers, known))
 
     def _simpler_partial(self, first: Contender, slowest: float) -> Contender:
         """The simplest at the micro batch of ``first`` that some recomputed layers make fit, and as fast."""
@@ -183,42 +183,14 @@ class Field:
                 fit = self.fitting(one)
                 if fit is not None:
                     return fit
-                layers = self._layers_needed(one)
-                soon = layers and self._least_seconds(one, layers) <= slowest
+                layers = self._layers.needed(one, self._lacks(one))
+                soon = layers and self._layers.least_seconds(one, layers) <= slowest
                 one = self._partially(one, layers) if soon else None
         return first
 
-    def _least_layers(self, one: Contender) -> int:
-        """No more than `_layers_needed` says, from what is known of ``one``; 0 where it cannot help."""
-        every, job = self.wishes.model.all_layers, one.config.job
-        short = self._short.get((one.family.name, one.micro))
-        if job.recomputation is True or (short is not None and short.where != "GPU memory"):
-            return 0
-        certain = short if short is not None and not short.close else None
-        more = math.ceil(certain.least_lack / self._saved_by_a_layer(one)) if certain else 1
-        layers = job.recomputed_of(every, self.wishes.model.name) + more
-        return layers if layers < every else 0
-
-    def _layers_needed(self, one: Contender) -> int:
-        """How many layers ``one``, which does not fit, must recompute at least; 0 where that cannot help."""
-        every, cluster = self.wishes.model.all_layers, self.cluster
-        if one.config.job.recomputation is True:
-            return 0
-        if self.arithmetic.shortfall(self._recomputed(one).config, cluster) is not None:
-            return 0
-        if not self.exact and self._weigh(self._recomputed(one).config) is not None:
-            return 0
-        done = one.config.job.recomputed_of(every, self.wishes.model.name)
-        key = (one.family.name, one.micro)
-        short = self.arithmetic.shortfall(one.config, cluster) or self._short.get(key)
-        if short is not None:
-            # where the cache was cut up another layer may do, though bytes alone ask for many
-            most = max(1, (every - done) // 2) if short.close else every
-            each = self._saved_by_a_layer(one)
-            layers = done + short.by_lack(lambda lack: min(most, max(1, math.ceil(lack / each))))
-        else:  # a proof refused it, and does not say by how much: half of them once, then all
-            layers = every if done else every // 2
-        return layers if layers < every else 0
+    def _lacks(self, one: Contender) -> Shortfall | None:
+        """What is known of what ``one`` lacks."""
+        return self._short.get((one.family.name, one.micro))
 
     def _recomputed(self, one: Contender) -> Contender:
         """``one`` with all layers recomputed."""
@@ -230,21 +202,13 @@ class Field:
             self._wholly[key] = found or self._contender(family, one.micro)
         return self._wholly[key]
 
-    def _least_seconds(self, one: Contender, layers: int) -> float:
-        """Less than a step of ``one`` takes with so many layers recomputed: a line up to all of them."""
-        every = self.wishes.model.all_layers
-        done = one.config.job.recomputed_of(every, self.wishes.model.name)
-        more = self._recomputed(one).careful_seconds - one.careful_seconds
-        line = one.careful_seconds + more * (layers - done) / (every - done)
-        return max(one.careful_seconds, line * (1 - TIE))
-
     def _recomputing_fewer(self, one: Contender) -> Contender:
         """``one``, which fits, with fewer layers recomputed, by what a whole replay leaves: for `WORTH`."""
         if not (self.exact and one.family.is_partial):
             return one
         every = self.wishes.model.all_layers
         done = one.config.job.recomputed_of(every, self.wishes.model.name)
-        saved = self._saved_by_a_layer(one)
+        saved = self._layers.saved_by_one(one)
         each = (self._recomputed(one).careful_seconds - one.careful_seconds) / (every - done)
 
         def worthwhile(spare: int) -> int:
@@ -265,24 +229,6 @@ class Field:
         found = self._with_time(self._contender(one.family.recomputing(layers, self.cluster), one.micro))
         self._partial[found.family.name, found.micro] = found
         return found
-
-    def _saved_by_a_layer(self, one: Contender) -> float:
-        """Bytes that the model keeps for its backward pass less if the first layer is recomputed.
-
-        An encoder's layers differ from its decoder's; all others are equal.
-        """
-        key = (one.family.sharding, one.micro)
-        if key not in self._saved:
-            model, cluster = self.wishes.model, self.cluster
-            few: tuple[int | bool, int] = (1, 1) if model.decoder_layers else (True, model.layers)
-            kept, less = (
-                self.arithmetic.kept_bytes(
-                    with_micro_batch(one.family.recomputing(layers, cluster), one.micro, cluster), cluster
-                )
-                for layers in (False, few[0])
-            )
-            self._saved[key] = max(1, (kept - less) / few[1])
-        return self._saved[key]
 
     def preference(self, one: Contender) -> tuple[object, ...]:
         """The simplest, then the largest micro batch.
