@@ -50,14 +50,14 @@ def main() -> None:
     os.environ["TRIMTAB_HISTORY"] = ""  # a machine that has run nothing yet
     plan = (sys.executable, "-m", "trimtab", "plan")
     for kind, plans in PLANS.items():
-        print(f"{kind:<96} {'wall':>8} {'processor':>11}")
+        print(f"{kind:<102} {'wall':>8} {'processor':>11}")
         every = []
         for flags in plans:
             wall, processor = seconds(*plan, *flags.split(), repeats=REPEATS)
             every.append((wall, processor))
-            print(f"  trimtab plan {flags:<81} {wall:6.2f} s {processor:9.2f} s", flush=True)
+            print(f"  trimtab plan {flags:<87} {wall:6.2f} s {processor:9.2f} s", flush=True)
         walls, processors = zip(*every, strict=True)
-        print(f"  {'the longest':<94} {max(walls):6.2f} s {max(processors):9.2f} s\n")
+        print(f"  {'the longest':<100} {max(walls):6.2f} s {max(processors):9.2f} s\n")
 
 
 if __name__ == "__main__":

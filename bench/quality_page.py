@@ -29,7 +29,7 @@ import stock  # noqa: E402
 from plan_quality import Grid, Row, Verdict  # noqa: E402
 
 from trimtab.config import Config  # noqa: E402
-from trimtab.plan.search import TIE  # noqa: E402
+from trimtab.plan.contender import TIE  # noqa: E402
 
 DATA = ROOT / "bench" / "data"
 PAGE = ROOT / "docs" / "plan-quality.md"
