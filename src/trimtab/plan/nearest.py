@@ -86,7 +86,7 @@ def _limits(wishes: Wishes, fields: Sequence[Field], *, file: str, proven: tuple
             choice=choice,
         ),
         broken=broken,
-        bills=all_bills(fields, wishes, None),
+        bills=all_bills(fields, wishes),
         proven=proven,
         notes=notes(wishes, choice.cluster, best),
     )
@@ -130,7 +130,7 @@ def _short(
     proven: tuple[Proven, ...],
 ) -> Plan:
     """Nothing fits: the leanest configuration says what is missing, and ways out are tried."""
-    losers = [lost for each in fields for lost in rows(each)[1]]
+    losers = [lost for each in fields for lost in rows(each).losers]
     least = min(losers, key=lambda lost: share(lost.shortfall), default=None)
     missing = (
         "the proof refuted every candidate"

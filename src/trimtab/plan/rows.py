@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from trimtab.plan.contender import TIE, Contender, Loser
 from trimtab.plan.search import Field
 from trimtab.plan.shortfall import Needed, share
 
 
-def rows(field: Field) -> tuple[list[Contender], list[Loser]]:
+class Rows(NamedTuple):
+    """What fits, the fastest first, and what does not, the leanest first."""
+
+    fitting: Sequence[Contender]
+    losers: Sequence[Loser]
+
+
+def rows(field: Field) -> Rows:
     """The fastest that fits of each family, and for each family without one what the smallest lacks."""
     fitting: list[Contender] = []
     losers: list[Loser] = []
@@ -24,7 +32,7 @@ def rows(field: Field) -> tuple[list[Contender], list[Loser]]:
     fitting += field.partial()
     fitting.sort(key=lambda one: (one.careful_seconds, one.family.complexity))
     losers.sort(key=lambda one: share(one.shortfall))
-    return fitting, losers
+    return Rows(fitting, losers)
 
 
 def _families(field: Field) -> Iterable[Sequence[Contender]]:
