@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from trimtab.cluster import Cluster
 from trimtab.config import Config
+from trimtab.cost.engine import Settings
 from trimtab.cost.memory import Offloaded, Profile, offloaded, profile, settings_of
 from trimtab.cost.need import REPLAY_RATIOS, Need, needed, outside_allocator, quickly_needed
 from trimtab.cost.rates import Rates, rates_of
@@ -103,6 +104,9 @@ class Arithmetic:
         short = self.offload_shortfall(config, cluster)
         if short is not None:
             return short
+        settings = self._keys_of(config, cluster.world_size).settings
+        if settings.moments != 2 or {settings.master_type, settings.state_type} != {"fp32"}:
+            return None  # `states_bytes` are Adam's
         outside, there = outside_allocator(cluster.world_size, config.stage), cluster.gpu.usable_bytes
         least = self.states_bytes(config, cluster.world_size) + self.kept_bytes(config, cluster)
         if least + outside <= there:
@@ -256,6 +260,7 @@ class Keys(NamedTuple):
 
     config: Config
     """Kept, so that none that is made later can be taken for it."""
+    settings: Settings
     profile: Hashable
     engine: Hashable
 
@@ -266,6 +271,7 @@ def keys_of(config: Config, world: int) -> Keys:
     shared = config.tensor_parallel, config.sequence_parallel
     return Keys(
         config=config,
+        settings=settings,
         profile=(settings, config.batch(world).micro, job, shared),
         engine=(settings, job.task, job.lora, config.tensor_parallel),
     )
