@@ -26,9 +26,9 @@ processes that import have the rest: so that neither the neighbour nor what come
 With ``--quiet`` all processes have imported before the first job begins.
 
 With ``--reuse`` a process whose job ran takes the next one, which saves most of a short job's time: a world's
-ranks stay together.  Step times are as in a process of its own; the host's memory is not, since what one job
-pinned another may find.  ``--brief`` times fewer steps: three go before and two are timed at the
-least, or one where steps are slow.
+ranks stay together.  Made-up groups cannot be taken down, so theirs are processes of their own.  Step times
+are as in a process of its own; the host's memory is not, since what one job pinned another may find.
+``--brief`` times fewer steps: three go before and two are timed at the least, or one where steps are slow.
 """
 
 from __future__ import annotations
@@ -261,7 +261,8 @@ class Pool:
             file = Path(folder) / f"{job['id']}.json"
             file.write_text(json.dumps({**job["config"], "trimtab": block}), encoding="utf-8")
             real = job["group"] == "nccl"
-            ranks = self.crew(gpus) or [self.ready() for _ in gpus]
+            reuse = options.reuse and job["group"] != "fake"
+            ranks = (self.crew(gpus) if reuse else None) or [self.ready() for _ in gpus]
             asked = {
                 "child": str(file), "real": real, "fake": not real, "gpus": job["world"],
                 "world": job["world"], "device": options.device, "tiny": options.tiny,
@@ -269,7 +270,7 @@ class Pool:
                 "cap_gib": job.get("cap_gib"), "profile": job.get("profile"),
                 "initialize": job.get("initialize", False),
                 "allocations": job.get("allocations"),
-                "brief": options.brief, "reuse": options.reuse,
+                "brief": options.brief, "reuse": reuse,
             }  # fmt: skip
             environment = {
                 "WORLD_SIZE": str(job["world"]), "LOCAL_WORLD_SIZE": str(min(job["world"], 8)),

@@ -102,7 +102,8 @@ class Job:
             "encoder with decoder": self.row["arch"] == "seq2seq",
             "optimizers other than Adam": self.optimizer not in ("adam", "adamw"),
             "Lion": self.optimizer == "lion",
-            "ZeRO++": "zero_hpz_partition_size" in self.zero,
+            "ZeRO++": any(name.startswith(("zero_hpz", "zero_quantized")) for name in self.zero),
+            "fused kernels": self.row.get("kernels") == "fused",
             "sharding over GPUs": self.stage > 0 and self.row["world"] > 1,
             "ZeRO stages 0 and 1": self.stage < 2,
             "parameters alone on the host": self.offload_param and not self.offload_optimizer,
@@ -153,7 +154,7 @@ def _shape(job: Job) -> dict[str, Any]:
 def deepspeed(job: Job) -> int:
     """DeepSpeed's own estimators: model states of ZeRO-2 and ZeRO-3, nothing else."""
     job.without("ZeRO stages 0 and 1", "LoRA", "fp32", "optimizers other than Adam", "ZeRO++")
-    job.without("parameters alone on the host")
+    job.without("parameters alone on the host", "fused kernels")
     row = job.row
     if job.stage == 2:
         return estimate_zero2_model_states_mem_needs(
@@ -170,14 +171,14 @@ def deepspeed(job: Job) -> int:
 
 def accelerate(job: Job) -> int:
     """``accelerate estimate-memory``: its column "Training using Adam"."""
-    job.without("sharding over GPUs", "offload", "LoRA", "optimizers other than Adam")
+    job.without("sharding over GPUs", "offload", "LoRA", "optimizers other than Adam", "fused kernels")
     size = _sizes(json.dumps(job.row["hf"]), job.row["arch"])[0]
     return int(max(estimate_training_usage(size, "float32" if job.wide else "float16").values()))
 
 
 def llm_analysis(job: Job) -> int:
     """``LLMAnalysis.training``: weights, gradients, optimizer states and activations."""
-    job.without("LoRA", "offload", "encoder with decoder", "fp32", "ZeRO++")
+    job.without("LoRA", "offload", "encoder with decoder", "fp32", "ZeRO++", "fused kernels")
     row, shape = job.row, _shape(job)
     # it knows two matrices in the feed-forward part and has a gated one as 1.5 times as wide: its LLaMA 2 7B
     # has ffn_embed_dim 16384 where the model has three of 11008
@@ -218,7 +219,7 @@ def llm_analysis(job: Job) -> int:
 
 def ftune(job: Job, overhead: bool) -> int:
     """ftune's memory estimate, with or without its fifth for context and fragmentation."""
-    job.without("offload", "encoder with decoder", "fp32", "Lion", "ZeRO++")
+    job.without("offload", "encoder with decoder", "fp32", "Lion", "ZeRO++", "fused kernels")
     row, shape, lora = job.row, _shape(job), job.row.get("lora")
     config = TrainingConfig(
         method=FineTuneMethod.LORA if lora else FineTuneMethod.FULL,
@@ -257,6 +258,7 @@ def cookbook(job: Job, always_recomputed: bool = False, wide: bool = False) -> i
     gradients in fp32, as the calculator does unless told.
     """
     job.without("LoRA", "offload", "encoder with decoder", "optimizers other than Adam", "ZeRO++")
+    job.without("fused kernels")
     row, shape, stage, world = job.row, _shape(job), job.stage, job.row["world"]
     hidden, layers, low = shape["hidden"], shape["layers"], 4 if job.wide else 2
     params = (

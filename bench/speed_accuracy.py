@@ -37,7 +37,8 @@ TASKS = {"causal": "causal-lm", "mlm": "masked-lm", "cls": "sequence-classificat
 CORES_A_GPU = 16
 ROWS = (
     "real_worlds.jsonl", "paced_steps.jsonl", "settled_steps.jsonl", "quiet_steps.jsonl", "grid_x1.jsonl",
-    "grid_x2.jsonl", "shared_x2.jsonl",
+    "grid_x2.jsonl", "shared_x2.jsonl", "families.jsonl", "fused.jsonl", "quantized_x2.jsonl",
+    "choices.jsonl",
 )  # fmt: skip
 
 
@@ -135,6 +136,7 @@ def measured_case(row: dict[str, Any], name: str) -> Case:
         block["target_length"] = row["tgt"]
     if row["lora"]:
         block["lora"] = row["lora"]
+    block["kernels"] = row.get("kernels", "plain")
     batch = {"train_micro_batch_size_per_gpu": row["mbs"], "gradient_accumulation_steps": row["gas"]}
     raw = {**row["deepspeed_config"], **batch, "trimtab": block}
     return Case(

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from make_accuracy import DATA, MEASURED, TASKS
 
 from trimtab.errors import TrimtabError
-from trimtab.job import Job, Lora
+from trimtab.job import Job
 from trimtab.rehearse.request import MOMENTS, PhantomRequest
 from trimtab.rehearse.series import rehearse_forked
 from trimtab.units import GIB
@@ -29,8 +29,7 @@ from trimtab.units import GIB
 
 def request_of(case: dict[str, Any]) -> PhantomRequest:
     """The phantom's request for one measured case."""
-    lora = case.get("lora")
-    job = Job.from_block({"checkpoint_activations": case["checkpointing"]})
+    job = Job.from_block({"checkpoint_activations": case["checkpointing"], "lora": case.get("lora")})
     return PhantomRequest(
         deepspeed=case["deepspeed_config"],
         hf=case["hf"],
@@ -42,7 +41,8 @@ def request_of(case: dict[str, Any]) -> PhantomRequest:
         checkpoint_activations=job.checkpoint_activations,
         recomputed_layers=job.recomputed_layers,
         attention=case["attention"],
-        lora=None if lora is None else Lora(**{**lora, "target_modules": tuple(lora["target_modules"])}),
+        kernels=case.get("kernels", "plain"),
+        lora=job.lora,
         world_size=case["world"],
     )
 

@@ -43,6 +43,10 @@ MEASURED = (
     "grid_x2.jsonl",
     "quiet_steps.jsonl",
     "shared_x2.jsonl",
+    "families.jsonl",
+    "fused.jsonl",
+    "quantized_x2.jsonl",
+    "choices.jsonl",
 )
 TASKS = {
     "causal": "causal-lm",
@@ -105,6 +109,7 @@ def configuration(row: dict[str, Any]) -> Config:
         block["target_length"] = row["tgt"]
     if row.get("lora"):
         block["lora"] = row["lora"]
+    block["kernels"] = row.get("kernels", "plain")
     batch = {"train_micro_batch_size_per_gpu": row["mbs"], "gradient_accumulation_steps": row["gas"]}
     raw = {**row["deepspeed_config"], **batch, "trimtab": block}
     raw.pop("train_batch_size", None)

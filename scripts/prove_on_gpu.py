@@ -268,6 +268,7 @@ def measure(options: argparse.Namespace, row: dict) -> None:
         checkpointing=job.recomputation,
         attention=hf._attn_implementation,
         lora=raw["trimtab"].get("lora"),
+        kernels=job.kernels,
         allocator_cap_gib=options.cap_gib,
         deepspeed_config=config.deepspeed(),
         changed=changed + list(notes),

@@ -13,7 +13,7 @@ from sources import MODULES, PACKAGE, ROOT, SRC, python
 
 # A module imports only from its own layer and those above it.
 LAYERS = (
-    ("errors", "units"),
+    ("errors", "frozen", "units"),
     (
         "architecture",
         "auto",

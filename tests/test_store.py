@@ -125,7 +125,7 @@ def test_an_empty_variable_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_users_data_folder_is_the_usual_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TRIMTAB_HISTORY")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    assert history_file() == tmp_path / "trimtab" / "history.sqlite"
+    assert history_file() == str(tmp_path / "trimtab" / "history.sqlite")
 
 
 def test_processes_share_the_file(file: Path) -> None:

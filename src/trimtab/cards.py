@@ -79,7 +79,7 @@ class Card:
     figures: tuple[Figure, ...]
 
 
-def read(name: str, described: Mapping[str, Any], hardware: Hardware, figures: Path) -> Card:
+def read(name: str, described: Mapping[str, Any], hardware: Hardware, figures: str) -> Card:
     """The card that ``described``, the content of its file, makes; ``figures`` are measured rows by name."""
     return Card(
         name=name,
@@ -100,8 +100,9 @@ def read(name: str, described: Mapping[str, Any], hardware: Hardware, figures: P
 
 
 @cache
-def _measured(file: Path) -> Mapping[str, list[dict[str, Any]]]:
+def _measured(path: str) -> Mapping[str, list[dict[str, Any]]]:
     rows: dict[str, list[dict[str, Any]]] = {}
+    file = Path(path)
     if file.exists():
         for line in file.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)

@@ -10,20 +10,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.config import Config
 from trimtab.errors import NotFound, UnreadableFile
+from trimtab.folders import read_shipped, shipped
+from trimtab.frozen import dataclass
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from trimtab.cards import Card
     from trimtab.source import Source
     from trimtab.source.read import Written
 
-_DATA = Path(__file__).parent / "data"
 _POINTING = frozenset(("deepspeed", "deepspeed_config", "distributed_type"))
 """Keys of files of Accelerate and of training arguments, which point at a configuration."""
 FAMILIES = ("llama", "gpt", "bert", "t5")
@@ -47,9 +48,13 @@ class Hardware:
 
 
 @cache
-def _paths() -> Mapping[str, Path]:
+def _paths() -> Mapping[str, str]:
+    folders = [shipped("configs", family) for family in FAMILIES]
     return {
-        file.stem: file for family in FAMILIES for file in sorted((_DATA / "configs" / family).glob("*.json"))
+        file.removesuffix(".json"): os.path.join(folder, file)
+        for folder in folders
+        for file in sorted(os.listdir(folder))
+        if file.endswith(".json")
     }
 
 
@@ -64,6 +69,12 @@ def path(name: str) -> Path:
     Raises:
         NotFound: no configuration has this name; carries the nearest ones.
     """
+    from pathlib import Path
+
+    return Path(_path(name))
+
+
+def _path(name: str) -> str:
     paths = _paths()
     if name not in paths:
         raise NotFound("configuration", name, paths, cure="`trimtab list` shows all.")
@@ -78,14 +89,16 @@ def load_config(name_or_path: str) -> Config:
         UnreadableFile: the file is no readable configuration.
         UsageError: its ``"trimtab"`` block holds something it cannot.
     """
-    file = _paths().get(name_or_path)
+    file: str | Path | None = _paths().get(name_or_path)
     if file is None:
+        from pathlib import Path  # the ready ones do not need it
+
         if not name_or_path:
             raise NotFound("configuration", "", (), cure="`trimtab list` shows the ready ones.")
         file = Path(name_or_path)
         looks_like_a_path = file.suffix or "/" in name_or_path
         if not file.exists() and not looks_like_a_path:
-            path(name_or_path)
+            _path(name_or_path)
     return Config.from_mapping(_read(file), name=name_or_path)
 
 
@@ -96,6 +109,8 @@ def read(given: str | os.PathLike[str] | Mapping[str, Any], *, written: Written 
         NotFound: neither a catalogue name nor a file; carries the nearest ones.
         UnreadableFile: a folder, or a file that the system does not let us read.
     """
+    from pathlib import Path
+
     from trimtab.source import read_source
 
     try:
@@ -106,9 +121,10 @@ def read(given: str | os.PathLike[str] | Mapping[str, Any], *, written: Written 
         return read_source(path(given), written=written)
 
 
-def _read(file: Path) -> Mapping[str, Any]:
+def _read(file: str | Path) -> Mapping[str, Any]:
     try:
-        text = file.read_text(encoding="utf-8")
+        with open(file, encoding="utf-8") as opened:
+            text = opened.read()
     except FileNotFoundError:
         raise UnreadableFile(
             f"{file}: no such file. `trimtab list` shows the ready configurations."
@@ -142,8 +158,8 @@ def _read(file: Path) -> Mapping[str, Any]:
 
 @cache
 def _described(name: str) -> Mapping[str, Any]:
-    path(name)
-    data: Mapping[str, Any] = json.loads((_DATA / "cards" / f"{name}.json").read_text(encoding="utf-8"))
+    _path(name)
+    data: Mapping[str, Any] = read_shipped("cards", f"{name}.json")
     return data
 
 
@@ -165,4 +181,4 @@ def card(name: str) -> Card:
     """
     from trimtab import cards  # an estimate needs the hardware alone
 
-    return cards.read(name, _described(name), hardware(name), _DATA / "measured.jsonl")
+    return cards.read(name, _described(name), hardware(name), shipped("measured.jsonl"))

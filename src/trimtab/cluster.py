@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from trimtab.errors import NotFound, UsageError
+from trimtab.folders import read_shipped
+from trimtab.frozen import dataclass, field
 
 DTYPES = ("bf16", "fp16", "tf32", "fp32", "fp8", "int8")
 
@@ -204,7 +203,7 @@ def _key(name: str) -> str:
 
 @cache
 def _table() -> Mapping[str, Any]:
-    return MappingProxyType(json.loads((Path(__file__).parent / "data" / "gpus.json").read_text("utf-8")))
+    return MappingProxyType(read_shipped("gpus.json"))
 
 
 @cache

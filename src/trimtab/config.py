@@ -6,12 +6,11 @@ The names are DeepSpeed's own.  Defaults are those of DeepSpeed 0.19.8 with the 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.errors import RefusedConfig
+from trimtab.frozen import dataclass
 from trimtab.job import Job
 
 BLOCK = "trimtab"
@@ -92,7 +91,7 @@ class Config:
 
     raw: Mapping[str, Any]
     name: str = "configuration"
-    job: Job = field(default_factory=Job)
+    job: Job = Job()
 
     @classmethod
     def from_mapping(cls, raw: Mapping[str, Any], *, name: str = "configuration") -> Config:
@@ -127,6 +126,8 @@ class Config:
 
     def deepspeed(self) -> dict[str, Any]:
         """What goes to ``deepspeed.initialize``: a copy without the ``"trimtab"`` block."""
+        import copy  # an answer needs none
+
         return {key: copy.deepcopy(value) for key, value in self.raw.items() if key != BLOCK}
 
     def with_values(self, changes: Mapping[str, Any]) -> Config:

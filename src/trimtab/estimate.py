@@ -7,7 +7,6 @@ a size.  What no tensor shows is added from measurements, each with its source b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from trimtab.cluster import Cluster
@@ -17,6 +16,7 @@ from trimtab.cost.need import Need, outside_allocator
 from trimtab.cost.need import needed as needed_memory
 from trimtab.cost.speed import Speed, step_speed
 from trimtab.errors import NotFound, UnknownArchitecture, Unsupported, UsageError
+from trimtab.frozen import dataclass, replace
 from trimtab.job import LIGER
 from trimtab.model import Model, find_model
 from trimtab.parameters import parameters, tasks_of

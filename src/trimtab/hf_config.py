@@ -6,14 +6,13 @@ peft); the few values that a class derives from others in ``__post_init__`` are 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from trimtab.errors import UnknownArchitecture, UnreadableFile
+from trimtab.folders import read_shipped
 
 # Older configs' names for a field (transformers 5.17: __post_init__ of BloomConfig and FalconConfig).
 _LEGACY_NAMES = {"bloom": {"n_embed": "hidden_size"}, "falcon": {"n_embed": "hidden_size"}}
@@ -25,9 +24,7 @@ ALWAYS_TIED = frozenset({"t5", "mt5"})
 
 @cache
 def _table() -> Mapping[str, Any]:
-    return MappingProxyType(
-        json.loads((Path(__file__).parent / "data" / "hf_defaults.json").read_text("utf-8"))
-    )
+    return MappingProxyType(read_shipped("hf_defaults.json"))
 
 
 def known_model_types() -> tuple[str, ...]:

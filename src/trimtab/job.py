@@ -8,10 +8,10 @@ same file goes to ``deepspeed.initialize`` unchanged.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from trimtab.errors import UsageError, nearest
+from trimtab.frozen import dataclass
 
 Task = Literal[
     "causal-lm",

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trimtab.architecture import Fields, Kind, Norm, Positions, figures
 from trimtab.errors import NotFound, UnknownArchitecture, UnreadableFile
+from trimtab.folders import read_shipped
+from trimtab.frozen import dataclass, field
 from trimtab.hf_config import complete
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +99,7 @@ class Model:
 @cache
 def catalogue() -> Mapping[str, Mapping[str, Any]]:
     """The shipped models by canonical name: ``name``, ``family``, ``aliases``, ``source`` and ``hf``."""
-    rows = json.loads((Path(__file__).parent / "data" / "models.json").read_text("utf-8"))
-    return MappingProxyType({row["name"]: MappingProxyType(row) for row in rows})
+    return MappingProxyType({row["name"]: MappingProxyType(row) for row in read_shipped("models.json")})
 
 
 @cache
@@ -153,6 +155,8 @@ def find_hf(name_or_path: str | os.PathLike[str]) -> HfConfig:
     if canonical:
         row = catalogue()[canonical]
         return HfConfig(name=canonical, hf=row["hf"], source=row["source"])
+    from pathlib import Path  # the shipped models do not need it
+
     path = Path(text).expanduser()
     if path.is_dir():
         return _read(path / "config.json", name=path.resolve().name)
@@ -192,6 +196,8 @@ def _cached_config(hub_id: str) -> Path | None:
     """The newest ``config.json`` of a Hub id in the local cache (huggingface_hub's folder layout)."""
     if hub_id.count("/") > 1 or not hub_id.strip("/"):
         return None
+    from pathlib import Path
+
     home = os.environ.get("HF_HOME") or os.path.join("~", ".cache", "huggingface")
     root = Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
     repository = root / f"models--{hub_id.replace('/', '--')}"

@@ -9,14 +9,17 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trimtab.cluster import Gpu, find_gpu
 from trimtab.errors import NotFound, UnreadableFile
+from trimtab.folders import read_shipped
+from trimtab.frozen import dataclass, field
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _SHAPE = (
     'an object such as {"a100-80gb": 1.9}, or rows (JSON list or CSV) with "gpu", "usd_per_gpu_hour" and, '
@@ -59,7 +62,7 @@ def price(gpu: Gpu | str, *, spot: bool = False, file: str | Path | None = None,
     'lambda.ai/pricing as read in September 2026'
     """
     card = find_gpu(gpu) if isinstance(gpu, str) else gpu
-    tables = [_read(Path(file))] if file is not None else []
+    tables = [_read(file)] if file is not None else []
     if live:
         tables.append(_live(card, spot))
     tables.append(_shipped())
@@ -87,7 +90,7 @@ def price(gpu: Gpu | str, *, spot: bool = False, file: str | Path | None = None,
 
 @cache
 def _shipped() -> tuple[_Row, ...]:
-    rows = json.loads((Path(__file__).parent / "data" / "prices.json").read_text("utf-8"))["rows"]
+    rows = read_shipped("prices.json")["rows"]
     return tuple(
         _Row(
             gpu=row["gpu"],
@@ -100,11 +103,13 @@ def _shipped() -> tuple[_Row, ...]:
     )
 
 
-def _read(path: Path) -> tuple[_Row, ...]:
+def _read(file: str | Path) -> tuple[_Row, ...]:
     """A user's price list, JSON or CSV."""
-    import csv  # the shipped table needs neither
+    import csv  # the shipped table needs none of these
     from datetime import date
+    from pathlib import Path
 
+    path = Path(file)
     try:
         text = path.read_text("utf-8")
         today = date.fromtimestamp(path.stat().st_mtime).isoformat()

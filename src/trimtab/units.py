@@ -21,7 +21,7 @@ _BYTES = {
 }  # fmt: skip
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 _SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_NUMBER_AND_UNIT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+_NUMBER_AND_UNIT = r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*"
 
 
 def parse_bytes(text: str) -> int:
@@ -52,7 +52,7 @@ def parse_duration(text: str) -> float:
 
 
 def _parse(text: str, units: dict[str, int], wanted: str) -> float:
-    match = _NUMBER_AND_UNIT.fullmatch(text)
+    match = re.fullmatch(_NUMBER_AND_UNIT, text, re.IGNORECASE)
     unit = match[2].lower() if match else ""
     if not match or unit not in units:
         raise UsageError(f"'{text}' is not {wanted}")

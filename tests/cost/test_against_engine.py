@@ -91,6 +91,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"model_type": "phi3", **SHAPES["phi3"], "sliding_window": None},
         {"stage": 3, "attention": "eager", "checkpoint_activations": True},
     ),
+    "a window on queries that lie head by head": (
+        {"model_type": "phi3", **SHAPES["phi3"], "sliding_window": 100},
+        {},
+    ),
     "phi with norms": ({"model_type": "phi", **SMALL, "qk_layernorm": True}, {}),
     "stablelm with norms": (
         {"model_type": "stablelm", **SMALL, "qk_layernorm": True, "use_parallel_residual": True},

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trimtab.cost.coordinator import USE, USED, Coordinator, Gathering, Order
+from trimtab.cost.coordinator import AGAIN, OWNER, USE, USED, FirstPass, Gathering, Kept, Order, left_over
 from trimtab.cost.engine import Engine, HalfEngine, Host, PlainEngine, Settings
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import PART, Meter, Storage
@@ -253,7 +253,7 @@ def test_the_first_ordered_pass_decides_for_good_what_stays() -> None:
     assert isinstance(engine, ShardedParameters)
     heard = tuple((kind, (index,)) for index in (0, 1, 1, 0) for kind in (USE, USED))
     engine.learn(Order(heard, (LARGE, SMALL)))
-    engine.kept = frozenset({((1, 0), False)})
+    engine.kept = Kept({(1, 0): False})
     for _ in range(2):
         engine.begin_micro(boundary=True)
         engine.before_use((0,))
@@ -281,18 +281,15 @@ def test_what_is_frozen_stays_for_whoever_had_it_recomputed() -> None:
 
 
 def test_what_was_recomputed_for_a_layer_and_is_persistent_stays_after_a_pass_without_order() -> None:
-    given = settings(persistence_threshold=SMALL, model_persistence_threshold=10**9)
-    for owner_is_a_layer in (True, False):
-        first = Coordinator((SMALL,), given.gathering, frozenset({0}), untrained=frozenset({0}))
-        first.before_use((0,), again=True)
-        first.after_use((0,))
-        first.before_use((0,))
-        if not owner_is_a_layer:
-            first.after_owner()
-        first.after_use((0,))
-        if owner_is_a_layer:
-            first.after_owner()
-        assert set(first.gathered) == ({0} if owner_is_a_layer else set())
+    it, none, frozen = (0,), (), frozenset({0})
+    last = {True: ((USED, it), (OWNER, none)), False: ((OWNER, none), (USED, it))}
+    for owner_is_a_layer, ending in last.items():
+        heard = ((AGAIN, it), (USED, it), (USE, it), *ending)
+        first = FirstPass(frozen, untrained=frozen)
+        for kind, indices in heard:
+            first.hear(kind, indices)
+        assert first.gathered == ({0} if owner_is_a_layer else set())
+        assert left_over(Order(heard, (SMALL,)), frozen, frozen) == first.gathered
 
 
 def test_a_view_outlives_what_the_engine_lets_go() -> None:

@@ -147,6 +147,19 @@ def test_a_shrunken_model_is_small_and_the_same_kind(model: str) -> None:
     assert whole.hidden_size > 128
 
 
+def test_a_shrunken_falcon_keeps_what_its_class_derives() -> None:
+    """The width of its heads is a property of the class, the number of key heads has its own name."""
+    pytest.importorskip("transformers")
+    from transformers import FalconConfig
+
+    from trimtab.train.shrink import shrink
+
+    whole = FalconConfig(hidden_size=2048, num_attention_heads=32, num_kv_heads=8)
+    small = shrink(whole)
+    assert (small.head_dim, small.num_attention_heads) == (32, 4)
+    assert small.num_kv_heads < small.num_attention_heads
+
+
 @pytest.mark.parametrize(
     ("change", "near"),
     [

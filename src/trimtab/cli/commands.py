@@ -8,9 +8,9 @@ offered.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 SECTIONS: Mapping[str, Mapping[str, str]] = {
@@ -57,12 +57,12 @@ QUICK: Mapping[str, str] = {
     "estimate": "trimtab.cli.estimating:quick",
 }
 
-_CLI = Path(__file__).parent
+_CLI = os.path.dirname(__file__)
 
 
-def _file(target: str) -> Path:
+def _file(target: str) -> str:
     """The file of a target such as ``trimtab.cli.list:list_configs`` (every command lies in this package)."""
-    return _CLI / f"{target.partition(':')[0].rpartition('.')[2]}.py"
+    return os.path.join(_CLI, f"{target.partition(':')[0].rpartition('.')[2]}.py")
 
 
 @cache
@@ -72,7 +72,7 @@ def available() -> Mapping[str, str]:
         name: target
         for commands in SECTIONS.values()
         for name, target in commands.items()
-        if _file(target).exists()
+        if os.path.exists(_file(target))
     }
 
 
@@ -98,19 +98,22 @@ def summary(name: str) -> str:
 
     target = available()[name]
     function = target.partition(":")[2]
-    for node in ast.parse(_file(target).read_text(encoding="utf-8")).body:
+    with open(_file(target), encoding="utf-8") as file:
+        module = ast.parse(file.read())
+    for node in module.body:
         if isinstance(node, ast.FunctionDef) and node.name == function:
             return (ast.get_docstring(node) or "").partition("\n")[0].rstrip(".")
     return ""
 
 
-_PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+_PLACEHOLDERS = {"int": "N", "float": "X", "str": "TEXT", "Path": "PATH"}
 
 
 def placeholder(command: Callable[..., Any], parameter: str | None) -> str | None:
     """What stands for a parameter's value in the help, such as ``--steps N``; None for flags and choices."""
     kinds = _plain_types(get_type_hints(command).get(parameter or ""))
-    return next((_PLACEHOLDERS[kind] for kind in kinds if kind in _PLACEHOLDERS), None)
+    names = (getattr(kind, "__name__", None) for kind in kinds)
+    return next((_PLACEHOLDERS[name] for name in names if name in _PLACEHOLDERS), None)
 
 
 def _plain_types(annotation: Any) -> list[Any]:

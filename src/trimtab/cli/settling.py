@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab import catalogue
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def corrected_by_history(answer: Estimate) -> Estimate:
     """``answer`` with what this machine's history knows of its job; without a history it costs nothing."""
     file = history_file()
-    if file is None or not file.exists():
+    if file is None or not os.path.exists(file):
         return answer
     from trimtab.corrections import corrected, traits_of
     from trimtab.store.database import measurements
@@ -72,7 +72,7 @@ def hold_to_the_engine(name: str, config: Config, cluster: Cluster | None) -> No
     Raises:
         RefusedConfig: DeepSpeed stops as it reads the configuration or builds the engine.
     """
-    if name in catalogue.names() and not Path(name).exists():
+    if name in catalogue.names() and not os.path.exists(name):
         return
     from trimtab.check import check
 

@@ -1,8 +1,10 @@
 """Attention by implementation: what each kernel keeps and what its backward pass needs.
 
 ``sdpa`` takes the kernel that ``scaled_dot_product_attention`` takes on CUDA (aten
-``native/transformers/cuda/sdp_utils.cpp``): flash for 16-bit tensors without a mask, the memory-efficient
-kernel with a mask or in fp32, plain mathematics where neither can.
+``native/transformers/cuda/sdp_utils.cpp``): flash for 16-bit tensors without a mask, cuDNN's with one, the
+memory-efficient kernel in fp32, plain mathematics where none can.  cuDNN's is taken on Hopper's and
+Blackwell's data center cards alone (``check_prefer_cudnn_attention``), on others the memory-efficient one,
+whose output needs no copy after partial rotary: what is counted is then too much by an output a layer.
 """
 
 from __future__ import annotations
@@ -170,15 +172,38 @@ def efficient(
     )
 
 
+def cudnn(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape, bias: Tensor) -> Tensor:
+    """``_cudnn_attention_forward`` (native/cudnn/MHA.cpp): as `flash`, and the bias; as many key heads."""
+    rows = shape.batch * shape.heads * shape.queries
+    return m.op(
+        q.numel,
+        (q, k, v),
+        (q.bytes, k.bytes, v.bytes),
+        item=q.item,
+        keep=_storages(q, k, v, bias),
+        keep_output=True,
+        extra=(rows * ops.FLOAT,),
+        scratch=_unwanted(q, k, v),
+        workspace=rows * (shape.head_dim + 1) * ops.FLOAT,  # dq in fp32 and the row sums
+        flops=shape.flops,
+        kernel="attention",
+        shape=shape.kernel(masked=True),
+    )
+
+
 def masked(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
-    """The memory-efficient kernel under a boolean mask of every pair of tokens, such as a sliding window's.
+    """Attention under a boolean mask of every pair of tokens, such as a sliding window's.
 
     sdpa_attention.py, ``use_gqa_in_sdpa``: with a mask shared keys are repeated first.
     """
     if shape.kv_heads != shape.heads:
         view = shape.kv_heads == 1
         k, v = repeat_keys(m, k, shape, view=view), repeat_keys(m, v, shape, view=view)
-    return efficient(m, q, k, v, shape, _mask_of_numbers(m, shape))
+    bias = _mask_of_numbers(m, shape)
+    if q.item == ops.FLOAT or shape.head_dim % HEAD_ALIGNMENT or shape.head_dim > FLASH_HEAD_LIMIT:
+        return efficient(m, q, k, v, shape, bias)
+    out = cudnn(m, q, k, v, shape, bias)
+    return ops.copy(m, out) if shape.by_head else out
 
 
 def plain(

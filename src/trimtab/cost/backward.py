@@ -51,10 +51,15 @@ def backward_kernels(node: Node) -> Iterator[Kernel]:
         if scratch:
             yield Kernel("backward", "moving", 2 * scratch)
         return
-    wanted = [size for edge, size in zip(node.inputs, node.gradients, strict=True) if edge]
-    sums = [size for size in wanted if isinstance(size, Summed)]
-    sizes = [size.bytes if isinstance(size, Summed) else size for size in wanted]
-    sizes = [size for size in sizes if size > PASS]
+    sums: list[Summed] = []
+    sizes: list[int] = []
+    for edge, size in zip(node.inputs, node.gradients, strict=True):
+        if edge is not None:
+            if isinstance(size, Summed):
+                sums.append(size)
+                size = size.bytes
+            if size > PASS:
+                sizes.append(size)
     if not sizes:
         return
     if node.kernel == "attention":  # one kernel makes them all; five products for the forward pass's two

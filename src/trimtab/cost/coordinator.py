@@ -12,14 +12,26 @@ USES = USE, AGAIN, USED, OWNER = 11, 12, 13, 14
 """A use of parameters; one to recompute; the end of either; that of the module which had it recomputed."""
 Heard = tuple[tuple[int, tuple[int, ...]], ...]
 """Which of `USES` come through both passes, each with the parameters' places."""
-Kept = frozenset[tuple[tuple[int, int], bool]]
-"""Whether a parameter stays after a use, by use and place: as the first pass that knows the order decides,
-for good (``__params_to_release`` is cached, :637)."""
-
 TAKE, UNPACK, DROP, RELEASE = range(4)
 Act = tuple[int, tuple[int, ...]]
 """Gather these parameters together; the first of what was gathered n-th is asked for, the last is; or let go
 of this one."""
+
+
+class Kept:
+    """Whether a parameter stays after a use, by use and place.
+
+    The first pass that knows the order decides, for good (``__params_to_release`` is cached, :637).  A pass
+    that decides nothing new hands on the very object that it was given.
+    """
+
+    __slots__ = ("stays",)
+
+    def __init__(self, stays: dict[tuple[int, int], bool]) -> None:
+        self.stays = stays
+
+
+NONE_KEPT = Kept({})
 
 
 class Gathering(NamedTuple):
@@ -61,14 +73,17 @@ class Order:
         """By parameter, the uses that read it."""
         self.reach = [0]
         """By use, the elements that earlier ones read."""
-        read = 0
-        for step, used in enumerate(indices for kind, indices in heard if kind in (USE, AGAIN)):
-            for index in used:
-                self.queue.append(index)
-                self.when.append(step)
-                self.steps[index].append(step)
-                read += numels[index]
-            self.reach.append(read)
+        queue, when, steps, reach = self.queue, self.when, self.steps, self.reach
+        step = read = 0
+        for kind, used in heard:
+            if kind in (USE, AGAIN):
+                for index in used:
+                    queue.append(index)
+                    when.append(step)
+                    steps[index].append(step)
+                    read += numels[index]
+                reach.append(read)
+                step += 1
 
 
 @lru_cache(maxsize=64)
@@ -90,95 +105,166 @@ def passed(
     gathering: Gathering,
     persistent: frozenset[int],
     gathered: frozenset[int] = frozenset(),
-    kept: Kept = frozenset(),
+    kept: Kept = NONE_KEPT,
     *,
     untrained: frozenset[int] = frozenset(),
 ) -> Passed:
     """A pass in ``order`` that finds so much ``gathered``: the same for all who shard however many bytes."""
-    one = Coordinator(order.numels, gathering, persistent, gathered, order, dict(kept), untrained)
-    acts = [one.hear(kind, indices) for kind, indices in order.heard]
-    return Passed(acts, frozenset(one.kept.items()))
+    one = OrderedPass(order, gathering, persistent, gathered, dict(kept.stays), untrained)
+    acts = one.acts()
+    return Passed(acts, kept if len(one.kept) == len(kept.stays) else Kept(one.kept))
 
 
-def left_over(
-    order: Order, gathering: Gathering, persistent: frozenset[int], untrained: frozenset[int]
-) -> frozenset[int]:
+def left_over(order: Order, persistent: frozenset[int], untrained: frozenset[int]) -> frozenset[int]:
     """What a pass that does not know its ``order`` leaves gathered: of what was kept for a whole layer's
-    recomputation that which is persistent (:504)."""
-    one = Coordinator(order.numels, gathering, persistent, untrained=untrained)
+    recomputation that which is persistent (:504), each by itself."""
+    left, owned = set[int](), set[int]()
     for kind, indices in order.heard:
-        one.hear(kind, indices)
-    return persistent.intersection(one.gathered)
+        if kind == OWNER:
+            owned.clear()
+        for index in indices:
+            if index in persistent:
+                if kind != USED:
+                    left.add(index)
+                elif index not in owned:
+                    left.discard(index)
+                if kind == AGAIN and index in untrained:
+                    owned.add(index)
+    return frozenset(left)
 
 
-class Flight:
-    """A gather on its way: its number in the pass, and its parameters, all and those not asked for yet."""
-
-    __slots__ = ("arrived", "indices", "number", "waiting")
-
-    def __init__(self, number: int, indices: Sequence[int]) -> None:
-        self.number, self.indices, self.waiting, self.arrived = number, indices, {*indices}, False
-
-
-class Coordinator:
+class Pass:
     """Stage 3's ``PartitionedParameterCoordinator`` through one pass (partitioned_param_coordinator.py)."""
 
     def __init__(
         self,
-        numels: Sequence[int],
-        gathering: Gathering,
         persistent: frozenset[int],
         gathered: Iterable[int] = (),
-        order: Order | None = None,
-        kept: dict[tuple[int, int], bool] | None = None,
         untrained: frozenset[int] = frozenset(),
     ) -> None:
-        self.numels, self.gathering, self.persistent, self.order = numels, gathering, persistent, order
-        self.gathered = set(gathered)
+        self.persistent, self.gathered = persistent, set(gathered)
         """By place of the parameter, as all that follows."""
         self.untrained, self.owned = untrained, set[int]()
         """Frozen parameters, and those of them that were gathered for recomputation and stay for whoever
         asked for it (``ds_recompute_parameters``, :393)."""
-        self.in_flight: dict[int, Flight] = {}
-        self.kept = {} if kept is None else kept
-        self.fetched_until = [-1] * len(numels)
-        self.position = self.queue_at = self.available = self.gathers = 0
-        self._acts: list[Act] = []
+        self.gathers = 0
+
+    def _disown(self) -> list[int]:
+        """All that was kept for it goes, however soon it is used again, but what is persistent (:501-529)."""
+        going = sorted((self.owned & self.gathered) - self.persistent)
+        self.owned.clear()
+        return going
+
+
+class FirstPass(Pass):
+    """One that does not know the order: what is used is gathered, and let go when it was used."""
 
     def hear(self, kind: int, indices: Sequence[int]) -> Sequence[Act]:
         """What is done at one of `USES`."""
-        if kind == OWNER:
-            return self.after_owner()
-        return self.after_use(indices) if kind == USED else self.before_use(indices, again=kind == AGAIN)
+        if kind == USED:
+            going = [index for index in indices if index in self.gathered and index not in self.owned]
+        elif kind == OWNER:
+            going = self._disown()
+        else:
+            return self._fetch(indices, again=kind == AGAIN)
+        self.gathered.difference_update(going)
+        return [(RELEASE, (index,)) for index in going]
 
-    def before_use(self, indices: Sequence[int], *, again: bool = False) -> Sequence[Act]:
-        """``fetch_sub_module``: gather what is needed now, then prefetch."""
-        order, position = self.order, self.position
-        acts = self._acts = []
-        if indices:
-            gathered, in_flight = self.gathered, self.in_flight
-            missing = [index for index in indices if index not in gathered and index not in in_flight]
-            if missing:
-                self._gather(missing)
-            for index in indices:
-                if index in in_flight:
-                    self._arrive(index)
-            if again:
-                self.owned |= self.untrained.intersection(indices)
-            if order is not None:
-                self._advance(indices, order)
-        if order is None:
-            pass
-        elif self.available < self.gathering.max_live and self.queue_at < len(order.queue):
-            self._prefetch(order)
-        self.position = position + 1
-        return acts
+    def _fetch(self, indices: Sequence[int], *, again: bool) -> Sequence[Act]:
+        missing = tuple([index for index in indices if index not in self.gathered])
+        if again:
+            self.owned |= self.untrained.intersection(indices)
+        if not missing:
+            return ()
+        self.gathered.update(missing)
+        self.gathers += 1
+        number = (self.gathers - 1,)
+        return (TAKE, missing), (UNPACK, number), (DROP, number)
+
+
+class Flight:
+    """A gather on its way: its number in the pass, its parameters, and how many were not asked for yet."""
+
+    __slots__ = ("arrived", "indices", "number", "waiting")
+
+    def __init__(self, number: int, indices: Sequence[int]) -> None:
+        self.number, self.indices, self.waiting, self.arrived = number, indices, len({*indices}), False
+
+
+class OrderedPass(Pass):
+    """One that knows the order: it gathers ahead, and keeps what is used again soon."""
+
+    def __init__(
+        self,
+        order: Order,
+        gathering: Gathering,
+        persistent: frozenset[int],
+        gathered: Iterable[int],
+        kept: dict[tuple[int, int], bool],
+        untrained: frozenset[int],
+    ) -> None:
+        super().__init__(persistent, gathered, untrained)
+        self.order, self.gathering, self.kept = order, gathering, kept
+        self.in_flight: dict[int, Flight] = {}
+        self.fetched_until = [-1] * len(order.numels)
+        self.position = self.queue_at = self.available = 0
+        self._acts: list[Act] = []
+
+    def acts(self) -> Sequence[Sequence[Act]]:
+        """What is done at each of `USES` in turn."""
+        every: list[Sequence[Act]] = []
+        kept, gathered, persistent = self.kept, self.gathered, self.persistent
+        position, queued, most = 0, len(self.order.queue), self.gathering.max_live
+        for kind, indices in self.order.heard:
+            if kind == USED:
+                for index in indices:
+                    if index in gathered and index not in persistent:
+                        stays = kept.get((position, index))
+                        if stays is None:
+                            stays = kept[position, index] = self._stays(index)
+                        if not stays and index not in self.owned:
+                            self._release(index)
+            elif kind == OWNER:
+                for index in self._disown() if self.owned else ():
+                    self._release(index)
+            else:
+                if indices:
+                    self._fetch(indices, again=kind == AGAIN)
+                if self.available < most and self.queue_at < queued:
+                    self._prefetch()
+                self.position = position = position + 1
+            if self._acts:
+                every.append(self._acts)
+                self._acts = []
+            else:
+                every.append(())
+        return every
+
+    def _fetch(self, indices: Sequence[int], *, again: bool) -> None:
+        """``fetch_sub_module``: gather what is needed now, and take it from the queue.
+
+        What was prefetched was taken from the queue before.
+        """
+        gathered, in_flight, until = self.gathered, self.in_flight, self.fetched_until
+        missing = [index for index in indices if index not in gathered and index not in in_flight]
+        if missing:
+            self._gather(missing)
+        wanted = 0
+        for index in indices:
+            if index in in_flight:
+                self._arrive(index)
+            if until[index] < self.position:
+                wanted += 1
+        if again and self.untrained:
+            self.owned |= self.untrained.intersection(indices)
+        if wanted:
+            self._advance(wanted)
 
     def _gather(self, indices: Sequence[int]) -> None:
         flight = Flight(self.gathers, indices)
         self.gathers += 1
         for index in indices:
-            self.available += self.numels[index]
+            self.available += self.order.numels[index]
             self.in_flight[index] = flight
         self._acts.append((TAKE, tuple(indices)))
 
@@ -188,26 +274,22 @@ class Coordinator:
             flight.arrived = True
             self.gathered.update(flight.indices)
             self._acts.append((UNPACK, (flight.number,)))
-        flight.waiting.remove(index)
+        flight.waiting -= 1
         if not flight.waiting:
             self._acts.append((DROP, (flight.number,)))
 
-    def _advance(self, indices: Sequence[int], order: Order) -> None:
-        """Take what is used now from the queue, unless it was prefetched and taken before."""
-        until, position, queue = self.fetched_until, self.position, order.queue
-        wanted = 0
-        for index in indices:
-            if until[index] < position:
-                wanted += 1
+    def _advance(self, wanted: int) -> None:
+        queue, when = self.order.queue, self.order.when
         popped: set[int] = set()
         while len(popped) < wanted and self.queue_at < len(queue):
             index = queue[self.queue_at]
-            until[index] = order.when[self.queue_at]
+            self.fetched_until[index] = when[self.queue_at]
             self.queue_at += 1
             popped.add(index)
 
-    def _prefetch(self, order: Order) -> None:
-        s, until, queue, when = self.gathering, self.fetched_until, order.queue, order.when
+    def _prefetch(self) -> None:
+        s, order = self.gathering, self.order
+        until, queue, when, numels = self.fetched_until, order.queue, order.when, order.numels
         limit = min(s.max_live - self.available, s.prefetch_bucket)
         gathered, in_flight = self.gathered, self.in_flight
         chosen: list[int] = []
@@ -219,45 +301,23 @@ class Coordinator:
             at += 1
             if index not in gathered and index not in in_flight and index not in chosen:
                 chosen.append(index)
-                numel += self.numels[index]
+                numel += numels[index]
         self.queue_at = at
         if chosen:
             self._gather(chosen)
 
-    def after_use(self, indices: Sequence[int]) -> Sequence[Act]:
+    def _release(self, index: int) -> None:
         """``release_sub_module``: let go of what is not used again within the reuse distance."""
-        ordered, going = self.order is not None, []
-        for index in indices:
-            if index not in self.gathered or (ordered and (index in self.persistent or self._stays(index))):
-                continue
-            if index not in self.owned:
-                going.append(index)
-        return self._release(going)
-
-    def after_owner(self) -> Sequence[Act]:
-        """All that was kept for it goes, however soon it is used again, but what is persistent (:501-529)."""
-        going = sorted((self.owned & self.gathered) - self.persistent)
-        self.owned.clear()
-        return self._release(going)
-
-    def _release(self, indices: Sequence[int]) -> Sequence[Act]:
-        for index in indices:
-            self.gathered.remove(index)
-            self.available -= self.numels[index]
-        return [(RELEASE, (index,)) for index in indices]
+        self.gathered.remove(index)
+        self.available -= self.order.numels[index]
+        self._acts.append((RELEASE, (index,)))
 
     def _stays(self, index: int) -> bool:
         """Whether it was found further up in the queue, or its next use is nearer than the reuse distance."""
-        key = (self.position, index)
-        if key not in self.kept:
-            self.kept[key] = self.fetched_until[index] > self.position or self._is_near(index)
-        return self.kept[key]
-
-    def _is_near(self, index: int) -> bool:
-        assert self.order is not None
-        order = self.order
+        order, position = self.order, self.position
+        if self.fetched_until[index] > position:
+            return True
         for step in order.steps[index]:
-            if step >= self.position:
-                distance = order.reach[step] - order.reach[self.position]
-                return distance < self.gathering.max_reuse_distance
+            if step >= position:
+                return order.reach[step] - order.reach[position] < self.gathering.max_reuse_distance
         return False

@@ -8,13 +8,13 @@ as the backward pass makes them, the first step's Adam states, the copies of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from trimtab.config import TYPE_BYTES
 from trimtab.cost.allocator import UNIT
 from trimtab.cost.coordinator import Gathering
 from trimtab.cost.machine import Weight
 from trimtab.cost.meter import PART, Meter, Storage
+from trimtab.frozen import dataclass
 
 ALLREDUCE_ELEMENTS = 500_000_000  # engine.py:151, MEMORY_OPT_ALLREDUCE_SIZE
 NORM_ITEM = 8  # zero/utils.py:59: norms are taken in fp64
@@ -27,7 +27,8 @@ AIO_BYTES = 1 << 20  # runtime/swap_tensor/utils.py:14, constants.py: the least,
 AIO_ALIGNMENT = 1024 // MASTER_ITEM  # utils.py:15, elements
 
 
-class Settings(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
     """What of a configuration decides memory; elements unless the name says bytes."""
 
     stage: int
@@ -138,6 +139,8 @@ class Engine:
 
     def __init__(self, meter: Meter, weights: Sequence[Weight], settings: Settings) -> None:
         self.meter, self.settings = meter, settings
+        self.item, self.gradient_item = settings.item, settings.gradient_item
+        self.master_item = settings.master_item
         self.weights = weights
         self.trainable = [weight for weight in self.weights if weight.trainable]
         self.frozen = [weight for weight in self.weights if not weight.trainable]
@@ -161,19 +164,22 @@ class Engine:
     def build(self, whole: Sequence[Weight], given_up: Sequence[tuple[int, int]] = ()) -> None:
         """The model's own weights, before ``deepspeed.initialize``.
 
-        ``given_up``: elements of further ones, made after so many of ``whole``, that tying them then frees.
+        ``given_up``: of further ones in order, which tying them then frees, after how many of ``whole`` each
+        is made, and its elements.
         """
         extra: list[Storage] = []
-        for place in range(len(whole) + 1):
-            for numel in (numel for before, numel in given_up if before == place):
-                extra += self._built(numel)
-            if place < len(whole):
-                self.model += self._built(whole[place].numel, whole[place].index)
+        left = [*given_up]
+        for place, weight in enumerate(whole):
+            while left and left[0][0] == place:
+                extra += self._built(left.pop(0)[1])
+            self.model += self._built(weight.numel, weight.index)
+        for _, numel in left:
+            extra += self._built(numel)
         del extra
 
     def _built(self, numel: int, index: int | None = None) -> list[Storage]:
         """What stays of a weight of ``numel`` elements, the model's ``index``-th."""
-        return [self.new(numel * self.settings.item, "parameters")]
+        return [self.new(numel * self.item, "parameters")]
 
     def split(self) -> None:
         """AutoTP puts this rank's part in the place of every weight that it splits."""

@@ -6,6 +6,7 @@ Causal models take their loss in fp32 (``ForCausalLMLoss``); BERT's and T5's hea
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 from trimtab.architecture import EAGER_ONLY
@@ -102,28 +103,35 @@ def _fused_linear_cross_entropy(net: Net, hidden: Tensor) -> Tensor:
     """Liger's fused head: logits in chunks, gradients made in the forward pass.
 
     liger_kernel/ops/fused_linear_cross_entropy.py: chunks of about hidden / vocabulary of the rows, their
-    logits in the model's precision, a gradient of the input, and one of the weight.
+    logits in the model's precision, a gradient of the input, and one of the weight, which every chunk reads
+    and writes whole.
     """
     m, model = net.m, net.model
     rows = hidden.numel // model.hidden_size
     pieces = -(-model.vocab_size // model.hidden_size)
     chunk = 1 << (max(1, -(-rows // pieces)) - 1).bit_length()
-    weight = _head(net)
+    chunks = -(-rows // chunk)
+    weight, width, words = _head(net), model.hidden_size, model.vocab_size
+    products = [(chunk, width, words), (chunk, words, width)]
     with m.counted_as("logits and loss"):
         gradient = m.tensor(hidden.numel)
         weight_gradient = m.tensor(weight.numel) if weight.trainable else None
-        m.tensor(chunk * model.vocab_size)
+        m.tensor(chunk * words)
         kept = (gradient.storage,) + ((weight_gradient.storage,) if weight_gradient else ())
-        m.adds(2 * rows * model.vocab_size * hidden.item)  # the loss and its gradient, in place of the logits
+        if weight_gradient is not None:
+            products.append((words, chunk, width))
+            m.works("moving", weight.bytes, runs=chunks)  # what is added to is read
+        for shape in products:
+            flops = 2 * math.prod(shape)
+            m.works("product", 0, flops, (1, *shape, hidden.item), runs=chunks)
+        # the loss's kernel reads the logits twice and leaves their gradient in their place
+        m.works("moving", 3 * chunk * words * hidden.item, runs=chunks)
         return m.op(
             1,
             (hidden, weight),
             (HELD, HELD - 1),
             item=ops.FLOAT,
             keep=kept,
-            flops=6 * rows * weight.numel,
-            kernel="product",  # three of them: the logits and both gradients
-            shape=(1, 3 * rows, model.hidden_size, model.vocab_size, hidden.item),
             gathered=m.sharded,
         )
 

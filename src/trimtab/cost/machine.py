@@ -104,15 +104,11 @@ _REPLAYED = Node()
 class Tensor:
     """A count of elements, the bytes of one, a storage, and where its gradient goes."""
 
-    __slots__ = ("edge", "item", "numel", "storage")
+    __slots__ = ("bytes", "edge", "item", "numel", "storage")
 
     def __init__(self, numel: int, item: int, storage: Storage, edge: Node | None = None) -> None:
         self.numel, self.item, self.storage, self.edge = numel, item, storage, edge
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the elements."""
-        return self.numel * self.item
+        self.bytes = numel * item
 
     def view(self, numel: int) -> Tensor:
         """``numel`` of its elements, in the same storage and with the same gradient."""
@@ -211,23 +207,23 @@ class Machine:
             gathered: whether its weights are gathered for a module around it.
         """
         item = self.item if item is None else item
-        weights = () if gathered else tuple(one for one in inputs if isinstance(one, Weight))
-        edges = tuple(None if one is None else one.edge for one in inputs)
-        recorded = any(edge is not None for edge in edges)
+        weights = () if gathered else tuple([one for one in inputs if isinstance(one, Weight)])
+        edges = tuple([None if one is None else one.edge for one in inputs])
+        recorded = any(edges)
         if weights:
-            self.listener.before_use(weights, again=self.recomputing)
+            self.listener.before_use(weights, again=self._replaying is not None)
         saves = len(keep) + len(extra) + keep_output + keeps_unseen
         moved = numel * item
         if kernel not in COLLECTIVES:
-            moved += sum(one.bytes for one in inputs if one is not None)
+            moved += sum([one.bytes for one in inputs if one is not None])
         replaced = self.own_linear and kernel == "product" and any(not one.written_out for one in weights)
         own = Tensor(numel, item, self.new(numel * item)) if replaced else None
         if own is not None:  # stage 3's own linear saves when it is done (zero/linear.py)
             self.works(kernel, moved, flops, shape)
-        alone = replaced or any(one.upright for one in weights)
-        views = not alone or (self.recomputing and any(one.trainable for one in weights))
-        if recorded and keeps_unseen and self.sharded and views:
-            keep, keeps_unseen = (*keep, GatheredView(self.listener, self.meter, weights[0])), False
+        if recorded and keeps_unseen and self.sharded:
+            alone = replaced or any(one.upright for one in weights)
+            if not alone or (self.recomputing and any(one.trainable for one in weights)):
+                keep, keeps_unseen = (*keep, GatheredView(self.listener, self.meter, weights[0])), False
         if recorded and (keep or keeps_unseen):
             keep = self._save(keep, keeps_unseen)
         more = tuple(self.new(count) for count in extra) if recorded and extra_first else ()
@@ -257,10 +253,12 @@ class Machine:
         """Count a kernel that adds to ``count`` bytes in place, and makes nothing."""
         self.works("moving", 2 * count)
 
-    def works(self, kernel: str, moved: int, flops: int = 0, shape: tuple[int, ...] = ()) -> None:
+    def works(
+        self, kernel: str, moved: int, flops: int = 0, shape: tuple[int, ...] = (), *, runs: int = 1
+    ) -> None:
         """Count a kernel by itself."""
         phase = "recompute" if self._replaying else self.phase
-        self.meter.work[Kernel(phase, kernel, moved, flops, shape)] += 1
+        self.meter.work[Kernel(phase, kernel, moved, flops, shape)] += runs
 
     def communicates(self, name: str, count: int) -> None:
         """Count a collective ``name`` over the tensor-parallel group: ``count`` bytes of its tensor."""
@@ -295,15 +293,17 @@ class Machine:
         node.inputs, node.gradients, node.saved = edges, gradients, kept
         node.scratch, node.weights, node.part, node.region = scratch, weights, self.part, self._region
         node.saves = saves
-        node.keeps_gathered = not any(isinstance(edge, Node) for edge in edges)
         node.place = self.meter.place
-        node.moved = out.bytes + sum(storage.bytes for storage in kept)
+        node.moved = out.bytes + sum([storage.bytes for storage in kept])
         if self._region is not None:
             node.slot = self._region.nodes
             self._region.nodes += 1
+        node.keeps_gathered = True
         for edge in edges:
             if isinstance(edge, Weight):
                 edge.uses += 1
+            elif edge is not None:
+                node.keeps_gathered = False
         self.tape.append(node)
         out.edge = node
         return node

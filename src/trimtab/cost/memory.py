@@ -7,7 +7,6 @@ and the next is measured, as `rehearse` and a GPU measure it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 from trimtab.config import Config
@@ -21,6 +20,7 @@ from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, START, Numbers
 from trimtab.cost.workload import Workload, recording_of, weights_for, workload_of
 from trimtab.cost.wrappers import engine_for
 from trimtab.errors import Uncounted
+from trimtab.frozen import dataclass, fields, replace
 from trimtab.model import Model
 from trimtab.parameters import buffers, given_up
 
@@ -341,7 +341,7 @@ class _Run:
             engine.learn(order)
             if engine.settings.accumulation > 1:  # the pass that decides what stays found little gathered
                 known = order, engine.settings.gathering, engine.persistent
-                left = left_over(*known, engine.untrained)
+                left = left_over(order, engine.persistent, engine.untrained)
                 engine.kept = passed(*known, left, untrained=engine.untrained).kept
         self._step(workspace_bytes)
         del registered

@@ -315,8 +315,8 @@ class Storage:
 
     def __init__(self, account: Account, count: int, part: int, stream: int = 0) -> None:
         self.account, self.part = account, part
-        self.bytes = count + -count % UNIT
-        self.number = account.add(self.bytes, part, stream)
+        self.bytes = size = count + -count % UNIT
+        self.number = account.add(size, part, stream)
 
     @classmethod
     def summed(cls, account: Account, count: int, part: int) -> Storage:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from trimtab.cluster import Cluster, Gpu, gpu_name
 from trimtab.cost.tables import Curve, Tables, ideal_attention, ideal_product, made_of
-from trimtab.folders import cache_folder
+from trimtab.folders import cache_folder, read_shipped
+from trimtab.frozen import dataclass, field
 
 SHIPPED = "rates_h200.json"
 USUAL = "mul"
@@ -244,7 +244,7 @@ def rates_of(cluster: Cluster) -> Rates:
     """The rates for ``cluster``: of this machine's own probe if it measured that GPU, else of the H200's."""
     kept = _kept(cluster.gpu.name)
     if kept is not None:
-        tables = _read(kept, kept.stat().st_mtime)
+        tables = _read(kept, os.path.getmtime(kept))
         source = f"kernels at the rates of this machine's probe ({tables.made})"
         return _rates(cluster, tables, source, pace_of(tables.issue) or USUAL_PACE)
     tables = _shipped()
@@ -269,26 +269,28 @@ def _rates(cluster: Cluster, tables: Tables, source: str, pace: float) -> Rates:
     return Rates(cluster=cluster, tables=tables, source=source, pace=pace)
 
 
-def sheet_folder() -> Path:
+def sheet_folder() -> str:
     """Where `trimtab probe` keeps its sheets."""
-    return cache_folder() / "probe"
+    return os.path.join(cache_folder(), "probe")
 
 
-def _kept(gpu: str) -> Path | None:
+def _kept(gpu: str) -> str | None:
     """This machine's own sheet of a GPU, the one of most ranks."""
-    best: tuple[int, Path] | None = None
-    for file in sheet_folder().glob("*-x*.json"):
-        name, _, ranks = file.stem.rpartition("-x")
-        if gpu_name(name) == gpu and ranks.isdigit():
+    best: tuple[int, str] | None = None
+    for file in os.listdir(sheet_folder()) if os.path.isdir(sheet_folder()) else ():
+        stem, suffix = os.path.splitext(file)
+        name, _, ranks = stem.rpartition("-x")
+        if suffix == ".json" and gpu_name(name) == gpu and ranks.isdigit():
             best = max(best or (0, file), (int(ranks), file))
-    return best[1] if best else None
+    return os.path.join(sheet_folder(), best[1]) if best else None
 
 
 @cache
 def _shipped() -> Tables:
-    return Tables(json.loads((Path(__file__).parent.parent / "data" / SHIPPED).read_text("utf-8")))
+    return Tables(read_shipped(SHIPPED))
 
 
 @lru_cache(maxsize=4)
-def _read(file: Path, _changed: float) -> Tables:
-    return Tables(made_of(json.loads(file.read_text("utf-8"))))
+def _read(file: str, _changed: float) -> Tables:
+    with open(file, encoding="utf-8") as sheet:
+        return Tables(made_of(json.load(sheet)))

@@ -7,7 +7,8 @@ the optimum checkpoint interval", CACM 17 (1974), as J. T. Daly, FGCS 22 (2006),
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+from trimtab.frozen import dataclass
 
 # Llama 3 405B (arXiv 2407.21783, table 5): 419 unexpected interruptions of 16,384 H100s in 54 days
 GPU_HOURS_BETWEEN_INTERRUPTIONS = 54 * 24 * 16_384 / 419

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from trimtab.cost.coordinator import (
     AGAIN,
+    NONE_KEPT,
     OWNER,
     RELEASE,
     TAKE,
@@ -13,8 +14,7 @@ from trimtab.cost.coordinator import (
     USE,
     USED,
     Act,
-    Coordinator,
-    Kept,
+    FirstPass,
     Order,
     order_of,
     passed,
@@ -22,7 +22,7 @@ from trimtab.cost.coordinator import (
 from trimtab.cost.course import EMPTY
 from trimtab.cost.engine import GATHER, MAIN, NORM_ITEM, REDUCE, Engine, Settings
 from trimtab.cost.machine import Weight
-from trimtab.cost.meter import Meter, Storage
+from trimtab.cost.meter import PART, Meter, Storage
 
 NORM_CHUNK = 250_000_000  # stage3.py:1960, elements
 GROUP_ELEMENTS = 8000  # partition_parameters.py:859
@@ -57,8 +57,10 @@ class ShardedParameters(Engine):
         """By place of the parameter."""
         self.in_flight: dict[int, Gather] = {}
         """By number in a pass, those of which not every parameter was asked for."""
+        self.copies = 1 < settings.hpz <= settings.ranks
+        """Whether hpZ keeps copies within the node."""
         self.order: Order | None = None
-        self.kept: Kept = frozenset()
+        self.kept = NONE_KEPT
         self._heard: list[tuple[int, tuple[int, ...]]] = []
         self._gathers = 0
 
@@ -77,10 +79,10 @@ class ShardedParameters(Engine):
 
     def _built(self, numel: int, index: int | None = None) -> list[Storage]:
         s = self.settings
-        gathered = self.new(numel * s.item, "parameters")
-        if index is not None:
+        gathered = self.new(numel * self.item, "parameters")
+        if index is not None and self.copies:
             self._let_go(index)
-        shard = -(-numel // s.ranks) * s.item
+        shard = -(-numel // s.ranks) * self.item
         kept = [self.new(shard, "parameters")] if s.offload_param == "none" else []
         del gathered
         return kept
@@ -180,7 +182,7 @@ class ShardedParameters(Engine):
     def _initialize_secondary(self) -> None:
         """hpZ's copies lie where the parameters do (partition_parameters.py:1913)."""
         s = self.settings
-        if 1 < s.hpz <= s.ranks:
+        if self.copies:
             for weight in self.weights:
                 if weight.index not in self.persistent:
                     size = -(-weight.numel // s.hpz) * s.item
@@ -193,7 +195,7 @@ class ShardedParameters(Engine):
     def _let_go(self, index: int) -> None:
         """hpZ's copy within the node, made when a parameter is partitioned (partition_parameters.py:1900)."""
         s = self.settings
-        if 1 < s.hpz <= s.ranks and index not in self.secondary and s.offload_param == "none":
+        if self.copies and index not in self.secondary and s.offload_param == "none":
             size = -(-self.weights[index].numel // s.hpz) * s.item
             self.secondary[index] = self.new(size, "parameters")
 
@@ -216,9 +218,7 @@ class ShardedParameters(Engine):
         if self.order is None and self._heard:
             self.learn(order_of(tuple(self._heard), self.numels))
         if self.order is None:
-            self._first = Coordinator(
-                self.numels, gathering, self.persistent, gathered, untrained=self.untrained
-            )
+            self._first = FirstPass(self.persistent, gathered, self.untrained)
         else:
             known = passed(
                 self.order, gathering, self.persistent, gathered, self.kept, untrained=self.untrained
@@ -227,29 +227,30 @@ class ShardedParameters(Engine):
 
     def before_use(self, uses: Sequence[int], shift: int = 0, *, again: bool = False) -> None:
         """Gather what is needed now and soon."""
-        self._hear(AGAIN if again else USE, uses, shift)
+        if acts := next(self._acts) if self.order else self._hear(AGAIN if again else USE, uses, shift):
+            self._do(acts)
 
     def after_use(self, uses: Sequence[int], shift: int = 0) -> None:
         """Let go of what is not needed soon."""
-        self._hear(USED, uses, shift)
+        if acts := next(self._acts) if self.order else self._hear(USED, uses, shift):
+            self._do(acts)
 
     def after_owner(self) -> None:
         """Let go of what was kept for it."""
-        self._hear(OWNER, (), 0)
+        self._do(next(self._acts) if self.order else self._hear(OWNER, (), 0))
 
-    def _hear(self, kind: int, uses: Sequence[int], shift: int) -> None:
-        if self.order is not None:
-            self._do(next(self._acts))
-            return
+    def _hear(self, kind: int, uses: Sequence[int], shift: int) -> Sequence[Act]:
+        """What the first pass does."""
         indices = tuple([index + shift for index in uses])
         self._heard.append((kind, indices))
-        self._do(self._first.hear(kind, indices))
+        return self._first.hear(kind, indices)
 
     def _do(self, acts: Sequence[Act]) -> None:
         for kind, about in acts:
             if kind == RELEASE:
-                (index,) = about
-                self._let_go(index)  # what stays of it is there before it goes
+                index = about[0]
+                if self.copies and index not in self.secondary:
+                    self._let_go(index)  # what stays of it is there before it goes
                 del self.gathered[index]
             elif kind == TAKE:
                 gather = self.in_flight[self._gathers] = Gather(about)
@@ -262,7 +263,7 @@ class ShardedParameters(Engine):
 
     def after_micro(self) -> object:
         """A boundary takes no less than other steps; hpZ's copies stay until the optimizer steps."""
-        if 1 < self.settings.hpz <= self.settings.ranks:
+        if self.copies:
             for weight in self.weights:
                 if weight.index not in self.persistent:
                     self._let_go(weight.index)
@@ -280,22 +281,22 @@ class ShardedParameters(Engine):
                 gather.copies[index] = self._gathering(self.shards[index] * s.ranks * s.item)
                 self._send((index,))
             return
-        count = 0 if alone else sum(self.shards[index] for index in indices) * s.ranks * s.item
-        gather.result = self.new(count, "gathered parameters", self.gather_stream)
+        count = 0 if alone else sum([self.shards[index] for index in indices]) * s.ranks * self.item
+        gather.result = self._gathering(count)
         if not alone and not (s.fetches_by_all_reduce and len(indices) > 1):
             self._send(indices)
         if alone and s.offload_param != "none":
-            for index in indices:
-                gather.copies[index] = self.new(
-                    self.numels[index] * s.item, "gathered parameters", self.gather_stream
-                )
+            gather.copies = {index: self._gathering(self.numels[index] * s.item) for index in indices}
 
     def _send(self, indices: Sequence[int]) -> None:
         """A rank's own shares, brought from the host, until they are sent or laid in their place
         (``_all_gather_sequential``, ``_all_gather_dtype``: partition_parameters.py:1396, :1345)."""
-        s = self.settings
-        if s.offload_param != "none":
-            shares = [self._gathering(self.shards[index] * s.item) for index in indices]
+        if self.settings.offload_param == "none":
+            return
+        if len(indices) == 1:
+            self.momentary(self.shards[indices[0]] * self.item, "gathered parameters", self.gather_stream)
+        else:
+            shares = [self._gathering(self.shards[index] * self.item) for index in indices]
             del shares
 
     def _unpack(self, gather: Gather) -> None:
@@ -308,15 +309,14 @@ class ShardedParameters(Engine):
             for index in gather.indices:
                 self.gathered[index] = gather.copies.get(index, gather.result)
             gather.copies.clear()
-            return
-        if len(gather.indices) == 1:  # gathered straight into the parameter
+        elif len(gather.indices) == 1:  # gathered straight into the parameter
             self.gathered[gather.indices[0]] = gather.result
-            return
-        for index in gather.indices:
-            self.gathered[index] = self._gathering(self.numels[index] * s.item)
+        else:
+            for index in gather.indices:
+                self.gathered[index] = self._gathering(self.numels[index] * self.item)
 
     def _gathering(self, count: int) -> Storage:
-        return self.new(count, "gathered parameters", self.gather_stream)
+        return Storage(self.meter, count, PART["gathered parameters"], self.gather_stream)
 
     def _take_quantized(self, gather: Gather) -> None:
         """All shards as int8 (partition_parameters.py:1421, :1501); this rank's were in fp16 on the way."""
@@ -372,7 +372,7 @@ class ShardedParameters(Engine):
         if s.contiguous_gradients and not s.reduce_scatter and self.filled <= s.reduce_bucket:
             self._reduce_bucket()
             return
-        sizes = [self.shards[weight.index] * s.ranks * item for weight, _ in self.bucket]
+        size = sum([self.shards[weight.index] for weight, _ in self.bucket]) * s.ranks * item
         sent = []  # those too large for the bucket, which has this type already (:1935)
         if s.communication_type != s.precision:
             for weight, gradient in self.bucket:
@@ -380,12 +380,12 @@ class ShardedParameters(Engine):
                     sent.append(self.new(weight.numel * item, "temporaries", self.reduce_stream))
         alone = len(self.bucket) == 1 and self.bucket[0][0].numel % s.ranks == 0
         # coalesced_collectives.py:100-133
-        flat = None if alone else self.new(sum(sizes), "temporaries", self.reduce_stream)
+        flat = None if alone else self.new(size, "temporaries", self.reduce_stream)
         wide = []
         if s.gradient_type != s.communication_type:  # every part in what accumulates (:1943)
             for weight, _ in self.bucket:
-                size = self.shards[weight.index] * s.gradient_item
-                wide.append(self.new(size, "temporaries", self.reduce_stream))
+                part = self.shards[weight.index] * s.gradient_item
+                wide.append(self.new(part, "temporaries", self.reduce_stream))
         if flat is not None or wide:  # else its parts are views of what was sent
             sent.clear()
         if wide:
@@ -420,15 +420,16 @@ class ShardedParameters(Engine):
         small to write, or has a rest that is, waits until the optimizer steps (optimizer_utils.py:253-285).
         """
         s, shard = self.settings, self.shards[index]
-        back = self.new(shard * s.gradient_item, "temporaries", self.reduce_stream)
+        back = self.new(shard * self.gradient_item, "temporaries", self.reduce_stream)
         if not self.boundary:
             return None
         self.momentary(min(shard, NORM_CHUNK) * NORM_ITEM, "temporaries", self.reduce_stream)
-        wide = back
-        if s.gradient_type != s.master_type:
-            wide = self.new(shard * s.master_item, "temporaries", self.reduce_stream)
+        widens = s.gradient_type != s.master_type
         if index not in self.swapped:
+            if widens:
+                self.momentary(shard * self.master_item, "temporaries", self.reduce_stream)
             return None
+        wide = self.new(shard * self.master_item, "temporaries", self.reduce_stream) if widens else back
         if shard * s.master_item < s.least_swapped_bytes or shard % s.swap_alignment:
             self.unwritten.append(wide)
         return wide
@@ -437,7 +438,8 @@ class ShardedParameters(Engine):
         """Reduce what is left in the bucket, then let go of embeddings, which no hook did (gpt2-m-z3)."""
         self._reduce_scatter()
         for index in [index for index in self.gathered if index not in self.persistent]:
-            self._let_go(index)
+            if self.copies:
+                self._let_go(index)
             del self.gathered[index]
 
     # -- the step --------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from trimtab.cost.operators import LOOKED_UP
 from trimtab.cost.rates import Rates, rates_of
 from trimtab.cost.tables import Tables
 from trimtab.cost.workload import Workload
+from trimtab.frozen import dataclass
 
 ENGINE_BYTES = {0: 4.1, 1: 5.0, 2: 5.0, 3: 4.2}
 """What the engine moves in the backward pass for a byte of gradients: into buckets, divided, out again.

@@ -78,14 +78,20 @@ def between(lines: Iterable[tuple[Line, tuple[float, ...], float]]) -> float:
         lines: each with the place asked for and the size along it, as logarithms.
     """
     near = sorted(
-        (sum((a - b) ** 2 for a, b in zip(line.place, place, strict=True)), number, line, here)
-        for number, (line, place, here) in enumerate(lines)
+        [(_apart(line.place, place), number, line, here) for number, (line, place, here) in enumerate(lines)]
     )[:NEIGHBOURS]
     if near[0][0] == 0.0:
         return near[0][2].at(near[0][3])
     weights = [1 / distance for distance, *_ in near]
     values = [line.at(here) for _, _, line, here in near]
     return sum(map(float.__mul__, weights, values)) / sum(weights)
+
+
+def _apart(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """The squared distance; most places have two sizes, and that is quick to say."""
+    if len(one) == 2:
+        return (one[0] - other[0]) ** 2 + (one[1] - other[1]) ** 2
+    return sum([(a - b) ** 2 for a, b in zip(one, other, strict=True)])
 
 
 class Tables:

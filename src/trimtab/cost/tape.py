@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trimtab.cost.coordinator import AGAIN, OWNER, USE, USED, USES, Heard, Order, order_of
 from trimtab.cost.meter import PARTS, Storage, Work
@@ -46,8 +46,9 @@ Numbers = dict[tuple[int, int], dict[int, int]]
 """The requests that were made, by group of sections and layer."""
 Chunk = tuple[int, int, int, tuple[int, ...]]
 """Bytes at its highest and at its end, and the event for the engine that follows."""
-Step = tuple[int, int, tuple[int, ...]]
-"""Bytes at their highest and at the end of what no allocator is asked for, and the event that follows."""
+Step = tuple[int, int, tuple[Any, ...]]
+"""Bytes at their highest and at the end of what no allocator is asked for, and the event that follows; of a
+use its kind, and the weights together."""
 
 
 class Section:
@@ -116,7 +117,7 @@ class Section:
             elif kind == GIVE and event[3] == here and not whole:
                 live -= event[1]
             elif kind in (TAKE, GIVE, GRADIENT, PRODUCT) or (uses and kind != MOVE):
-                yield high, live, event
+                yield high, live, (kind, event[1:]) if kind in USES else event
                 high = live = 0
         if high or live:
             yield high, live, (0,)
@@ -277,6 +278,7 @@ class Recording:
             for (path, first), length in tape.stacks.items()
         }
         self._groups = self._grouped(tape.phases)
+        self._homes: dict[tuple[int, int], tuple[int, int, bool]] = {}
         self.reels = [list(self._reel(tape.phases[phase], phase)) for phase in PHASES]
         """By phase: sections with the layer that each stands for and the distance of its parameters."""
 
@@ -329,12 +331,17 @@ class Recording:
     @cached_property
     def heard(self) -> Heard:
         """What an engine hears of parameters through the two passes."""
-        return tuple(
-            (kind, tuple([index + shift for index in uses]))
-            for phase in (FORWARD, BACKWARD)
-            for number, _, shift in self.reels[phase]
-            for kind, uses in self.sections[number].uses
-        )
+        heard: list[tuple[int, tuple[int, ...]]] = []
+        for phase in (FORWARD, BACKWARD):
+            for number, _, shift in self.reels[phase]:
+                uses = self.sections[number].uses
+                if shift:
+                    uses = [
+                        (use[0], tuple([index + shift for index in use[1]])) if use[1] else use
+                        for use in uses
+                    ]
+                heard += uses
+        return tuple(heard)
 
     # -- playing ---------------------------------------------------------------------------------------
 
@@ -415,13 +422,13 @@ class Recording:
                     meter.product()
                 elif kind == USE:
                     meter.now = now = now + 1
-                    before_use(event[1:], shift)
+                    before_use(event[1], shift)
                 elif kind == USED:
                     meter.now = now = now + 1
-                    after_use(event[1:], shift)
+                    after_use(event[1], shift)
                 elif kind == AGAIN:
                     meter.now = now = now + 1
-                    before_use(event[1:], shift, again=True)
+                    before_use(event[1], shift, again=True)
                 elif kind == OWNER:
                     meter.now = now = now + 1
                     engine.after_owner()
@@ -439,13 +446,19 @@ class Recording:
 
         A neighbour of the layer that runs is the neighbour of the ``layer`` that it stands for.
         """
+        known = self._homes.get((home, here)) or self._homes.setdefault((home, here), self._home(home, here))
+        group, place, relative = known
+        return group, layer + place if relative else place
+
+    def _home(self, home: int, here: int) -> tuple[int, int, bool]:
+        """The group, and the layer or the distance to it."""
         there, seen, group = self.sections[home].place, self.sections[here].place, self._groups[home]
         if there is None:
-            return group, 0
+            return group, 0, False
         stack, shown = there
         if seen is not None and seen[0] == stack and abs(seen[1] - shown) <= 1:
-            return group, layer + shown - seen[1]
-        return group, self.stacks[stack] - 1 if shown == self.shown - 1 else shown
+            return group, shown - seen[1], True
+        return group, self.stacks[stack] - 1 if shown == self.shown - 1 else shown, False
 
     # -- what the bytes are ----------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from trimtab.config import Config
@@ -13,6 +12,7 @@ from trimtab.cost.machine import Machine, Weight
 from trimtab.cost.meter import Work
 from trimtab.cost.net import Net, weights_of
 from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, SHOWN, Recording, Tape
+from trimtab.frozen import dataclass, replace
 from trimtab.job import Job, Lora
 from trimtab.model import Model
 from trimtab.parameters import parameters, skeleton
@@ -97,10 +97,14 @@ def workload_of(config: Config, model: Model, recording: Recording) -> Workload:
 
 
 def _linears(weights: Sequence[Weight], work: Work) -> int:
-    """Products of whole layers in the forward pass; where layers write theirs out, the head's alone."""
+    """Products of whole layers in the forward pass; where layers write theirs out, the head's alone.
+
+    Those of a fused loss, which say nothing of what they move, are no layer's.
+    """
     if any(weight.written_out for weight in weights):
         return 1
-    whole = (one for one in work if one.name == "product" and one.phase == "forward" and one.shape[0] == 1)
+    products = (one for one in work if one.name == "product" and one.phase == "forward")
+    whole = (one for one in products if one.shape[0] == 1 and one.moved)
     return sum(work[one] for one in whole)
 
 

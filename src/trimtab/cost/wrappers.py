@@ -9,6 +9,7 @@ from trimtab.cost.machine import Weight
 from trimtab.cost.meter import Meter
 from trimtab.cost.sharded_optimizer import ShardedOptimizer, WideOptimizer
 from trimtab.cost.sharded_parameters import ShardedParameters
+from trimtab.frozen import replace
 
 
 def engine_for(meter: Meter, weights: Sequence[Weight], settings: Settings) -> Engine:
@@ -20,5 +21,5 @@ def engine_for(meter: Meter, weights: Sequence[Weight], settings: Settings) -> E
     wide = settings.precision == "bf16" and settings.gradient_type == "fp32"
     if settings.stage == 1 and wide and settings.offload_optimizer != "cpu":
         # whatever type the master weights shall have, BF16_Optimizer's are fp32 (bf16_optimizer.py:170)
-        return WideOptimizer(meter, weights, settings._replace(master_type="fp32", state_type="fp32"))
+        return WideOptimizer(meter, weights, replace(settings, master_type="fp32", state_type="fp32"))
     return ShardedOptimizer(meter, weights, settings)

@@ -141,6 +141,8 @@ def given_up(model: Model, task: str = "causal-lm") -> tuple[tuple[int, int], ..
     """Tensors that are built like the others and then tied to an earlier one: how many of `parameters` are
     there before each, and its elements."""
     build = skeleton(model, task)
+    if not build.ties:
+        return ()
     aliases, before, found = first_names(build), 0, []
     for module in build.modules:
         for name, shape in named(module):
@@ -161,7 +163,9 @@ def first_names(build: Skeleton) -> Mapping[str, str]:
     if not build.ties:
         return {}
     tied = {name for tie in build.ties for name in tie}
-    order = [name for module in build.modules for name, _ in named(module) if name in tied]
+    owners = {name.rpartition(".")[0] for name in tied}
+    modules = [module for module in build.modules if module.path in owners]
+    order = [name for module in modules for name, _ in named(module) if name in tied]
     place = {name: index for index, name in enumerate(order)}
     firsts = {}
     for tie in build.ties:

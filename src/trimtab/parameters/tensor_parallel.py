@@ -10,11 +10,11 @@ That the losses of a split model are those of the whole one was seen on two and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from trimtab.config import GRADIENT_CLIPPING_DEFAULT, Config
+from trimtab.frozen import replace
 from trimtab.model import Model
 from trimtab.parameters.lists import Parameter, parameters
 

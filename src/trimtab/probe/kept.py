@@ -17,7 +17,7 @@ def kept_file(sheet: Mapping[str, Any]) -> Path:
     """The file in the cache folder that keeps this machine's sheet, such as ``probe/nvidia-h200-x4.json``."""
     machine = sheet["machine"]
     name = re.sub(r"[^a-z0-9]+", "-", str(machine["gpu"] or "cpu").lower()).strip("-")
-    return cache_folder() / "probe" / f"{name}-x{machine['world_size']}.json"
+    return Path(cache_folder(), "probe") / f"{name}-x{machine['world_size']}.json"
 
 
 def check_writable(file: Path) -> None:

@@ -8,6 +8,7 @@ not.  The choice follows ``aten/src/ATen/native/transformers/cuda/sdp_utils.cpp`
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,19 +26,22 @@ def _up(value: int, multiple: int) -> int:
 
 
 class Flash(torch.autograd.Function):
-    """FlashAttention-2: keeps q, k, v, the output and its log-sum-exp; dropout is a seed."""
+    """FlashAttention-2: keeps q, k, v, the output and its log-sum-exp; dropout is a seed.
+
+    cuDNN's kernel, which a mask takes, is the same and keeps the mask (native/cudnn/MHA.cpp).
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: Any, key: Any, value: Any, kind: str) -> Any:
+    def forward(ctx: Any, query: Any, key: Any, value: Any, kind: str, bias: Any = None) -> Any:
         batch, heads, length, _ = query.shape
-        ctx.kind = kind
-        note_kernel(f"attention.flash.{kind}.forward", query, key, value)
+        ctx.kind = kind if bias is None else f"{kind}.masked"
+        note_kernel(f"attention.flash.{ctx.kind}.forward", query, key, value)
         # flash_api.cpp mha_fwd: empty_like(q), so queries that lie head by head (partial rotary's
         # concatenation) give an output that does too, and that the model copies back
         out = torch.empty_like(query)
         log_sum_exp = query.new_empty(batch, heads, length, dtype=torch.float32)
         seed = query.new_empty(2, dtype=torch.int64)
-        ctx.save_for_backward(query, key, value, out, log_sum_exp, seed)
+        ctx.save_for_backward(query, key, value, out, log_sum_exp, seed, bias)
         return out
 
     @staticmethod
@@ -56,7 +60,7 @@ class Flash(torch.autograd.Function):
             size += 2 * batch * heads * key_length * width * query.element_size()
         workspace = query.new_empty(size, dtype=torch.uint8)
         del workspace
-        return d_query, d_key, d_value, None
+        return d_query, d_key, d_value, None, None
 
 
 class Efficient(torch.autograd.Function):
@@ -93,19 +97,24 @@ class Efficient(torch.autograd.Function):
         return *gradients, d_bias, None
 
 
-def _kernel(query: Any, key: Any, value: Any, mask: Any, grouped: bool) -> str:
+def _kernel(query: Any, key: Any, value: Any, mask: Any, grouped: bool, prefers_cudnn: bool) -> str:
     width = query.shape[-1]
     if not grouped and not query.shape[1] == key.shape[1] == value.shape[1]:
         return "math"  # sdp_utils_cpp.h check_batch_size_and_num_heads_dense
     same_width = width == key.shape[-1] == value.shape[-1]
-    if query.dtype in LOW_PRECISION and mask is None and same_width and width <= FLASH_HEAD_LIMIT:
+    low = query.dtype in LOW_PRECISION and same_width and width <= FLASH_HEAD_LIMIT
+    if low and mask is None:
         return "flash"
+    # sdp_utils_cpp.h check_last_dim_stride_equals_1_dense; T5's bias is a permuted view and fails it
+    straight = mask is None or mask.stride(-1) == 1
+    shared = grouped and key.shape[1] != query.shape[1]
+    if low and prefers_cudnn and straight and not shared and width % 8 == 0 and not mask.requires_grad:
+        return "cudnn"
     alignment = EFFICIENT_ALIGNMENT.get(query.dtype, 8)
     if (
         query.dtype in (*LOW_PRECISION, torch.float32)
-        # sdp_utils_cpp.h check_last_dim_stride_equals_1_dense; T5's bias is a permuted view and fails it
-        and (mask is None or mask.stride(-1) == 1)
-        and not (grouped and key.shape[1] != query.shape[1])
+        and straight
+        and not shared
         and width % alignment == 0
         and value.shape[-1] % alignment == 0
     ):
@@ -141,31 +150,39 @@ def _plain(
     return out
 
 
-def scaled_dot_product_attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Any = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    """``torch.nn.functional.scaled_dot_product_attention`` as a GPU's build would run it."""
-    kernel = _kernel(query, key, value, attn_mask, enable_gqa)
-    if kernel == "math":
-        return _plain(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    kind = ("causal" if is_causal else "full") + (".dropout" if dropout_p > 0 else "")
-    if kernel == "flash":
-        pad = -query.shape[-1] % 8  # transformers/attention.cpp pad_last_dim<8>
-        if pad:
-            width = query.shape[-1]
-            query, key, value = (torch.nn.functional.pad(t, (0, pad)) for t in (query, key, value))
-            return Flash.apply(query, key, value, kind)[..., :width]
-        return Flash.apply(query, key, value, kind)
-    if attn_mask is not None:
-        attn_mask = _additive(attn_mask, query)
-    return Efficient.apply(query, key, value, attn_mask, kind)
+def of_card(compute_capability: tuple[int, int]) -> Callable[..., Any]:
+    """``torch.nn.functional.scaled_dot_product_attention`` as a GPU's build runs it on such a card."""
+    # sdp_utils.cpp check_prefer_cudnn_attention, with the cuDNN 9.19 of torch 2.11's wheels
+    prefers_cudnn = compute_capability in ((9, 0), (10, 0))
+
+    def scaled_dot_product_attention(
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Any:
+        kernel = _kernel(query, key, value, attn_mask, enable_gqa, prefers_cudnn)
+        if kernel == "math":
+            return _plain(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        kind = ("causal" if is_causal else "full") + (".dropout" if dropout_p > 0 else "")
+        if kernel == "flash":
+            pad = -query.shape[-1] % 8  # transformers/attention.cpp pad_last_dim<8>
+            if pad:
+                width = query.shape[-1]
+                query, key, value = (torch.nn.functional.pad(t, (0, pad)) for t in (query, key, value))
+                return Flash.apply(query, key, value, kind)[..., :width]
+            return Flash.apply(query, key, value, kind)
+        if kernel == "cudnn":
+            return Flash.apply(query, key, value, kind, _expanded(_as_numbers(attn_mask, query), query))
+        if attn_mask is not None:
+            attn_mask = _additive(attn_mask, query)
+        return Efficient.apply(query, key, value, attn_mask, kind)
+
+    return scaled_dot_product_attention
 
 
 def _as_float(mask: Any, dtype: torch.dtype) -> Any:
@@ -174,15 +191,22 @@ def _as_float(mask: Any, dtype: torch.dtype) -> Any:
     return zeros.masked_fill_(mask.logical_not(), -math.inf)
 
 
+def _as_numbers(mask: Any, query: Any) -> Any:
+    return _as_float(mask, query.dtype) if mask.dtype == torch.bool else mask
+
+
 def _additive(mask: Any, query: Any) -> Any:
-    if mask.dtype == torch.bool:
-        mask = _as_float(mask, query.dtype)
+    mask = _as_numbers(mask, query)
     length = mask.shape[-1]
     if length % BIAS_ALIGNMENT:
         mask = torch.nn.functional.pad(mask, (0, -length % BIAS_ALIGNMENT))[..., :length]
+    return _expanded(mask, query)
+
+
+def _expanded(mask: Any, query: Any) -> Any:
     while mask.dim() < 4:
         mask = mask.unsqueeze(0)
-    return mask.expand(query.shape[0], query.shape[1], query.shape[2], length)
+    return mask.expand(query.shape[0], query.shape[1], query.shape[2], mask.shape[-1])
 
 
 def flash_function(

@@ -21,7 +21,7 @@ SOURCES = ("config.py", "job.py", "cost/allocator.py", "cost/reduction.py", "reh
 
 def folder() -> Path:
     """Where answers are kept."""
-    return cache_folder() / "phantom"
+    return Path(cache_folder(), "phantom")
 
 
 def key(request: PhantomRequest) -> str:

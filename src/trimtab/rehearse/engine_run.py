@@ -112,7 +112,7 @@ class Run:
             corners.split_layers(config.tensor_parallel)
         with (
             ledger,
-            calls.torch_calls(self._tensor(torch.tensor), attention.scaled_dot_product_attention),
+            calls.torch_calls(self._tensor(torch.tensor), attention.of_card(request.compute_capability)),
         ):
             ledger.learn_references()
             model = build.model(request, deepspeed, dtype, config.stage)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -24,7 +23,7 @@ _LABELS = (
 )
 
 
-def list_text(entries: Sequence[Entry], file: Path | None) -> RenderableType:
+def list_text(entries: Sequence[Entry], file: str | None) -> RenderableType:
     """A table of runs, newest first, 80 columns wide."""
     if file is None:
         return Text("No history is kept: TRIMTAB_HISTORY is empty.")

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any, cast
 
 from trimtab.errors import UsageError
+from trimtab.folders import read_shipped
 from trimtab.schema.values import Component, Default, Key, Kind, Note, Version
 
-TABLE = Path(__file__).parent.parent / "data" / "keys.json"
 Release = tuple[int, ...]
 
 
 @cache
 def table() -> dict[str, Any]:
-    return cast(dict[str, Any], json.loads(TABLE.read_bytes()))
+    return cast(dict[str, Any], read_shipped("keys.json"))
 
 
 def known_versions() -> tuple[str, ...]:

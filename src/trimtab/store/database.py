@@ -59,9 +59,14 @@ _COLUMNS = ("seconds_since_epoch", "how", "config", "model", "gpu", "gpus_per_no
 _said: set[str] = set()
 
 
+def _history() -> Path | None:
+    file = history_file()
+    return None if file is None else Path(file)
+
+
 def keep(entry: Entry) -> int | None:
     """Store ``entry`` and return its number; None, with one warning, if that cannot be done."""
-    file = history_file()
+    file = _history()
     if file is None:
         return None
     try:
@@ -74,7 +79,7 @@ def keep(entry: Entry) -> int | None:
 
 def measurements(own: Traits) -> tuple[Measurement, ...]:
     """What the newest stored runs of the job and of its like tell; none, with one warning, if unreadable."""
-    file = history_file()
+    file = _history()
     if file is None or not file.exists():
         return ()
     query = "SELECT * FROM runs WHERE job = ? OR kin = ? ORDER BY job = ? DESC, id DESC LIMIT ?"
@@ -94,7 +99,7 @@ def entries(*, config: str | None = None, limit: int | None = None) -> tuple[Ent
     Raises:
         UnreadableFile: the file is no history, or damaged.
     """
-    file = history_file()
+    file = _history()
     if file is None or not file.exists():
         return ()
     with _open(file) as connection:
@@ -112,7 +117,7 @@ def entry(number: int) -> Entry:
         NotFound: there is none.
         UnreadableFile: the file is no history, or damaged.
     """
-    file = history_file()
+    file = _history()
     if file is not None and file.exists():
         with _open(file) as connection:
             row = connection.execute("SELECT * FROM runs WHERE id = ?", (number,)).fetchone()
@@ -128,7 +133,7 @@ def forget(numbers: Sequence[int] | None) -> int:
         NotFound: one of them is not there; nothing is taken away.
         UnreadableFile: the file is no history, damaged, or cannot be written.
     """
-    file = history_file()
+    file = _history()
     if file is None or not file.exists():
         if numbers:
             raise NotFound("run", str(numbers[0]), (), cure="The history is empty.")

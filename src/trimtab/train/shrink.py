@@ -21,9 +21,10 @@ def shrink(hf: Any, *, layers: int = 2, hidden_size: int = 128, vocab_size: int 
     changes: dict[str, Any] = {"num_hidden_layers": min(layers, hf.num_hidden_layers)}
     if getattr(hf, "num_decoder_layers", None) is not None:
         changes["num_decoder_layers"] = min(layers, hf.num_decoder_layers)
-    groups = getattr(hf, "num_key_value_heads", None)
-    if groups is not None:
-        changes["num_key_value_heads"] = heads if groups == hf.num_attention_heads else max(1, heads // 2)
+    for key in ("num_key_value_heads", "num_kv_heads"):
+        groups = getattr(hf, key, None)
+        if groups is not None:
+            changes[key] = heads if groups == hf.num_attention_heads else max(1, heads // 2)
     feed_forward = {"llama": "intermediate_size", "t5": "d_ff", "gpt2": "n_inner", "gptj": "n_inner"}.get(
         hf.model_type, "intermediate_size"
     )
@@ -33,7 +34,8 @@ def shrink(hf: Any, *, layers: int = 2, hidden_size: int = 128, vocab_size: int 
     changes["num_attention_heads"] = heads
     changes["hidden_size"] = hidden
     for key in ("head_dim", "d_kv"):
-        if getattr(hf, key, None) is not None:
+        follows = isinstance(getattr(type(hf), key, None), property)  # Falcon's from the two above
+        if getattr(hf, key, None) is not None and not follows:
             changes[key] = hidden // heads
     rotary = getattr(hf, "rotary_dim", None)
     if rotary is not None:
