@@ -21,10 +21,10 @@ REPEATS = 7
 FILES = 1_000
 
 
-def seconds(*command: str) -> tuple[float, float]:
+def seconds(*command: str, repeats: int = REPEATS) -> tuple[float, float]:
     """The least wall time and processor time of a command over some runs: with nothing else running."""
     walls, processors = [], []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         began = time.perf_counter()
         subprocess.run(command, check=False, capture_output=True, env={**os.environ, "DS_ACCELERATOR": "cpu"})

@@ -27,7 +27,7 @@ from plan_quality import Grid, Row, Verdict  # noqa: E402
 from stock_section import stock_rows, stock_section  # noqa: E402
 
 from trimtab.config import Config  # noqa: E402
-from trimtab.plan.search import TIE  # noqa: E402
+from trimtab.plan.contender import TIE  # noqa: E402
 
 DATA = ROOT / "bench" / "data"
 PAGE = ROOT / "docs" / "plan-quality.md"

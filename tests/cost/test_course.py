@@ -88,7 +88,21 @@ def test_a_replay_starts_where_cards_part(monkeypatch: pytest.MonkeyPatch) -> No
     begins = replays_of(monkeypatch)
     assert course.fits(120 * MIB)
     assert course.fits(80 * MIB)
-    assert begins == [4, 2]
+    assert begins == [0, 2, 4, 2]
+    assert course.readings[0].reserved == 190 * MIB
+    assert begins == [0, 2, 4, 2, 4]
+
+
+def test_without_a_limit_no_further_than_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = [50 * MIB, -1, 60 * MIB, -2, 80 * MIB, -3, NOTE]
+    course = Course(Steps(record), 80 * MIB)
+    begins = replays_of(monkeypatch)
+    assert course.passes(100 * MIB)
+    assert begins == [0]
+    assert course.passes(189 * MIB)
+    assert not course.passes(190 * MIB)
+    assert not Course(Steps(record), 80 * MIB).passes(190 * MIB)
+    assert course.fits(190 * MIB)
 
 
 STEP = [20 * MIB, 3 * MIB, -1, NOTE, 5 * MIB, -2, -3, NOTE]
@@ -125,22 +139,23 @@ def test_settling_adds_nothing_to_a_step_that_ends_what_is_older() -> None:
 def test_a_step_is_replayed_until_it_leaves_all_as_one_found_it(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = three(STEP)
     begins = replays_of(monkeypatch)
-    course = Course(steps, 40 * MIB)
+    readings = Course(steps, 40 * MIB).readings
     assert len(begins) == 2  # what comes before it, and once the step
-    assert course.readings[-2:] == replay(unrolled(steps))[-2:]
+    assert readings[-2:] == replay(unrolled(steps))[-2:]
 
 
 def test_what_lies_in_two_places_by_turns_goes_round_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step keeps what it makes until the next has made the same."""
     steps = settling([300 * MIB, NOTE, 300 * MIB, -1, NOTE, 300 * MIB, -2, NOTE], 2, 5)
     begins = replays_of(monkeypatch)
-    course = Course(steps, 600 * MIB)
+    readings = Course(steps, 600 * MIB).readings
     assert len(begins) == 3  # what comes before it, and twice the step
-    assert course.readings[-1] == replay(unrolled(steps))[-1]
+    assert readings[-1] == replay(unrolled(steps))[-1]
 
 
 def test_cards_whose_ways_join_share_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     course = Course(three([40 * MIB, -1, 60 * MIB, -2, NOTE, 80 * MIB, -3]), 80 * MIB)
+    assert course.readings
     begins = replays_of(monkeypatch)
     assert course.fits(80 * MIB)
     assert len(begins) == 2  # to the next moment between steps, and the step from there
@@ -167,11 +182,14 @@ def test_a_course_of_steps_tells_what_all_of_them_would(made: list[tuple[int, in
     steps = settling(record, *begins[1:])
     plain = unrolled(steps)
     highest = replay(plain)[-1]
-    course = Course(steps, highest.peak_allocated)
+    course, asked = (Course(steps, highest.peak_allocated) for _ in range(2))
     assert course.readings[-1] == highest
     for share in (0, 3, 1, 5, 8, 9, 10):
         capacity = highest.peak_allocated + (highest.peak_reserved - highest.peak_allocated) * share // 10
-        assert course.fits(capacity) == (outcome(plain, capacity) is not None)
+        fits = outcome(plain, capacity) is not None
+        assert course.fits(capacity) == asked.fits(capacity) == fits
+        assert course.passes(capacity) == asked.passes(capacity) == (highest.peak_reserved > capacity)
+    assert asked.readings == course.readings
 
 
 SIZES = st.integers(1, 80_000).map(lambda units: 512 * units)

@@ -8,7 +8,7 @@ from trimtab import catalogue
 from trimtab.model import find_model
 from trimtab.parameters import parameters
 from trimtab.plan import Plan, plan
-from trimtab.plan.search import TIE
+from trimtab.plan.contender import TIE
 
 
 def asked(model: str, objective: str, gpu: str, per_node: int, nodes: int = 1, **wishes: object) -> Plan:

@@ -15,9 +15,9 @@ from trimtab.config import Config
 from trimtab.errors import NotFound, UsageError
 from trimtab.model import catalogue
 from trimtab.plan import Plan, Proof, plan
+from trimtab.plan.contender import TIE
 from trimtab.plan.document import file_of, to_json
 from trimtab.plan.planning import plan_for
-from trimtab.plan.search import TIE
 from trimtab.plan.wishes import make_wishes
 from trimtab.report.document import to_json as as_text
 from trimtab.units import GIB

@@ -11,9 +11,9 @@ from trimtab import moves
 from trimtab.cluster import Cluster, Gpu, find_gpu
 from trimtab.estimate import estimate
 from trimtab.plan.candidates import families, on_disk, plain, smaller_bucket, with_micro_batch
-from trimtab.plan.contender import Contender
+from trimtab.plan.contender import TIE, Contender
 from trimtab.plan.counting import Arithmetic
-from trimtab.plan.search import TIE, Field, search
+from trimtab.plan.search import Field, search
 from trimtab.plan.wishes import Wishes, make_wishes
 from trimtab.units import GIB
 

@@ -7,7 +7,7 @@ once from each way in which blocks lie at its start, whichever card came there a
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -120,6 +120,7 @@ def _repeated(step: Sequence[int], requests: int) -> list[int]:
 
 
 START, STEP, END = range(3)
+DONE = object()
 
 
 class Moment(NamedTuple):
@@ -150,8 +151,8 @@ class Course:
     """The way of `Steps` through an allocator without limit, and those of smaller cards.
 
     A card parts from it where it has no room for what is reserved then.  Between two steps its way may join
-    one that is known, and a card that comes by the same moment twice will do so for ever.  Cards smaller than
-    ``capacity_bytes`` must not be asked about.
+    one that is known, and a card that comes by the same moment twice will do so for ever.  None goes further
+    than somebody asks.  Cards smaller than ``capacity_bytes`` must not be asked about.
     """
 
     def __init__(self, steps: Steps, capacity_bytes: int) -> None:
@@ -161,14 +162,30 @@ class Course:
         self._ways: dict[Moment, list[Way]] = {}
         self._partings: list[tuple[int, int, Moment]] = []
         """Where more is reserved than ever before: how much, after how many steps, and the moment."""
-        self._served = 0
-        """What is reserved at the most."""
-        self.readings = self._without_limit(capacity_bytes)
+        self._reserved = 0
+        """At the most without limit, as far as that way was gone."""
+        self._readings: list[Reading] = []
+        self._unlimited = self._without_limit(capacity_bytes)
+
+    @property
+    def readings(self) -> list[Reading]:
+        """All, on a card without limit."""
+        for _ in self._unlimited:
+            pass
+        return self._readings
+
+    def passes(self, capacity_bytes: int) -> bool:
+        """Whether a card without limit ever has more than ``capacity_bytes`` reserved."""
+        while self._reserved <= capacity_bytes:
+            if next(self._unlimited, DONE) is DONE:
+                return max(reading.peak_reserved for reading in self._readings) > capacity_bytes
+        return True
 
     def fits(self, capacity_bytes: int) -> bool:
         """Whether a card of ``capacity_bytes`` serves every request."""
-        if capacity_bytes >= self._served:
-            return True
+        while not self._partings or self._partings[-1][0] <= capacity_bytes:
+            if next(self._unlimited, DONE) is DONE:
+                return True
         after: Moment | None
         turn, after = next(one[1:] for one in self._partings if one[0] > capacity_bytes)
         seen: set[Moment] = set()
@@ -214,27 +231,28 @@ class Course:
         here = {-entry for entry in step if -self._requests <= entry < 0}
         return {None, *here, *(number + requests for number in here)}
 
-    def _without_limit(self, capacity_bytes: int) -> list[Reading]:
-        """Go the way of a card without limit, and note where others part; all readings."""
+    def _without_limit(self, capacity_bytes: int) -> Iterator[None]:
+        """Go the way of a card without limit, and rest wherever others part; at last the readings."""
         allocator = CachingAllocator(capacity_bytes, gives_back=False)
         replay = Replay(allocator)
-        self._go_on(replay, START, 0)
+        yield from self._go_on(replay, START, 0)
         moment, seen = self._between_steps(replay), {}
         for turn in range(1, self._times + 1):
             seen[moment] = len(replay.readings)
             allocator.served = 0
-            self._go_on(replay, STEP, turn)
+            yield from self._go_on(replay, STEP, turn)
             after = self._between_steps(replay)
-            self._ways[moment] = [Way(allocator.served, sys.maxsize, after)]
+            self._ways.setdefault(moment, []).append(Way(allocator.served, sys.maxsize, after))
             if after in seen:
                 left = (self._times - turn) * self._parts[STEP].count(NOTE) + self._parts[END].count(NOTE)
-                return _continued(replay, seen[after], left)
+                self._readings = _continued(replay, seen[after], left)
+                return
             moment = after
-        self._go_on(replay, END, self._times + 1)
-        return replay.readings
+        yield from self._go_on(replay, END, self._times + 1)
+        self._readings = replay.readings
 
-    def _go_on(self, replay: Replay, part: int, turn: int) -> None:
-        """Let ``replay`` go through a part."""
+    def _go_on(self, replay: Replay, part: int, turn: int) -> Iterator[None]:
+        """Let ``replay`` go through a part, and rest wherever others part from it."""
         allocator, at = replay.allocator, 0
         while True:
             try:
@@ -245,7 +263,9 @@ class Course:
                 moment = Moment(part, at, replay.requests, allocator.layout(replay.blocks))
                 self._partings.append((refused, turn, moment))
                 allocator.capacity_bytes, allocator.refused = refused, sys.maxsize
-        self._served = max(self._served, allocator.served)
+                if self._parts[part][at] != FLATTEN:  # which only asks
+                    self._reserved = refused
+                yield
 
 
 def _continued(replay: Replay, since: int, count: int) -> list[Reading]:

@@ -6,7 +6,7 @@ and the next is measured, as `rehearse` and a GPU measure it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from trimtab.config import Config
@@ -82,6 +82,11 @@ class Profile(Workload):
         """
         assert self.course is not None, "profile(..., allocator=True) records what this replays"
         return capacity_bytes >= max(self.phase_peaks.values()) and self.course.fits(capacity_bytes)
+
+    def passes(self, capacity_bytes: int) -> bool:
+        """Whether `reserved_peak` is more than ``capacity_bytes``."""
+        assert self.course is not None, "profile(..., allocator=True) records what this replays"
+        return self.course.passes(capacity_bytes)
 
 
 def settings_of(config: Config, world_size: int) -> Settings:
@@ -245,7 +250,23 @@ def replayed(
     run = _Run(config, model, world_size, Recorder())
     run.all_steps(workspace_bytes)
     course = Course(run.record, max(counted.phase_peaks.values()))
-    return replace(counted, readings=_by_phase(course.readings), course=course, unseen=0)
+    return replace(counted, readings=_Readings(course), course=course, unseen=0)
+
+
+class _Readings(Mapping[str, Reading]):
+    """Those of a course by phase, taken when somebody asks."""
+
+    def __init__(self, course: Course) -> None:
+        self._course = course
+
+    def __getitem__(self, phase: str) -> Reading:
+        return _by_phase(self._course.readings)[phase]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(PHASES)
+
+    def __len__(self) -> int:
+        return len(PHASES)
 
 
 def _by_phase(readings: Sequence[Reading]) -> dict[str, Reading]:

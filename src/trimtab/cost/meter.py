@@ -43,8 +43,11 @@ class Kernel(NamedTuple):
     what is looked up: elements."""
 
 
-Work = Counter[Kernel]
-"""How often each kernel ran."""
+class Work(Counter[Kernel]):
+    """How often each kernel ran; known by its identity, so that what is summed over it is kept."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(self)
 
 
 class Account(Protocol):
@@ -90,7 +93,7 @@ class Meter:
         self.peak_parts = list(self.parts)
         self.now = self.peak_at = 0
         """A moment, counted by whoever plays a tape, and that of the peak."""
-        self.work: Work = Counter()
+        self.work = Work()
         self.place: object = None
         self.workspace_bytes = 0
         """What cuBLAS takes at a thread's first product; 0 where it has it."""

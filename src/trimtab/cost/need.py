@@ -83,9 +83,21 @@ class Need:
         """Enough with a probability of ``sure``."""
         return self.expected * _ratio(self.ratios, sure)
 
+    @property
+    def within(self) -> tuple[float, float]:
+        """The least and the most that ``expected`` may turn out to be, by what is known so far."""
+        return self.expected, self.expected
+
+    def narrow(self) -> None:
+        """Know it closer, where that is possible."""
+
     def decided(self, decide: Callable[[float], T]) -> T:
         """``decide(expected)``, where that rises or falls with what is expected and changes in steps."""
-        return decide(self.expected)
+        while True:
+            low, high = map(decide, self.within)
+            if low == high:
+                return high
+            self.narrow()
 
     def probability_within(self, capacity_bytes: float) -> float:
         """That ``capacity_bytes`` are enough."""
@@ -110,49 +122,87 @@ class Need:
 class CapacitySearch:
     """The smallest capacity that lets a job run, by replays of its requests: as many as an answer takes.
 
-    A card's ``room`` is tried first, so that the answer never lies on the wrong side of it; then, if it is
+    A card's ``room`` comes first, so that the answer never lies on the wrong side of it; then, if it is
     enough, what is a little less: a job may run where it would not with somewhat more, by how its blocks
     happen to lie.  Needs a profile made with ``allocator=True``; the CUDA context and NCCL's buffers come on
     top.
     """
 
     def __init__(self, counted: Profile, room: int | None = None) -> None:
-        self._low = max(reading.peak_allocated for reading in counted.readings.values())
-        self._high = max(reading.peak_reserved for reading in counted.readings.values())
         self._counted, self._left = counted, REPLAY_STEPS
-        self._near: list[int] = []
-        if room is not None and self._low < room < self._high and self._try(room):
-            self._near = [int(room * share) for share in (1 / _ratio(REPLAY_RATIOS, SURE), *NEARER)]
+        self._tried: dict[int, bool] = {}
+        self._room = room
+        self._near: list[int] | None = None
+        """The shares of the room that are still to be tried; None before anything was."""
+        self._low = self._high = 0
+
+    def _begin(self) -> list[int]:
+        """What is known without a limit, and what is near the room."""
+        if self._near is None:
+            readings, room = self._counted.readings.values(), self._room
+            self._low = max(reading.peak_allocated for reading in readings)
+            self._high = max(reading.peak_reserved for reading in readings)
+            self._near = []
+            if room is not None and self._low < room < self._high:
+                self._near = [room, self._surely(room), *(int(room * share) for share in NEARER)]
+        return self._near
+
+    @property
+    def within(self) -> tuple[int, int]:
+        """The least and the most bytes that it may be, by what was tried; the same once enough was."""
+        near = self._begin()
+        return (self._low + 1 if near or self._left else self._high), self._high
 
     def smallest(self) -> int:
         """In bytes."""
-        while self._near or self._left:
-            self._narrow()
+        while self._begin() or self._left:
+            self.narrow()
         return self._high
 
-    def decided(self, decide: Callable[[float], T]) -> T:
-        """``decide(smallest)``, where that rises or falls with it: no further than until it is the same."""
-        while (self._near or self._left) and decide(self._low + 1) != decide(self._high):
-            self._narrow()
-        return decide(self._high)
-
-    def _narrow(self) -> None:
-        if self._near:
-            below = self._near.pop(0)
+    def narrow(self) -> None:
+        """Try one capacity more, if any is left."""
+        near = self._begin()
+        if near:
+            below = near.pop(0)
             if below <= self._low or not self._try(below):
-                self._near = []
+                near.clear()
+            return
+        if not self._left:
             return
         self._left -= 1
         if self._high - self._low > 1:
             self._try((self._low + self._high) // 2)
 
+    def exceeds(self, capacity_bytes: float) -> bool:
+        """Whether the smallest capacity is larger.
+
+        Of the room's first share that is known by the two alone, where a card without limit takes more.
+        """
+        room = self._room
+        asks = room is not None and self._surely(room) <= capacity_bytes < self._surely(room) + 1
+        if room is not None and asks and self._counted.passes(room):
+            return not (self._enough(self._surely(room)) and self._enough(room))
+        while self.within[0] <= capacity_bytes < self.within[1]:
+            self.narrow()
+        return self.within[0] > capacity_bytes
+
+    @staticmethod
+    def _surely(room: int) -> int:
+        """The bytes with which, if they are enough, the room is with `SURE`."""
+        return int(room * (1 / _ratio(REPLAY_RATIOS, SURE)))
+
     def _try(self, capacity_bytes: int) -> bool:
-        fits = self._counted.fits(capacity_bytes)
+        fits = self._enough(capacity_bytes)
         if fits:
             self._high = capacity_bytes
         else:
             self._low = capacity_bytes
         return fits
+
+    def _enough(self, capacity_bytes: int) -> bool:
+        if capacity_bytes not in self._tried:
+            self._tried[capacity_bytes] = self._counted.fits(capacity_bytes)
+        return self._tried[capacity_bytes]
 
 
 class SearchedNeed(Need):
@@ -166,14 +216,18 @@ class SearchedNeed(Need):
         """The smallest capacity."""
         return self._search.smallest()
 
-    def decided(self, decide: Callable[[float], T]) -> T:
-        """As far as ``decide`` tells capacities apart."""
-        return self._search.decided(decide)
+    @property
+    def within(self) -> tuple[float, float]:
+        """The least and the most that the smallest capacity may be."""
+        return self._search.within
+
+    def narrow(self) -> None:
+        """Try one capacity more."""
+        self._search.narrow()
 
     def fits(self, capacity_bytes: float, sure: float) -> bool:
         """Whether ``capacity_bytes`` are enough with a probability of ``sure``."""
-        enough = capacity_bytes / _ratio(self.ratios, sure)
-        return self.decided(lambda smallest: smallest <= enough)
+        return not self._search.exceeds(capacity_bytes / _ratio(self.ratios, sure))
 
 
 def _ratio(ratios: Ratios, probability: float) -> float:

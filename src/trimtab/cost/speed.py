@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
-from trimtab.cluster import Cluster
+from trimtab.cluster import Cluster, Gpu
 from trimtab.config import Config
-from trimtab.cost.meter import COLLECTIVES, Kernel
+from trimtab.cost.meter import COLLECTIVES, Kernel, Work
 from trimtab.cost.operators import LOOKED_UP
 from trimtab.cost.rates import Rates, rates_of
+from trimtab.cost.tables import Tables
 from trimtab.cost.workload import Workload
 from trimtab.frozen import dataclass
 
@@ -108,6 +110,67 @@ def step_speed(config: Config, profile: Workload, cluster: Cluster, rates: Rates
     return _Step(config, profile, cluster, rates or rates_of(cluster)).speed()
 
 
+class Tally(NamedTuple):
+    """What a micro step runs, by phase."""
+
+    flops: Mapping[str, int]
+    kernels: Mapping[str, int]
+    collectives: Mapping[str, int]
+
+
+@lru_cache(maxsize=512)
+def tally(work: Work) -> Tally:
+    """The sums over ``work``."""
+    flops, kernels, collectives = ({"forward": 0, "recompute": 0, "backward": 0} for _ in range(3))
+    for kernel, runs in work.items():
+        flops[kernel.phase] += kernel.flops * runs
+        (collectives if kernel.name in COLLECTIVES else kernels)[kernel.phase] += runs
+    return Tally(flops, kernels, collectives)
+
+
+@lru_cache(maxsize=64)
+def _of_a_card(gpu: Gpu, tables: Tables) -> Rates:
+    """Of its kernels alone, which are the same in every cluster of the card."""
+    return Rates(cluster=Cluster.of(gpu, 1), tables=tables, source="")
+
+
+@lru_cache(maxsize=4096)
+def _kernel_seconds(work: Work, precision: str, rates: Rates) -> Mapping[str, float]:
+    """Seconds of the kernels of ``work``, by kind."""
+    found = {"products": 0.0, "attention": 0.0, "memory-bound kernels": 0.0}
+    names = {"product": "products", "attention": "attention"}
+    for kernel, runs in work.items():
+        if kernel.name in COLLECTIVES:
+            continue
+        found[names.get(kernel.name, "memory-bound kernels")] += runs * _seconds(kernel, precision, rates)
+    return found
+
+
+def _seconds(kernel: Kernel, precision: str, rates: Rates) -> float:
+    if kernel.name == "product":
+        batch, rows, inner, columns, item = kernel.shape
+        return rates.product(precision if item == 2 else "fp32", rows, inner, columns, batch)
+    if kernel.name == "attention":
+        calls, queries, keys, width, causal, dropout, masked = kernel.shape
+        return rates.attention(
+            precision,
+            calls,
+            queries,
+            keys,
+            width,
+            causal=bool(causal),
+            backward=kernel.phase == "backward",
+            dropout=bool(dropout),
+            masked=bool(masked),
+        )
+    if kernel.name == LOOKED_UP:
+        return rates.moving(kernel.moved, None, kernel.shape[0])
+    if kernel.name.startswith("native_layer_norm"):
+        rows, columns = kernel.shape
+        return rates.norm(kernel.name, rows, columns, kernel.moved)
+    return rates.moving(kernel.moved, None if kernel.name == "moving" else kernel.name)
+
+
 class _Step:
     """One configuration's step, part by part."""
 
@@ -116,6 +179,7 @@ class _Step:
         self.batch = config.batch(cluster.world_size)
         self.ranks = max(1, cluster.world_size // config.tensor_parallel)
         """Those that reduce gradients and shard states together: of a sample's tokens each has its own."""
+        self.tally = tally(profile.work)
         self.sharded = config.stage == 3
         self.offloads = config.stage > 0 and config.offload_optimizer != "none"
         self.hooks = HOOKS[config.stage, self.offloads]
@@ -153,7 +217,7 @@ class _Step:
         sure = total - waiting * count - step_waiting - communication - offload
         unsure = waiting * count + step_waiting
         job = self.config.job
-        flops = sum(one.flops * runs for one, runs in self.profile.work.items() if one.phase != "recompute")
+        flops = self.tally.flops["forward"] + self.tally.flops["backward"]
         return Speed(
             step_seconds=total,
             low_seconds=sure * LOW["kernels"]
@@ -178,39 +242,9 @@ class _Step:
 
     def _kernels(self) -> Mapping[str, float]:
         """Seconds of one micro step's kernels, by kind."""
-        found = {"products": 0.0, "attention": 0.0, "memory-bound kernels": 0.0}
-        names = {"product": "products", "attention": "attention"}
-        for kernel, runs in self.profile.work.items():
-            if kernel.name in COLLECTIVES:
-                continue
-            found[names.get(kernel.name, "memory-bound kernels")] += runs * self._seconds(kernel)
-        return found
-
-    def _seconds(self, kernel: Kernel) -> float:
-        rates = self.rates
-        if kernel.name == "product":
-            batch, rows, inner, columns, item = kernel.shape
-            precision = self.precision if item == 2 else "fp32"
-            return rates.product(precision, rows, inner, columns, batch)
-        if kernel.name == "attention":
-            calls, queries, keys, width, causal, dropout, masked = kernel.shape
-            return rates.attention(
-                self.precision,
-                calls,
-                queries,
-                keys,
-                width,
-                causal=bool(causal),
-                backward=kernel.phase == "backward",
-                dropout=bool(dropout),
-                masked=bool(masked),
-            )
-        if kernel.name == LOOKED_UP:
-            return rates.moving(kernel.moved, None, kernel.shape[0])
-        if kernel.name.startswith("native_layer_norm"):
-            rows, columns = kernel.shape
-            return rates.norm(kernel.name, rows, columns, kernel.moved)
-        return rates.moving(kernel.moved, None if kernel.name == "moving" else kernel.name)
+        return _kernel_seconds(
+            self.profile.work, self.precision, _of_a_card(self.rates.gpu, self.rates.tables)
+        )
 
     def _engine(self) -> float:
         """Seconds of the engine's own kernels in one micro step."""
@@ -226,9 +260,7 @@ class _Step:
     @property
     def _forward_share(self) -> float:
         """The forward pass's share of a micro step's kernels, by their operations."""
-        flops = {"forward": 0, "recompute": 0, "backward": 0}
-        for kernel, runs in self.profile.work.items():
-            flops[kernel.phase] += kernel.flops * runs
+        flops = self.tally.flops
         return flops["forward"] / max(1, sum(flops.values()))
 
     def _stream(self, moved: float) -> float:
@@ -271,10 +303,7 @@ class _Step:
 
     def _issue(self) -> tuple[float, float]:
         """Seconds of the host to issue a forward and a backward pass: operators, views, modules, hooks."""
-        kernels = {"forward": 0, "recompute": 0, "backward": 0}
-        collectives = {"forward": 0, "recompute": 0, "backward": 0}
-        for kernel, runs in self.profile.work.items():
-            (collectives if kernel.name in COLLECTIVES else kernels)[kernel.phase] += runs
+        _, kernels, collectives = self.tally
         host, profile = self.rates.host, self.profile
         forward = kernels["forward"] * host.forward + collectives["forward"] * host.collective
         forward += profile.tensors * host.module  # a module for each tensor, nearly

@@ -62,7 +62,7 @@ class Section:
         (GRADIENT, bytes, part, section, number, weight) or (PRODUCT,), a phase's first; a storage is known by
         its section and its number among what was taken there."""
         self.takes = self.sums = 0
-        self.work: Work = Counter()
+        self.work = Work()
         self._chunks: dict[bool, list[Chunk]] = {}
         self._steps: dict[tuple[bool, bool], list[Step]] = {}
         self._net_parts: list[int] | None = None
@@ -316,7 +316,7 @@ class Recording:
     @cached_property
     def work(self) -> Work:
         """How often which operator runs in the whole micro step."""
-        total: Work = Counter()
+        total = Work()
         for reel in self.reels:
             for number, times in Counter(number for number, _, _ in reel).items():
                 for key, count in self.sections[number].work.items():

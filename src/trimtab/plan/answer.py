@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.estimate import Estimate
-from trimtab.plan.contender import Contender
+from trimtab.plan.contender import TIE, Contender
 from trimtab.plan.costs import Bill
 from trimtab.plan.reasons import summary
-from trimtab.plan.search import TIE
 from trimtab.plan.wishes import Wishes
 
 

@@ -8,7 +8,11 @@ from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.speed import Speed
 from trimtab.plan.candidates import Family
-from trimtab.plan.counting import Shortfall
+from trimtab.plan.shortfall import Shortfall
+
+TIE = 0.06
+"""Step times within this share of the fastest count as equal: the arithmetic cannot tell them apart.
+It is the closed form's median error over steps on hosts that it knows no pace of (docs/speed.md)."""
 
 Line = tuple[tuple[str, ...], bool]
 """A family, and whether micro steps are accumulated."""

@@ -24,7 +24,9 @@ from trimtab.plan.planning import (
     row_of,
 )
 from trimtab.plan.reasons import summary, why_not_fits
+from trimtab.plan.rows import rows
 from trimtab.plan.search import Field, search
+from trimtab.plan.shortfall import share
 from trimtab.plan.wishes import Wishes, make_wishes
 from trimtab.units import format_bytes
 
@@ -84,7 +86,7 @@ def _limits(wishes: Wishes, fields: Sequence[Field], *, file: str, proven: tuple
             choice=choice,
         ),
         broken=broken,
-        bills=all_bills(fields, wishes, None),
+        bills=all_bills(fields, wishes),
         proven=proven,
         notes=notes(wishes, choice.cluster, best),
     )
@@ -128,8 +130,8 @@ def _short(
     proven: tuple[Proven, ...],
 ) -> Plan:
     """Nothing fits: the leanest configuration says what is missing, and ways out are tried."""
-    losers = [lost for each in fields for lost in each.rows()[1]]
-    least = min(losers, key=lambda lost: lost.shortfall.needed / lost.shortfall.there, default=None)
+    losers = [lost for each in fields for lost in rows(each).losers]
+    least = min(losers, key=lambda lost: share(lost.shortfall), default=None)
     missing = (
         "the proof refuted every candidate"
         if least is None
@@ -232,7 +234,7 @@ def _no(
     nearest: Nearest | None,
     proven: tuple[Proven, ...] = (),
 ) -> Plan:
-    ordered = sorted(losers, key=lambda lost: lost.shortfall.needed / lost.shortfall.there)
+    ordered = sorted(losers, key=lambda lost: share(lost.shortfall))
     rows = tuple(row_of(lost.contender, wishes, why_not_fits(lost), fits=False) for lost in ordered)
     return Plan(
         wishes=wishes,

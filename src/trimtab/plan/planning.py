@@ -14,12 +14,13 @@ from trimtab.plan.answer import (
     Prover,
 )
 from trimtab.plan.candidates import number_format, plain
-from trimtab.plan.contender import Contender
+from trimtab.plan.contender import TIE, Contender
 from trimtab.plan.costs import Bill, Pace, bill, pace
 from trimtab.plan.counting import Arithmetic
 from trimtab.plan.launching import launch_line
 from trimtab.plan.reasons import machines, summary, why, why_not_fits, why_other_cluster, why_slower
-from trimtab.plan.search import TIE, Field, search
+from trimtab.plan.rows import Rows, rows
+from trimtab.plan.search import Field, search
 from trimtab.plan.wishes import Wishes
 
 
@@ -71,6 +72,7 @@ def plan_for(
 
         return nothing_fits(wishes, clusters, fields, arithmetic, file=file, proven=tuple(proven))
     own = next(each for each in fields if each.cluster == best.contender.cluster)
+    shown = rows(own)
     from trimtab.plan.alternatives import counterfactuals
 
     return Plan(
@@ -80,10 +82,10 @@ def plan_for(
             estimate=answer,
             launch=launch_line(wishes, best.contender.cluster, file),
         ),
-        considered=considered(fields, best, wishes),
-        why=why(best, answer, own, wishes),
+        considered=considered(fields, best, shown, wishes),
+        why=why(best, answer, own, shown, wishes),
         counterfactuals=counterfactuals(best, wishes, clusters, arithmetic) if alternatives else (),
-        bills=all_bills(fields, wishes, best.contender),
+        bills=all_bills(fields, wishes, best.contender, shown.fitting),
         proven=tuple(proven),
         notes=(*_left_out(fields), *notes(wishes, best.contender.cluster, best)),
     )
@@ -164,26 +166,26 @@ def choose_bill(bills: Sequence[Bill], wishes: Wishes) -> Bill:
     )
 
 
-def considered(fields: Sequence[Field], best: Bill, wishes: Wishes) -> tuple[Considered, ...]:
+def considered(fields: Sequence[Field], best: Bill, shown: Rows, wishes: Wishes) -> tuple[Considered, ...]:
     """Every family on the chosen cluster, then the best of every other cluster, with what each lost by."""
     chosen = best.contender
     own = next(each for each in fields if each.cluster == chosen.cluster)
-    fitting, losers = own.rows()
-    rows = [row_of(chosen, wishes, None)]
-    rows += [
+    fitting, losers = shown
+    found = [row_of(chosen, wishes, None)]
+    found += [
         row_of(one, wishes, why_slower(one, chosen))
         for one in fitting
         if one.family.name != chosen.family.name
     ]
-    rows += [row_of(lost.contender, wishes, why_not_fits(lost), fits=False) for lost in losers]
+    found += [row_of(lost.contender, wishes, why_not_fits(lost), fits=False) for lost in losers]
     others = [
         bill(one, wishes)
         for each in fields
         if each is not own and each.weighed and (one := each.best()) is not None
     ]
     for other in sorted(others, key=lambda other: (bool(other.broken(wishes)), other.rank(wishes))):
-        rows.append(row_of(other.contender, wishes, why_other_cluster(other, best, wishes)))
-    return tuple(rows)
+        found.append(row_of(other.contender, wishes, why_other_cluster(other, best, wishes)))
+    return tuple(found)
 
 
 def row_of(one: Contender, wishes: Wishes, why_not: str | None, *, fits: bool = True) -> Considered:
@@ -200,12 +202,17 @@ def row_of(one: Contender, wishes: Wishes, why_not: str | None, *, fits: bool = 
     )
 
 
-def all_bills(fields: Iterable[Field], wishes: Wishes, chosen: Contender | None) -> tuple[Bill, ...]:
+def all_bills(
+    fields: Iterable[Field],
+    wishes: Wishes,
+    chosen: Contender | None = None,
+    fitting: Sequence[Contender] = (),
+) -> tuple[Bill, ...]:
     """The bills of what the picture shows: each family on the chosen cluster, the best of the others."""
     shown: list[Contender] = []
     for each in fields:
         if chosen is not None and each.cluster == chosen.cluster:
-            shown += [chosen, *(one for one in each.rows()[0] if one.family.name != chosen.family.name)]
+            shown += [chosen, *(one for one in fitting if one.family.name != chosen.family.name)]
         elif each.weighed and (one := each.best()) is not None:
             shown.append(one)
     return tuple(bill(one, wishes) for one in shown)

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from trimtab.cluster import Cluster
 from trimtab.estimate import Estimate
-from trimtab.plan.contender import Contender, Loser
+from trimtab.plan.contender import TIE, Contender, Loser
 from trimtab.plan.costs import Bill
-from trimtab.plan.search import TIE, Field
+from trimtab.plan.rows import Rows
+from trimtab.plan.search import Field
 from trimtab.plan.wishes import Wishes
 from trimtab.units import format_bytes, format_count, format_dollars, format_seconds
 
@@ -112,14 +113,14 @@ def _times(ratio: float, more: str, less: str) -> str:
     )
 
 
-def why(chosen: Bill, answer: Estimate, field: Field, wishes: Wishes) -> tuple[str, ...]:
+def why(chosen: Bill, answer: Estimate, field: Field, shown: Rows, wishes: Wishes) -> tuple[str, ...]:
     """Why the chosen configuration is what it is, one sentence a decision."""
-    return tuple(_why(chosen, answer, field, wishes))
+    return tuple(_why(chosen, answer, field, shown, wishes))
 
 
-def _why(chosen: Bill, answer: Estimate, field: Field, wishes: Wishes) -> Iterator[str]:
+def _why(chosen: Bill, answer: Estimate, field: Field, shown: Rows, wishes: Wishes) -> Iterator[str]:
     one = chosen.contender
-    fitting, losers = field.rows()
+    fitting, losers = shown
     others = [other for other in fitting if other.family.name != one.family.name]
     yield from _sharding(one, others, losers)
     yield from _offload(one, others, losers)

@@ -9,8 +9,7 @@ order, at its own time.  Among configurations that are as fast within `TIE` the 
 from __future__ import annotations
 
 import heapq
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -26,13 +25,12 @@ from trimtab.plan.candidates import (
     split_samples,
     with_micro_batch,
 )
-from trimtab.plan.contender import Contender, Line, Loser
-from trimtab.plan.counting import Arithmetic, Shortfall
+from trimtab.plan.contender import TIE, Contender, Line, Loser
+from trimtab.plan.counting import Arithmetic
+from trimtab.plan.layers import Layers
+from trimtab.plan.shortfall import Shortfall
 from trimtab.plan.wishes import Wishes
 
-TIE = 0.06
-"""Step times within this share of the fastest count as equal: the arithmetic cannot tell them apart.
-It is the closed form's median error over steps on hosts that it knows no pace of (docs/speed.md)."""
 MEASURED_TIE = 0.02
 """The same once times are measured (docs/plan-quality.md)."""
 WORTH = 0.01
@@ -66,7 +64,13 @@ class Field:
     _shorts: dict[Line, list[tuple[int, Shortfall]]] = field(default_factory=dict)
     _partial: dict[tuple[tuple[str, ...], int], Contender] = field(default_factory=dict)
     """Those with some layers recomputed that were looked at."""
+    _wholly: dict[tuple[tuple[str, ...], int], Contender] = field(default_factory=dict)
+    """By sharding and micro batch, those with all layers recomputed."""
     _ends: dict[Line, tuple[Contender, Contender | None]] = field(default_factory=dict)
+    _layers: Layers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._layers = Layers(self.wishes, self.cluster, self.arithmetic, self.exact, self._recomputed)
 
     @property
     def divides(self) -> bool:
@@ -98,8 +102,8 @@ class Field:
             offloading = [one for one in found if one.family.config.offload_optimizer == "cpu"]
             if self.divides and all(self._host_is_short(one) for one in offloading):
                 found += self._timed(on_disk(self.wishes, self.cluster))
-            self._every = found
-        return sorted(self._every, key=lambda one: (one.careful_seconds, one.family.complexity, one.micro))
+            self._every = _ordered(found)
+        return self._every
 
     def best(self) -> Contender | None:
         """The one to choose: the simplest of those that fit and are as fast as the fastest that fits.
@@ -117,7 +121,7 @@ class Field:
             if found is None:
                 more += split_samples(self.wishes, self.cluster)
             possible = [one for one in more if not self._cannot(one)]
-            self._every = [*(self._every or ()), *self._timed(possible)]
+            self._every = _ordered((*(self._every or ()), *self._timed(possible)))
             return self._best()
         return found
 
@@ -127,10 +131,10 @@ class Field:
             return None
         first = self._recomputing_fewer(first)
         slowest = first.careful_seconds * (1 + (MEASURED_TIE if self.retimed else TIE))
-        close = sorted((one for one in self.every() if one.careful_seconds <= slowest), key=self._preference)
+        close = sorted((one for one in self.every() if one.careful_seconds <= slowest), key=self.preference)
         if first.family.is_partial:  # that a layer's second forward pass takes time is certain
             close = [one for one in close if not one.family.recomputes]
-        simpler = (one for one in close if self._preference(one) < self._preference(first))
+        simpler = (one for one in close if self.preference(one) < self.preference(first))
         chosen = next((fit for one in simpler if (fit := self.fitting(one)) is not None), first)
         if not chosen.family.is_partial:
             return chosen
@@ -142,7 +146,7 @@ class Field:
         timed = [fit for one in timed if (fit := self.fitting(one)) is not None]
         slowest = min((one.careful_seconds for one in timed), default=0.0) * (1 + MEASURED_TIE)
         close = (one for one in timed if one.careful_seconds <= slowest)
-        return min(close, key=self._preference, default=None)
+        return min(close, key=self.preference, default=None)
 
     def _ascending(self) -> Iterator[Contender]:
         """All of them by time; one that does not fit is followed by itself with more layers recomputed.
@@ -159,18 +163,19 @@ class Field:
                 heapq.heappush(waiting, (one.careful_seconds, next(number), one, 0, False))
                 continue
             if layers:
-                layers, known = self._layers_needed(one), True
+                layers, known = self._layers.needed(one, self._lacks(one)), True
             else:
                 yield one
-                layers = 0 if self.fitting(one) is not None else self._least_layers(one)
+                layers = 0 if self.fitting(one) is not None else self._layers.least(one, self._lacks(one))
             if layers:
-                heapq.heappush(waiting, (self._least_seconds(one, layers), next(number), one, layers, known))
+                seconds = self._layers.least_seconds(one, layers)
+                heapq.heappush(waiting, (seconds, next(number), one, layers, known))
 
     def _simpler_partial(self, first: Contender, slowest: float) -> Contender:
         """The simplest at the micro batch of ``first`` that some recomputed layers make fit, and as fast."""
         cluster = self.cluster
         kept = [one for one in self.every() if one.micro == first.micro and not one.family.recomputes]
-        for start in sorted(kept, key=self._preference):
+        for start in sorted(kept, key=self.preference):
             if start.family.recomputing(1, cluster).complexity >= first.family.complexity:
                 break
             one: Contender | None = start
@@ -178,54 +183,24 @@ class Field:
                 fit = self.fitting(one)
                 if fit is not None:
                     return fit
-                layers = self._layers_needed(one)
-                soon = layers and self._least_seconds(one, layers) <= slowest
+                layers = self._layers.needed(one, self._lacks(one))
+                soon = layers and self._layers.least_seconds(one, layers) <= slowest
                 one = self._partially(one, layers) if soon else None
         return first
 
-    def _least_layers(self, one: Contender) -> int:
-        """No more than `_layers_needed` says, from what is known of ``one``; 0 where it cannot help."""
-        every, job = self.wishes.model.all_layers, one.config.job
-        short = self._short.get((one.family.name, one.micro))
-        if job.recomputation is True or (short is not None and short.where != "GPU memory"):
-            return 0
-        certain = short if short is not None and not short.close else None
-        more = math.ceil(certain.lack / self._saved_by_a_layer(one)) if certain else 1
-        layers = job.recomputed_of(every, self.wishes.model.name) + more
-        return layers if layers < every else 0
-
-    def _layers_needed(self, one: Contender) -> int:
-        """How many layers ``one``, which does not fit, must recompute at least; 0 where that cannot help."""
-        every, cluster = self.wishes.model.all_layers, self.cluster
-        if one.config.job.recomputation is True:
-            return 0
-        if self.arithmetic.shortfall(self._recomputed(one).config, cluster) is not None:
-            return 0
-        done = one.config.job.recomputed_of(every, self.wishes.model.name)
-        key = (one.family.name, one.micro)
-        short = self.arithmetic.shortfall(one.config, cluster) or self._short.get(key)
-        if short is not None:
-            # where the cache was cut up another layer may do, though bytes alone ask for many
-            most = max(1, (every - done) // 2) if short.close else every
-            layers = done + min(most, max(1, math.ceil(short.lack / self._saved_by_a_layer(one))))
-        else:  # a proof refused it, and does not say by how much: half of them once, then all
-            layers = every if done else every // 2
-        return layers if layers < every else 0
+    def _lacks(self, one: Contender) -> Shortfall | None:
+        """What is known of what ``one`` lacks."""
+        return self._short.get((one.family.name, one.micro))
 
     def _recomputed(self, one: Contender) -> Contender:
         """``one`` with all layers recomputed."""
-        family = one.family.recomputing(True, self.cluster)
-        known = (each for each in self._every or () if each.micro == one.micro)
-        found = next((each for each in known if each.family.name == family.name), None)
-        return found or self._contender(family, one.micro)
-
-    def _least_seconds(self, one: Contender, layers: int) -> float:
-        """Less than a step of ``one`` takes with so many layers recomputed: a line up to all of them."""
-        every = self.wishes.model.all_layers
-        done = one.config.job.recomputed_of(every, self.wishes.model.name)
-        more = self._recomputed(one).careful_seconds - one.careful_seconds
-        line = one.careful_seconds + more * (layers - done) / (every - done)
-        return max(one.careful_seconds, line * (1 - TIE))
+        key = (one.family.sharding, one.micro)
+        if key not in self._wholly:
+            family = one.family.recomputing(True, self.cluster)
+            known = (each for each in self._every or () if each.micro == one.micro)
+            found = next((each for each in known if each.family.name == family.name), None)
+            self._wholly[key] = found or self._contender(family, one.micro)
+        return self._wholly[key]
 
     def _recomputing_fewer(self, one: Contender) -> Contender:
         """``one``, which fits, with fewer layers recomputed, by what a whole replay leaves: for `WORTH`."""
@@ -233,10 +208,15 @@ class Field:
             return one
         every = self.wishes.model.all_layers
         done = one.config.job.recomputed_of(every, self.wishes.model.name)
-        saved, by_spare = self._saved_by_a_layer(one), self.arithmetic.by_spare
-        layers = by_spare(one.config, self.cluster, lambda spare: max(1, done - int(spare / saved)))
+        saved = self._layers.saved_by_one(one)
         each = (self._recomputed(one).careful_seconds - one.careful_seconds) / (every - done)
-        if (done - layers) * each < WORTH * one.careful_seconds:
+
+        def worthwhile(spare: int) -> int:
+            layers = max(1, done - int(spare / saved))
+            return layers if (done - layers) * each >= WORTH * one.careful_seconds else done
+
+        layers = self.arithmetic.by_spare(one.config, self.cluster, worthwhile)
+        if layers == done:
             return one
         fewer = self._partially(one, layers)
         key = (fewer.family.name, fewer.micro)
@@ -250,21 +230,7 @@ class Field:
         self._partial[found.family.name, found.micro] = found
         return found
 
-    def _saved_by_a_layer(self, one: Contender) -> float:
-        """Bytes that the model keeps for its backward pass less if the first layer is recomputed.
-
-        An encoder's layers differ from its decoder's; all others are equal.
-        """
-        model, cluster = self.wishes.model, self.cluster
-        few: tuple[int | bool, int] = (1, 1) if model.decoder_layers else (True, model.layers)
-        kept, less = (
-            with_micro_batch(one.family.recomputing(layers, cluster), one.micro, cluster)
-            for layers in (False, few[0])
-        )
-        saved = self.arithmetic.kept_bytes(kept, cluster) - self.arithmetic.kept_bytes(less, cluster)
-        return max(1, saved / few[1])
-
-    def _preference(self, one: Contender) -> tuple[object, ...]:
+    def preference(self, one: Contender) -> tuple[object, ...]:
         """The simplest, then the largest micro batch.
 
         What the arithmetic does not see (launches, hooks, Python) comes once a micro step: GPT-2 on one H200
@@ -291,39 +257,15 @@ class Field:
         self.fitting(one)
         return self._short.get((one.family.name, one.micro))
 
-    def rows(self) -> tuple[list[Contender], list[Loser]]:
-        """The fastest that fits of each family, and for each family without one what the smallest lacks."""
-        fitting: list[Contender] = []
-        losers: list[Loser] = []
-        for members in self._families():
-            best = self._preferred([fit for one in members if (fit := self._likely(one)) is not None])
-            if best is None:
-                for line in {one.line: None for one in members}:
-                    first, second = self._smallest(line)
-                    if second is not None:
-                        self.fitting(first)  # what it lacks, the others lack
-                best = next((fit for one in members if (fit := self.fitting(one)) is not None), None)
-            if best is not None:
-                fitting.append(best)
-                continue
-            short, least = min(
-                ((short, one) for one in members if (short := self.shortfall(one)) is not None),
-                key=lambda lost: (lost[0].needed, lost[1].micro),
-                default=(None, None),
-            )
-            if short is not None and least is not None:
-                losers.append(Loser(contender=least, shortfall=short))
+    def impossible(self) -> Iterator[Loser]:
+        """One of each family whose weights and optimizer states alone are too large, with what it lacks."""
         for family in self._impossible:
             one = self._contender(family, 1)
             short = self.arithmetic.shortfall(one.config, self.cluster)
             if short is not None:
-                losers.append(Loser(contender=one, shortfall=short))
-        fitting += self._partial_rows()
-        fitting.sort(key=lambda one: (one.careful_seconds, one.family.complexity))
-        losers.sort(key=lambda one: one.shortfall.needed / one.shortfall.there)
-        return fitting, losers
+                yield Loser(contender=one, shortfall=short)
 
-    def _partial_rows(self) -> Iterable[Contender]:
+    def partial(self) -> Iterable[Contender]:
         """Of those with some layers recomputed that were found to fit, the fastest of each sharding."""
         found: dict[tuple[str, ...], Contender] = {}
         for key, one in sorted(self._partial.items(), key=lambda item: item[1].careful_seconds):
@@ -332,20 +274,24 @@ class Field:
                 found.setdefault(one.family.sharding, fit)
         return found.values()
 
-    def _preferred(self, found: Sequence[Contender]) -> Contender | None:
-        """The simplest of those that are as fast as the fastest."""
-        fastest = min((one.careful_seconds for one in found), default=0.0)
-        close = (one for one in found if one.careful_seconds <= fastest * (1 + TIE))
-        return min(close, key=self._preference, default=None)
+    def may_fit(self, one: Contender) -> bool:
+        """Whether a quick replay finds room for ``one``: a guess, which says what to ask about first."""
+        if not self.exact:
+            return False
+        short = self.arithmetic.shortfall(one.config, self.cluster)
+        if short is None and self.arithmetic.quickly_fits(one.config, self.cluster):
+            return True
+        lean = smaller_bucket(one.family, self.wishes, self.cluster)
+        if lean is None or not self._buckets_could_help(one, short):
+            return False
+        return self.arithmetic.quickly_fits(with_micro_batch(lean, one.micro, self.cluster), self.cluster)
 
-    def _likely(self, one: Contender) -> Contender | None:
+    def likely(self, one: Contender) -> Contender | None:
         """As `fitting`, but the allocator's loss is taken as usual where nobody replayed it."""
         key = (one.family.name, one.micro)
         if key in self._short or one.micro >= self.refuted.get(one.line, one.micro + 1):
             return self.fitting(one)
-        if self._known_short(one) or self._hopeless(one):
-            return None
-        short = self.arithmetic.usual_shortfall(one.config, self.cluster)
+        short = self._known_short(one) or self.arithmetic.usual_shortfall(one.config, self.cluster)
         return None if short is not None else self._counted(one)
 
     def beyond(self, one: Contender) -> Loser | None:
@@ -374,21 +320,16 @@ class Field:
         """Take a measured time in the place of the predicted one."""
         self.retimed[one.family.name, one.micro] = step_seconds
         self.faster = min(self.faster, step_seconds / one.careful_seconds)
-        self._every = [self._with_time(each) for each in self._every or []]
+        self._every = _ordered(self._with_time(each) for each in self._every or [])
         self._lean = {key: self._with_time(each) for key, each in self._lean.items()}
         self._partial = {key: self._with_time(each) for key, each in self._partial.items()}
+        self._wholly = {}
 
     def _with_time(self, one: Contender) -> Contender:
         seconds = self.retimed.get((one.family.name, one.micro))
         if seconds is None:
             return one
         return replace(one, speed=replace(one.speed, step_seconds=seconds, slow_host_seconds=seconds))
-
-    def _families(self) -> Iterable[list[Contender]]:
-        found: dict[tuple[str, ...], list[Contender]] = {}
-        for one in self.every():
-            found.setdefault(one.family.name, []).append(one)
-        return found.values()
 
     def _timed(self, these: Iterable[Family]) -> Iterator[Contender]:
         for family in these:
@@ -426,7 +367,8 @@ class Field:
             return short
         if one.family.is_partial:
             return self._weigh_partial(one.config)
-        short = self._hopeless(one) or self.arithmetic.shortfall(one.config, self.cluster)
+        short = self.arithmetic.early_shortfall(one.config, self.cluster)
+        short = short or self._hopeless(one) or self.arithmetic.shortfall(one.config, self.cluster)
         if short is None and self._fits(one.config):
             return None
         lean = smaller_bucket(one.family, self.wishes, self.cluster)
@@ -461,7 +403,7 @@ class Field:
         The peak over a step is the highest of many sums that each grow in a line with the micro batch, so it
         bends upwards, and the line through two points lies below it.
         """
-        first, second = self._smallest(one.line)
+        first, second = self.smallest(one.line)
         at_first = self.arithmetic.shortfall(first.config, self.cluster)
         if at_first is not None or second is None or one.micro <= second.micro:
             return at_first
@@ -473,7 +415,8 @@ class Field:
         peak = low + slope * (one.micro - first.micro)
         return self.arithmetic.certain_shortfall(one.config, peak, self.cluster)
 
-    def _smallest(self, line: Line) -> tuple[Contender, Contender | None]:
+    def smallest(self, line: Line) -> tuple[Contender, Contender | None]:
+        """The two smallest micro batches of a family."""
         if line not in self._ends:
             members = sorted(
                 (one for one in self._every or [] if one.line == line), key=lambda one: one.micro
@@ -491,7 +434,11 @@ class Field:
         buckets = (
             2 * int(config.zero("reduce_bucket_size")) * max(config.gradient_bytes, config.parameter_bytes)
         )
-        return short.needed - short.there <= buckets
+        return short.needing(short.need.within[0]) - short.there <= buckets >= short.needed - short.there
+
+
+def _ordered(these: Iterable[Contender]) -> list[Contender]:
+    return sorted(these, key=lambda one: (one.careful_seconds, one.family.complexity, one.micro))
 
 
 def search(wishes: Wishes, cluster: Cluster, arithmetic: Arithmetic, *, exact: bool = True) -> Field:
