@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "bench")]
 from plan_quality import named, point  # noqa: E402
 
 from trimtab.config import Config  # noqa: E402
-from trimtab.plan import plan  # noqa: E402
+from trimtab.plan import Plan, plan  # noqa: E402
 
 TRAININGS: dict[int, dict[str, dict[str, Any]]] = {
     1: {
@@ -41,9 +41,9 @@ TRAININGS: dict[int, dict[str, dict[str, Any]]] = {
 }
 
 
-def candidates(model: str, world: int, points: int, host_memory_bytes: int | None) -> Iterator[Config]:
-    """The choice first, then the others as predicted."""
-    answer = plan(
+def asked(model: str, world: int, host_memory_bytes: int | None) -> Plan:
+    """The plan of one training."""
+    return plan(
         model,
         gpu="h200",
         gpus_per_node=world,
@@ -52,7 +52,11 @@ def candidates(model: str, world: int, points: int, host_memory_bytes: int | Non
         alternatives=False,
         **TRAININGS[world][model],
     )
-    assert answer.chosen is not None, f"no plan for {model} on {world}"
+
+
+def candidates(answer: Plan, world: int, points: int) -> Iterator[Config]:
+    """The choice first, then the others as predicted."""
+    assert answer.chosen is not None
     ranked = sorted(answer.bills, key=lambda one: one.contender.careful_seconds)
     found = {point(answer.chosen.config, world): answer.chosen.config}
     for one in ranked[: points - 1]:
@@ -76,7 +80,8 @@ def main() -> int:
     options = parser.parse_args()
     memory = None if options.host_memory_gib is None else int(options.host_memory_gib * 2**30)
     for model in options.models.split(",") if options.models else TRAININGS[options.world]:
-        for config in candidates(model, options.world, options.points, memory):
+        answer = asked(model, options.world, memory)
+        for config in candidates(answer, options.world, options.points):
             place = named(point(config, options.world)).replace(", ", "-").replace(" ", "-").lower()
             job = {
                 "id": f"{model}-x{options.world}-{place}",

@@ -22,6 +22,7 @@ import near_limit  # noqa: E402
 import needs  # noqa: E402
 import plan_quality  # noqa: E402
 import stock  # noqa: E402
+from choices_section import choices_section, trainings  # noqa: E402
 from page_text import wrapped  # noqa: E402
 from plan_quality import Grid, Row, Verdict  # noqa: E402
 from stock_section import stock_rows, stock_section  # noqa: E402
@@ -401,6 +402,7 @@ def page(found: Sequence[Searched]) -> str:
     sections = (
         ("# How good the plan's choice is", "", wrapped(headline(found)), "", wrapped(INTRODUCTION)),
         grid_section(found),
+        choices_section(trainings()),
         rehearsed_section(found),
         autotuner_section(),
         stock_section(),
