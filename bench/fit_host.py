@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import operator
 import statistics
 import sys
 from collections import defaultdict
@@ -117,10 +118,17 @@ def phases() -> Iterator[Phase]:
 
 
 def paces() -> list[float]:
-    """Of every measured job whose host's pace was sampled beside its steps, that of its slower rank."""
+    """Of every moment that measured jobs sampled it at, beside their steps, on each of their ranks."""
     lines = (line for file in sorted(DATA.glob("*.jsonl")) for line in file.read_text("utf-8").splitlines())
-    sampled = (row["paces"] for row in map(json.loads, lines) if row.get("step_seconds") and row.get("paces"))
-    return [statistics.mean(map(max, zip(*ranks, strict=True))) for ranks in sampled]
+    rows = (row for row in map(json.loads, lines) if row.get("step_seconds"))
+    return [pace for row in rows for rank in row.get("paces") or () for pace in rank]
+
+
+def greatest(moments: list[float], ranks: int) -> float:
+    """The expected greatest of ``ranks`` of ``moments``, each drawn by itself."""
+    count = len(moments)
+    weights = (((at + 1) / count) ** ranks - (at / count) ** ranks for at in range(count))
+    return sum(map(operator.mul, sorted(moments), weights))
 
 
 def fitted(these: list[Phase]) -> Host:

@@ -48,6 +48,8 @@ MEASURED = (
     "quantized_x2.jsonl",
     "choices.jsonl",
 )
+TAUGHT = ("phi3-z2", "phi3-window-z1-m2")
+"""Measured late, and counted 1.8 and 1.3 % too low until cuDNN's attention was: what it made of a window."""
 TASKS = {
     "causal": "causal-lm",
     "mlm": "masked-lm",
@@ -145,7 +147,7 @@ def cases() -> list[Case]:
                 measured=row["gib"]["end"]["peak_alloc"],
                 phantom=None if seen is None else seen["moments"]["end"]["peak_alloc"][0],
                 arithmetic=counted.allocated_peak / GIB,
-                late="cores" in row,
+                late="cores" in row and row["id"] not in TAUGHT,
                 group=row.get("group") or ("nccl" if "real" in row["id"] else "fake"),
                 host=row.get("host_rss_gib"),
                 phantom_host=None if seen is None else seen["host_gib"],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.cost.rates import HOST, USUAL_PACE
+from trimtab.cost.rates import HOST, USUAL_PACES, usual_pace
 from trimtab.cost.speed import HOOKS, STEP_DISPATCHES
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
@@ -24,8 +24,13 @@ def test_costs_are_the_fit_of_the_measured_phases() -> None:
         assert getattr(HOST, name) == pytest.approx(seconds, rel=0.01), name
 
 
-def test_the_usual_pace_is_the_median_of_the_measured_processes() -> None:
-    assert statistics.median(fit_host.paces()) == pytest.approx(USUAL_PACE, rel=0.005)
+def test_the_usual_pace_is_that_of_the_slowest_of_so_many_sampled_moments() -> None:
+    moments = fit_host.paces()
+    for power, pace in enumerate(USUAL_PACES):
+        assert fit_host.greatest(moments, 2**power) == pytest.approx(pace, abs=0.005)
+    assert [usual_pace(ranks) for ranks in (1, 2, 3, 4, 7, 8, 64)] == [
+        USUAL_PACES[power] for power in (0, 1, 1, 2, 2, 3, 3)
+    ]
 
 
 def test_costs_explain_half_of_the_phases_within_an_eighth() -> None:

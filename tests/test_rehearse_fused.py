@@ -45,7 +45,9 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
 
 
-def test_a_kernel_starts_and_does_nothing(without_triton: None) -> None:
+def test_a_kernel_starts_does_nothing_and_is_noted_with_its_tensors(
+    without_triton: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     triton = importlib.import_module("triton")
     language = importlib.import_module("triton.language")
     importlib.import_module("triton.language.extra.libdevice")
@@ -55,7 +57,13 @@ def test_a_kernel_starts_and_does_nothing(without_triton: None) -> None:
     def kernel(out: object, count: language.constexpr) -> None:  # type: ignore[name-defined]
         raise AssertionError("a kernel ran")
 
-    assert kernel[(1,)](None, count=3) is None
+    noted = []
+    monkeypatch.setattr(
+        "trimtab.rehearse.streams.note_kernel", lambda name, *given: noted.append((name, given))
+    )
+    tensor = pytest.importorskip("torch").ones(2)
+    assert kernel[(1,)](tensor, count=3) is None
+    assert noted == [("triton.kernel", (tensor,))]
     assert (triton.cdiv(7, 2), triton.next_power_of_2(5)) == (4, 8)
     for name in [name for name in sys.modules if name.partition(".")[0] == "triton"]:
         del sys.modules[name]

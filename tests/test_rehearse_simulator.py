@@ -12,14 +12,14 @@ import pytest
 from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.rates import HOST as PROBED_HOST
-from trimtab.cost.rates import USUAL_PACE, Rates, rates_of
+from trimtab.cost.rates import Rates, rates_of, usual_pace
 from trimtab.errors import UnreadableFile
 from trimtab.rehearse.durations import device_seconds, flops_of, has_kernel, moved_bytes
 from trimtab.rehearse.request import PHASES, Collective, Copy, Operator, Rehearsal
 from trimtab.rehearse.simulator import Simulated, simulate, speed_of, trace, write_timeline
 from trimtab.rehearse.timeline import STREAMS, Timeline
 
-HOST = PROBED_HOST.times(USUAL_PACE)
+HOST = PROBED_HOST.times(usual_pace(4))
 BIG = (("bfloat16", (8192, 8192)), ("bfloat16", (8192, 8192)))
 FORWARD, BACKWARD, STEP = (PHASES.index(name) for name in ("forward", "backward", "step"))
 
@@ -266,6 +266,25 @@ def test_the_timeline_is_what_perfetto_reads(tmp_path: Path) -> None:
     assert all(span["dur"] > 0 for span in spans)
     with pytest.raises(UnreadableFile, match="cannot be written"):
         write_timeline(found, tmp_path / "none" / "step.json")
+
+
+def test_a_product_that_is_told_where_to_write_is_the_same_product() -> None:
+    left, right = ("bfloat16", (128, 896)), ("bfloat16", (896, 4096))
+    out = ("bfloat16", (128, 4096))
+    plain = operator("aten.mm.default", (left, right), (out,))
+    for told in (
+        operator("aten.mm.out", (left, right, out)),
+        operator("aten.addmm.out", (out, left, right, out)),
+    ):
+        assert device_seconds(told, rates()) == device_seconds(plain, rates())
+        assert flops_of(told) == flops_of(plain) == 2 * 128 * 896 * 4096
+
+
+def test_a_triton_kernel_moves_its_tensors_and_those_in_place_once_more() -> None:
+    gradient, gate, up = (("bfloat16", (256, 512)),) * 3
+    size = 2 * 256 * 512
+    assert moved_bytes(operator("triton._swiglu_forward_kernel", (gate, up, gradient))) == 3 * size
+    assert moved_bytes(operator("triton._swiglu_backward_kernel", (gradient, gate, up))) == 5 * size
 
 
 def test_views_and_empty_tensors_start_no_kernel() -> None:

@@ -70,12 +70,18 @@ class Host(NamedTuple):
 
 
 HOST = Host()
-USUAL_PACE = 1.22
-"""What single calls take a host that nobody probed, over those of the shipped tables.
+USUAL_PACES = (1.23, 1.37, 1.51, 1.62)
+"""What single calls take the slowest host of 1, 2, 4 and 8 ranks, over those of the shipped tables.
 
-The median of the 323 jobs of bench/data that sampled it beside their steps (bench/fit_host.py), on machines
-of three days: nine in ten lie between 0.98 and 1.57, and a host goes back and forth within seconds.
+A step waits for its slowest rank.  The greatest of so many of the 3,938 moments that jobs of bench/data
+sampled beside their steps, on machines of three days (bench/fit_host.py): a host goes back and forth between
+1.0 and 1.5 within seconds, each by itself.  Of two ranks 1.33 was measured; of more than two nothing was.
 """
+
+
+def usual_pace(ranks: int) -> float:
+    """The pace that is expected of hosts that nobody probed; beyond 8 ranks that of 8."""
+    return USUAL_PACES[min(ranks.bit_length(), len(USUAL_PACES)) - 1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +92,7 @@ class Rates:
     tables: Tables
     source: str
     """Where the figures come from, for the assumptions."""
-    pace: float = USUAL_PACE
+    pace: float = USUAL_PACES[0]
     """How much longer than `HOST` says the host needs."""
     _memo: dict[Any, float] = field(default_factory=dict, repr=False, compare=False)
 
@@ -242,16 +248,16 @@ HOST_CORE_BYTES_PER_SECOND = 10e9
 
 def rates_of(cluster: Cluster) -> Rates:
     """The rates for ``cluster``: of this machine's own probe if it measured that GPU, else of the H200's."""
-    kept = _kept(cluster.gpu.name)
+    kept, usual = _kept(cluster.gpu.name), usual_pace(cluster.world_size)
     if kept is not None:
         tables = _read(kept, os.path.getmtime(kept))
         source = f"kernels at the rates of this machine's probe ({tables.made})"
-        return _rates(cluster, tables, source, pace_of(tables.issue) or USUAL_PACE)
+        return _rates(cluster, tables, source, pace_of(tables.issue) or usual)
     tables = _shipped()
     source = f"kernels at the rates of a probed H200 ({tables.made})"
     if tables.gpu.name != cluster.gpu.name:
         source += ", scaled by the datasheets"
-    return _rates(cluster, tables, source, USUAL_PACE)
+    return _rates(cluster, tables, source, usual)
 
 
 def pace_of(issued: Mapping[str, float]) -> float | None:

@@ -44,7 +44,7 @@ LOW = {"kernels": 0.88, "host": 0.55, "links": 0.7}
 HIGH = {"kernels": 1.12, "host": 1.2, "links": 1.5}
 """Bounds of what kernels, the host (above: by `SLOW_HOST`) and links take, about what is expected."""
 SLOW_HOST = 1.5
-"""How much slower another host may be: all but two of 323 jobs stayed below, over 1.22."""
+"""How much slower another host may be: all but two of 323 jobs stayed below."""
 SETTLING_BYTES = 16
 """Of `STEP_BYTES` those after the host's last wait, beside Adam's: weights into the model's precision."""
 

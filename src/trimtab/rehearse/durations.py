@@ -40,6 +40,13 @@ ROWS_SUMMED, COLUMNS_SUMMED = "mean rows fp32", "sum columns"
 SUMS = frozenset(("sum", "mean", "amax", "amin", "any", "all"))
 OWN_KERNELS = NAMED.keys() - {"mul", "add", "add_", "copy_", "_to_copy", "clone"}
 """Those of `NAMED` whose kernels are not ATen's element-wise ones."""
+IN_PLACE = {
+    "liger_cross_entropy_kernel": (3,),  # the logits, twice read, and their gradient in their place
+    "_triton_rope": (2, 2),
+    "_swiglu_backward_kernel": (1, 2, 2),
+    "_swiglu_backward_kernel_tiled": (1, 2, 2),
+}
+"""Liger's kernels that go more than once over their first tensors, and how often (liger_kernel/ops)."""
 NORMS = ("native_layer_norm", "native_layer_norm_backward")
 SILU_BACKWARD = ("sigmoid", "empty_like", "fill_", "sub_", "mul", "add", "mul", "mul")
 """What the made-up device takes ``silu_backward`` apart into; CUDA has one kernel for it."""
@@ -61,7 +68,7 @@ def device_seconds(operator: Operator, rates: Rates) -> float:
     if operator.name.startswith("attention."):
         return _attention(operator, rates)
     if name in PRODUCTS:
-        (dtype, left), (_, right) = operator.inputs[-2:]
+        (dtype, left), (_, right) = _factors(operator)
         batch = left[0] if len(left) == 3 else 1
         rows, inner, columns = left[-2], left[-1], right[-1]
         if min(batch, rows, inner, columns) == 0:
@@ -121,8 +128,13 @@ def flops_of(operator: Operator) -> float:
         return flops * (FLASH_BACKWARD if words[-1] == "backward" else 1)
     if plain_name(operator.name) not in PRODUCTS:
         return 0.0
-    (_, left), (_, right) = operator.inputs[-2:]
+    (_, left), (_, right) = _factors(operator)
     return 2.0 * math.prod(left) * right[-1]
+
+
+def _factors(operator: Operator) -> Sequence[tuple[str, tuple[int, ...]]]:
+    """What a product multiplies: its last inputs, but for the tensor that it is told to write to."""
+    return operator.inputs[:-1][-2:] if operator.name.endswith(".out") else operator.inputs[-2:]
 
 
 def _attention(operator: Operator, rates: Rates) -> float:
@@ -159,6 +171,10 @@ def moved_bytes(operator: Operator) -> int:
         return 2 * size_of(operator.inputs[1:2])
     if name in ("copy_",):  # the first input is what it writes
         return size_of(operator.inputs)
+    if operator.name.startswith("triton."):
+        passes = IN_PLACE.get(name, ())
+        again = ((count - 1) * size_of([one]) for count, one in zip(passes, operator.inputs, strict=False))
+        return size_of(operator.inputs) + sum(again)
     if name == "slice_backward":  # zeros, then the slice into them
         return size_of(operator.outputs) + 2 * size_of(operator.inputs)
     return size_of(operator.inputs) + size_of(operator.outputs)

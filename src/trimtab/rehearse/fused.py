@@ -2,7 +2,8 @@
 
 Liger allocates in Python (``liger_kernel/ops/*.py``) and then starts a kernel that only writes; so the memory
 is that of the installed version, and all that is stood in for is Triton, which a machine without a GPU need
-not have.  Where Liger asks whether a tensor is on CUDA, it is read as asking for the made-up device.
+not have.  The record has each kernel with the tensors that it is given.  Where Liger asks whether a tensor is
+on CUDA, it is read as asking for the made-up device.
 """
 
 from __future__ import annotations
@@ -58,14 +59,24 @@ class _Anything(types.ModuleType):
 
 
 class _Kernel:
-    """A compiled function: started on a grid, it does nothing."""
+    """A compiled function: started on a grid, it does nothing, and is noted with its tensors."""
+
+    def __init__(self, name: str) -> None:
+        self._name = f"triton.{name}"
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
-        return lambda *_, **__: None
+        return self._start
+
+    def _start(self, *given: Any, **named: Any) -> None:
+        from torch import Tensor
+
+        from trimtab.rehearse.streams import note_kernel
+
+        note_kernel(self._name, *(one for one in (*given, *named.values()) if isinstance(one, Tensor)))
 
 
 def _decorated(function: Any = None, **_: Any) -> Any:
-    return _decorated if function is None else _Kernel()
+    return _decorated if function is None else _Kernel(function.__name__)
 
 
 _KNOWN: dict[str, Any] = {
