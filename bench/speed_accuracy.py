@@ -329,14 +329,14 @@ Each goes by itself, and a step waits for its slowest rank: of hosts that nobody
 four or eight such moments is expected (1.37, 1.51, 1.62); of one that was, what its probe found. Most rows
 of the newer files sampled single calls before and after every step, and their predictions are made with the
 mean of that, of the slower rank; single steps of one such job still lie up to a third apart. Half of the
-phases that the costs are fitted to lie within {phase_error} of them. Other rows of known pace timed the same calls a
-second after their steps, and by then it may have changed. Rows with cores of their own kept all other
-processes off the cores that issue their kernels (`bench/case_pool.py`); in the others processes of the
-next jobs were importing meanwhile. Where only one to four steps were timed, the few samples of the pace
-between them say little of what it was within. The rows of `quiet_steps.jsonl` with three to eight timed
-steps had not settled: with more steps before the first timed one `t5-large-z1-m16-recompute` took 0.53
-and 0.62 s. Weights are random and small; with weights as the architectures ask two jobs took 0.6 and 3.6
-% longer (`-initialized`). Made-up worlds with offload are left out: one rank then has a host to itself
+phases that the costs are fitted to lie within {phase_error} of them. Other rows of known pace timed the
+same calls a second after their steps, and by then it may have changed. Rows with cores of their own kept
+all other processes off the cores that issue their kernels (`bench/case_pool.py`); in the others processes
+of the next jobs were importing meanwhile. Where only one to four steps were timed, the few samples of the
+pace between them say little of what it was within. The rows of `quiet_steps.jsonl` with three to eight
+timed steps had not settled: with more steps before the first timed one `t5-large-z1-m16-recompute` took
+0.53 and 0.62 s. Weights are random and small; with weights as the architectures ask two jobs took 0.6 and
+3.6 % longer (`-initialized`). Made-up worlds with offload are left out: one rank then has a host to itself
 that many would share."""
 
 
