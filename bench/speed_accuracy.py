@@ -47,6 +47,8 @@ class Case:
     """A measured step."""
 
     name: str
+    file: str = ""
+    """That its row is in, of `ROWS`."""
     config: Config
     hf: dict[str, Any]
     world: int
@@ -118,7 +120,7 @@ def cases() -> Iterator[Case]:
             apart = "cores" in row  # else processes of the next jobs were importing: bench/data/README.md
             case = measured_case(row if apart else {**row, "beside": "other jobs"}, row["id"])
             fitted = name == "paced_steps.jsonl" and "phases" in row.get("profile", {})
-            yield dataclasses.replace(case, apart=apart, fitted=fitted)
+            yield dataclasses.replace(case, file=name, apart=apart, fitted=fitted)
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
