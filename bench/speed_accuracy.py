@@ -289,14 +289,18 @@ GROUPS = (
     ("1 to 4 GPUs, no other jobs on the host", lambda case: case.real and not case.beside),
     (
         "1 and 2 GPUs, cores of its own, pace sampled beside each step, nothing fitted to it",
-        lambda case: case.apart and case.sampled and not case.fitted and not case.brief,
+        lambda case: case.real and case.apart and case.sampled and not case.fitted and not case.brief,
+    ),
+    (
+        "– of these, the plan's choices for models that nobody had measured, and their rivals",
+        lambda case: case.file == "choices.jsonl",
     ),
     (
         "1 and 2 GPUs, cores of its own, pace sampled beside each step, host costs fitted to its phases",
         lambda case: case.fitted,
     ),
     (
-        "1 GPU, cores of its own, pace sampled beside each of one to four steps, nothing fitted to it",
+        "1 and 2 GPUs, cores of its own, pace sampled beside each of one to four steps, nothing fitted to it",
         lambda case: case.brief,
     ),
     (
