@@ -116,6 +116,11 @@ class Ledger(TorchDispatchMode):
 
     # -- dispatch ------------------------------------------------------------------------------------
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Without torch's wrapper around every call, which keeps it from being compiled: nothing is here."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -379,14 +384,16 @@ class Ledger(TorchDispatchMode):
         if not module and self.phase == "backward":
             node = torch._C._current_autograd_node()
             module = self.module_of_node.get(node._sequence_nr(), "") if node is not None else ""
+        there = list(_device_tensors((args, result)))
+        uneven = not func.is_view and len({_layout(one) for one in there}) > 1
         key = (
             func,
             self.phase,
             self.module_classes.get(module, ""),
             tuple(_signatures(args)) + (tuple(_signatures(kwargs.values())) if kwargs else ()),
             tuple(_signatures((result,))),
-            not any(True for _ in _device_tensors((args, result))),
-            len({_layout(one) for one in _device_tensors((args, result))}) > 1,
+            not there,
+            uneven,
         )
         self._count(self.operators, "operator", key)
 
