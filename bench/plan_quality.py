@@ -27,14 +27,20 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "bench")]
 
+from speed_accuracy import TASKS  # noqa: E402
 from trimtab.cluster import Cluster  # noqa: E402
 from trimtab.config import Config  # noqa: E402
+from trimtab.cost.memory import profile  # noqa: E402
+from trimtab.cost.speed import step_speed  # noqa: E402
 from trimtab.estimate import estimate  # noqa: E402
+from trimtab.model import find_model  # noqa: E402
 from trimtab.plan import Plan, Proof, plan  # noqa: E402
 
 TARGET = 0.97
+NEAR = 1.15
+"""A point is near the best of its job if it takes no longer than this share of its time."""
 Row = Mapping[str, Any]
 Grid = tuple[str, int, int, int, str]
 """Model, world, global batch, sequence length, kernels."""
@@ -81,10 +87,11 @@ def _config(row: Row) -> dict[str, Any]:
         return dict(row["config"])
     block = {
         "model": row["job"]["model"],
-        "task": "causal-lm",
+        "task": TASKS[row["arch"]],
         "sequence_length": row["seq"],
         "checkpoint_activations": row["checkpointing"],
         "attention": row["attention"],
+        **({"target_length": row["tgt"]} if row["tgt"] else {}),
     }
     return {**row["deepspeed_config"], "trimtab": block}
 
@@ -205,6 +212,28 @@ def judge(
         first_seconds=None if first is None else times[first],
         proven=proven,
     )
+
+
+def told_apart(key: Grid, rows: list[Row], gpu: str) -> list[float]:
+    """How far the predicted time of each point near the best is off against the others' of its job."""
+    measured: dict[Point, list[float]] = defaultdict(list)
+    files: dict[Point, Config] = {}
+    for row in rows:
+        if not _out_of_memory(row):
+            config = Config.from_mapping(row["config"])
+            place = point(config, key[1])
+            measured[place].append(float(row["step_seconds"]))
+            files[place] = config
+    times = {place: statistics.median(seconds) for place, seconds in measured.items()}
+    cluster = Cluster.of(gpu, key[1])
+    ratios = []
+    for place, seconds in times.items():
+        config = files[place]
+        offloads = config.offload_optimizer != "none" or config.offload_param != "none"
+        if seconds < NEAR * min(times.values()) and not offloads:
+            counted = profile(config, find_model(key[0]), key[1])
+            ratios.append(step_speed(config, counted, cluster).careful_seconds / seconds)
+    return [abs(ratio / statistics.median(ratios) - 1) for ratio in ratios]
 
 
 def _proven(one: Row) -> str:

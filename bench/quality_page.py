@@ -17,12 +17,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "bench")]
 
+import choices_section  # noqa: E402
 import grid  # noqa: E402
 import near_limit  # noqa: E402
 import needs  # noqa: E402
 import plan_quality  # noqa: E402
 import stock  # noqa: E402
-from choices_section import choices_section, trainings  # noqa: E402
 from page_text import wrapped  # noqa: E402
 from plan_quality import Grid, Row, Verdict  # noqa: E402
 from stock_section import stock_rows, stock_section  # noqa: E402
@@ -143,10 +143,13 @@ What this does not say:
 - `gpt2` and `llama-7b` on one GPU, without offload, were measured four jobs side by side while processes
   of the next jobs were importing; all other rows with cores of their own. Most of those with offload or a
   small micro batch are medians of one to four steps only (`brief`).
-- The share within which predicted times count as equal, {tie:.0%} (`TIE` in
-  `src/trimtab/plan/search.py`), was last raised with these rows in sight, and it decides `gpt2`'s choice
-  on one GPU: without it that would be the first by predicted time, {untied:.1%} of the best. This row is
-  therefore no test of a model that nobody measured."""
+- The share within which predicted times count as equal is {tie:.0%} (`TIE` in
+  `src/trimtab/plan/contender.py`): of {near} points, those of the next section among them, that took up to
+  {nearness:.0%} more than the best of their job and offload nothing, the predicted times are off against each
+  other by {apart:.1%} in the median, {ninth:.1%} in nine of ten and {worst:.0%} at most. It was last raised
+  with rows of the grids in sight, and it decides `gpt2`'s choice on one GPU: without it that would be the
+  first by predicted time, {untied:.1%} of the best. This row is therefore no test of a model that nobody
+  measured."""
 
 REHEARSED_HEAD = """\
 ## With candidates rehearsed
@@ -253,8 +256,14 @@ def grid_section(found: Sequence[Searched]) -> Iterator[str]:
             f"| {one.cannot_fit} | {one.left} | {name} | {left} |"
         )
     yield ""
+    apart = told_apart()
     yield wrapped(
         GRID_LIMITS.format(
+            near=len(apart),
+            nearness=plan_quality.NEAR - 1,
+            apart=statistics.median(apart),
+            ninth=apart[int(len(apart) * 0.9)],
+            worst=apart[-1],
             tried=sum(one.predicted.measured_rows + one.predicted.out_of_memory_rows for one in found),
             points=sum(one.points for one in found),
             left=sum(one.left for one in found),
@@ -284,6 +293,12 @@ def first(verdict: Verdict) -> str:
 def _whole(found: Sequence[Searched]) -> str:
     names = [f"`{one.name}`" for one in found if not one.left]
     return f" ({', '.join(names)} was run whole)" if names else ""
+
+
+def told_apart() -> list[float]:
+    """How far predicted times of measured points near the best are off against each other, ascending."""
+    found = plan_quality.grids(plan_quality.read((*GRIDS, choices_section.ROWS)))
+    return sorted(error for key, rows in found.items() for error in plan_quality.told_apart(key, rows, GPU))
 
 
 def _untied(found: Sequence[Searched]) -> float:
@@ -402,7 +417,7 @@ def page(found: Sequence[Searched]) -> str:
     sections = (
         ("# How good the plan's choice is", "", wrapped(headline(found)), "", wrapped(INTRODUCTION)),
         grid_section(found),
-        choices_section(trainings()),
+        choices_section.choices_section(choices_section.trainings()),
         rehearsed_section(found),
         autotuner_section(),
         stock_section(),

@@ -100,6 +100,11 @@ class Speed:
     source: str = ""
     """Where the rates come from."""
 
+    @property
+    def careful_seconds(self) -> float:
+        """Between what is expected and a slow host (`SLOW_HOST`): a choice has to be good beside both."""
+        return (self.step_seconds + (self.slow_host_seconds or self.step_seconds)) / 2
+
 
 def step_speed(config: Config, profile: Workload, cluster: Cluster, rates: Rates | None = None) -> Speed:
     """The time of one optimizer step of ``config`` on ``cluster``, from its counted work.
