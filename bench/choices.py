@@ -24,6 +24,7 @@ from plan_quality import named, point  # noqa: E402
 
 from trimtab.config import Config  # noqa: E402
 from trimtab.plan import Plan, plan  # noqa: E402
+from trimtab.plan.costs import Bill  # noqa: E402
 
 TRAININGS: dict[int, dict[str, dict[str, Any]]] = {
     1: {
@@ -54,18 +55,22 @@ def asked(model: str, world: int, host_memory_bytes: int | None) -> Plan:
     )
 
 
-def candidates(answer: Plan, world: int, points: int) -> Iterator[Config]:
-    """The choice first, then the others as predicted."""
+def candidates(answer: Plan, world: int, points: int) -> Iterator[tuple[Config, float]]:
+    """The choice first, then the others as predicted, each with the predicted seconds of its step."""
     assert answer.chosen is not None
-    ranked = sorted(answer.bills, key=lambda one: one.contender.careful_seconds)
-    found = {point(answer.chosen.config, world): answer.chosen.config}
+    ranked = [(one.contender.config, one.contender.step_seconds) for one in _ranked(answer)]
+    chosen = point(answer.chosen.config, world)
+    found = {chosen: next(one for one in ranked if point(one[0], world) == chosen)}
     for one in ranked[: points - 1]:
-        found.setdefault(point(one.contender.config, world), one.contender.config)
+        found.setdefault(point(one[0], world), one)
     for one in ranked:
-        config = one.contender.config
-        if config.stage not in {stage for stage, *_ in found}:
-            found[point(config, world)] = config
+        if one[0].stage not in {stage for stage, *_ in found}:
+            found[point(one[0], world)] = one
     yield from found.values()
+
+
+def _ranked(answer: Plan) -> list[Bill]:
+    return sorted(answer.bills, key=lambda one: one.contender.careful_seconds)
 
 
 def main() -> int:
@@ -81,7 +86,7 @@ def main() -> int:
     memory = None if options.host_memory_gib is None else int(options.host_memory_gib * 2**30)
     for model in options.models.split(",") if options.models else TRAININGS[options.world]:
         answer = asked(model, options.world, memory)
-        for config in candidates(answer, options.world, options.points):
+        for config, seconds in candidates(answer, options.world, options.points):
             place = named(point(config, options.world)).replace(", ", "-").replace(" ", "-").lower()
             job = {
                 "id": f"{model}-x{options.world}-{place}",
@@ -89,6 +94,7 @@ def main() -> int:
                 "world": options.world,
                 "config": dict(config.raw),
                 "model": model,
+                "predicted_seconds": round(seconds, 4),
                 "timeout": 90,
             }
             print(json.dumps(job))

@@ -26,8 +26,8 @@ HEAD = """\
 The plan was asked for {jobs} trainings of models that no grid has; its choice, the fastest rivals as
 predicted and the fastest of each other stage were measured then (`bench/choices.py`), {rows} points in
 all. Nothing had been changed for any of these models. The choice was {median:.1%} as fast as the best
-measured in the median, {least:.1%} at the least, and none ran out of memory. Its time was predicted within
-3.3 % in the median and 4.0 % at most; as predicted now it is off by {off:.1%} and {most:.1%}. What the best
+measured in the median, {least:.1%} at the least, and none ran out of memory. Its time was predicted to
+{off:.1%} in the median and {most:.1%} at most. What the best
 of all points is, only a whole grid could tell: these are the ones that the plan holds for fast."""
 
 TAIL = """\
@@ -44,7 +44,7 @@ class Training:
     seconds: dict[Point, float]
     now: Point
     predicted: float
-    """Seconds of the first choice, as predicted now."""
+    """Seconds of the first choice, as they were predicted then."""
 
     @property
     def choice(self) -> Point:
@@ -71,14 +71,13 @@ def trainings() -> list[Training]:
         places = [point(Config.from_mapping(row["config"]), world) for row in rows]
         answer = choices.asked(model, world, None)
         assert answer.chosen is not None
-        times = {point(one.contender.config, world): one.contender.step_seconds for one in answer.bills}
         found.append(
             Training(
                 model=model,
                 world=world,
                 seconds={place: row["step_seconds"] for place, row in zip(places, rows, strict=True)},
                 now=point(answer.chosen.config, world),
-                predicted=times[places[0]],
+                predicted=rows[0]["job"]["predicted_seconds"],
             )
         )
     return found
