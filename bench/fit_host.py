@@ -117,11 +117,22 @@ def phases() -> Iterator[Phase]:
             )
 
 
-def paces() -> list[float]:
-    """Of every moment that measured jobs sampled it at, beside their steps, on each of their ranks."""
+def sampled() -> list[list[list[float]]]:
+    """The paces that measured jobs sampled beside their steps: by job, rank and moment."""
     lines = (line for file in sorted(DATA.glob("*.jsonl")) for line in file.read_text("utf-8").splitlines())
     rows = (row for row in map(json.loads, lines) if row.get("step_seconds"))
-    return [pace for row in rows for rank in row.get("paces") or () for pace in rank]
+    return [row["paces"] for row in rows if row.get("paces")]
+
+
+def paces() -> list[float]:
+    """Of every moment on every rank."""
+    return [pace for job in sampled() for rank in job for pace in rank]
+
+
+def of_jobs(ranks: int | None = None) -> list[tuple[int, float]]:
+    """The ranks of each job and the mean of its slowest one's paces; of those of so many ranks."""
+    jobs = ((len(job), statistics.mean(map(max, zip(*job, strict=True)))) for job in sampled())
+    return [(count, pace) for count, pace in jobs if ranks in (None, count)]
 
 
 def greatest(moments: list[float], ranks: int) -> float:

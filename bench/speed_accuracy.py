@@ -330,7 +330,7 @@ costs (`cost/rates.py`, `Host`) to the phases of `bench/data/paced_steps.jsonl`,
 
 **Where a step waits for the host nobody can be exact.** The processor of the machines at hand, a virtual
 one, goes back and forth between two paces within tenths of a second: single calls take 1.0 or 1.5 to 1.7
-times what they took the probed host, 1.23 times in the mean of 3,938 moments on machines of three days.
+times what they took the probed host, 1.23 times in the mean of 3,938 moments on machines of two days.
 Each goes by itself, and a step waits for its slowest rank: of hosts that nobody probed the slowest of two,
 four or eight such moments is expected (1.37, 1.51, 1.62); of one that was, what its probe found. Most rows
 of the newer files sampled single calls before and after every step, and their predictions are made with the

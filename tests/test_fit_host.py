@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.cost.rates import HOST, USUAL_PACES, usual_pace
-from trimtab.cost.speed import HOOKS, STEP_DISPATCHES
+from trimtab.cost.speed import HOOKS, SLOW_HOST, STEP_DISPATCHES
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
@@ -28,9 +28,16 @@ def test_the_usual_pace_is_that_of_the_slowest_of_so_many_sampled_moments() -> N
     moments = fit_host.paces()
     for power, pace in enumerate(USUAL_PACES):
         assert fit_host.greatest(moments, 2**power) == pytest.approx(pace, abs=0.005)
+    assert statistics.mean(pace for _, pace in fit_host.of_jobs(2)) == pytest.approx(1.33, abs=0.005)
     assert [usual_pace(ranks) for ranks in (1, 2, 3, 4, 7, 8, 64)] == [
         USUAL_PACES[power] for power in (0, 1, 1, 2, 2, 3, 3)
     ]
+
+
+def test_all_but_two_jobs_were_quicker_than_a_slow_host() -> None:
+    jobs = fit_host.of_jobs()
+    assert len(jobs) == 323
+    assert sum(pace > SLOW_HOST * usual_pace(ranks) for ranks, pace in jobs) == 2
 
 
 def test_costs_explain_half_of_the_phases_within_an_eighth() -> None:

@@ -74,7 +74,7 @@ USUAL_PACES = (1.23, 1.37, 1.51, 1.62)
 """What single calls take the slowest host of 1, 2, 4 and 8 ranks, over those of the shipped tables.
 
 A step waits for its slowest rank.  The greatest of so many of the 3,938 moments that jobs of bench/data
-sampled beside their steps, on machines of three days (bench/fit_host.py): a host goes back and forth between
+sampled beside their steps, on machines of two days (bench/fit_host.py): a host goes back and forth between
 1.0 and 1.5 within seconds, each by itself.  Of two ranks 1.33 was measured; of more than two nothing was.
 """
 
