@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.cost.rates import HOST, USUAL_PACES, usual_pace
-from trimtab.cost.speed import HOOKS, SLOW_HOST, STEP_DISPATCHES
+from trimtab.cost.speed import HOOKS, SLOW_HOST, STEP_DISPATCHES, STEP_REST, STEP_STRETCHES
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
@@ -49,10 +49,10 @@ def test_costs_explain_half_of_the_phases_within_an_eighth() -> None:
 
 def test_a_step_dispatches_for_a_tensor_what_gpt2s_records_have() -> None:
     steps = {one.row: one.counts["step"] for one in fit_host.phases() if one.name == "step"}
-    rows = {0: "gpt2-z0-m16-x1-paced", 1: "gpt2-z1-m4-x1-paced", 3: "gpt2-z3-m16-x1-paced"}
-    for stage, row in rows.items():
-        assert round(steps[row] / GPT2_TENSORS) == STEP_DISPATCHES[stage]
-    assert STEP_DISPATCHES[2] == STEP_DISPATCHES[1]
+    sharded = sum(issued for issued, _ in STEP_STRETCHES) + STEP_REST
+    assert round(steps["gpt2-z0-m16-x1-paced"] / GPT2_TENSORS) == STEP_DISPATCHES[0]
+    assert round(steps["gpt2-z1-m4-x1-paced"] / GPT2_TENSORS) == sharded
+    assert round(steps["gpt2-z3-m16-x1-paced"] / GPT2_TENSORS) == STEP_DISPATCHES[3]
 
 
 @pytest.mark.parametrize(

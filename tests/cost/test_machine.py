@@ -95,7 +95,7 @@ def test_two_operators_counted_by_hand(machine: Machine, recorder: Recorder) -> 
     m = machine
     x = m.tensor(K)  # 2 KiB
     hidden = ops.linear(m, x, square("w"))  # 2 KiB, keeps x
-    out = ops.keeps_input(m, hidden)  # 2 KiB, keeps hidden
+    out = ops.keeps_input(m, hidden, "gelu")  # 2 KiB, keeps hidden
     del x, hidden
     loss = loss_of(m, out)  # 512 bytes
     assert meter_of(m).live == 3 * 2 * K + UNIT
@@ -115,7 +115,7 @@ def test_what_is_not_trained_keeps_nothing_and_makes_no_gradient(
 ) -> None:
     m = machine
     x = m.tensor(K)
-    out = ops.keeps_input(m, ops.linear(m, x, square("w", trainable=False)))
+    out = ops.keeps_input(m, ops.linear(m, x, square("w", trainable=False)), "gelu")
     del x
     assert meter_of(m).live == 2 * K
     assert out.edge is None
@@ -214,7 +214,7 @@ def test_a_view_allocates_nothing(machine: Machine) -> None:
 def chain(m: Machine, weights: list[Weight]) -> Callable[[Tensor], Tensor]:
     def run(x: Tensor) -> Tensor:
         for weight in weights:
-            x = ops.keeps_input(m, ops.linear(m, x, weight))
+            x = ops.keeps_input(m, ops.linear(m, x, weight), "gelu")
         return x
 
     return run

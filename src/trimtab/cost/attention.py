@@ -215,14 +215,17 @@ def plain(
     bias: Tensor | None = None,
     *,
     broadcast: bool = False,
+    turned: bool = False,
 ) -> Tensor:
     """``_scaled_dot_product_attention_math``: everything written out in fp32.
 
     aten native/transformers/attention.cpp.  Taken where no fused kernel can: a bias whose last dimension is
     strided, as T5's (sdp_utils.cpp, ``check_last_dim_stride_equals_1_dense``), or one key head that is left
     to ``broadcast``, as Falcon's under its boolean mask (``check_batch_size_and_num_heads_dense``).
+    ``turned``: as in `eager`.
     """
     item = v.item
+    q, k, v = _projections(m, q, k, v, turned=turned)
     wide_q, wide_k, wide_v = (ops.cast(m, x, ops.FLOAT) for x in (q, k, v))
     scaled_q = ops.scale(m, wide_q)
     del wide_q
@@ -249,11 +252,15 @@ def plain(
             view_of=scores,
         )
         m.works(ops.LOOKED_UP, 2 * scores.bytes, shape=(scores.numel,))
+    if mask is not None:  # added in place too
+        m.works(ops.LOOKED_UP, 2 * scores.bytes, shape=(scores.numel,))
     softmaxed = ops.safe_softmax(m, scores)
     del scores
     probabilities = ops.dropout(m, softmaxed, shape.dropout)
     del softmaxed
     returned = m.tensor(probabilities.numel, item) if item != ops.FLOAT else None  # the weights, cast
+    if returned is not None:
+        m.works("to bf16", probabilities.bytes + returned.bytes)
     rows = shape.batch * shape.heads * shape.queries
     if broadcast:
         wide_v = repeat_keys(m, wide_v, shape, view=True)
@@ -265,9 +272,9 @@ def plain(
         shape.weighting,
         copies=(False, copies[1]),
     )
-    out = ops.cast(m, wide, item)
-    del wide_k, wide_v, scaled_q, mask, returned
-    return out
+    out = ops.cast(m, ops.by_head(m, wide), item)
+    del wide, wide_k, wide_v, scaled_q, mask, returned
+    return ops.copy(m, out)
 
 
 def eager(
@@ -282,14 +289,18 @@ def eager(
     bias: Tensor | None = None,
     mask: bool = True,
     softcap: bool = False,
-    contiguous_output: bool = True,
+    chosen: bool = False,
+    turned: bool = False,
     dropout: Callable[[Tensor, float], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scores, softmax, dropout and product one by one, as ``eager_attention_forward`` of the model's file.
 
-    ``dropout``: the model's module for it; a function if there is none.  Returns the output and the attention
+    ``chosen``: whether ``torch.where`` takes scores or a number by a mask that all heads share, and nothing
+    scales them.  ``turned``: whether queries and keys were rotated, which looks at them head by head already.  ``dropout``:
+    the model's module for it; a function if there is none.  Returns the output and the attention
     weights.
     """
+    q, k, v = _projections(m, q, k, v, turned=turned)
     if shape.kv_heads != shape.heads:  # repeat_kv: expanded, and copied by reshape unless one head is shared
         view = shape.kv_heads == 1
         k, v = repeat_keys(m, k, shape, view=view), repeat_keys(m, v, shape, view=view)
@@ -297,13 +308,13 @@ def eager(
         q, k = ops.cast(m, q, score_item), ops.cast(m, k, score_item)
     several = shape.batch > 1  # of a single sample all are views of three dimensions
     scores = _product(m, q, k, shape.scores, shape.scoring, copies=(several, several))
-    scores = ops.scale(m, scores)
+    scores = ops.scale(m, scores, kernel=ops.LOOKED_UP if chosen else "moving")
     if softcap:
         scores = ops.scale(m, ops.tanh(m, ops.scale(m, scores)))
     if bias is not None:
         scores = m.op(scores.numel, (scores, bias), (PASS, bias.bytes), item=scores.item)
     if mask:
-        scores = ops.shift(m, scores)
+        scores = ops.masked(m, scores)
     item = v.item
     if softmax_item is None:
         probabilities = ops.softmax(m, scores)
@@ -316,7 +327,15 @@ def eager(
     else:
         probabilities = dropout(probabilities, shape.dropout)
     out = _product(m, probabilities, v, q.numel, shape.weighting, item=item, copies=(False, several))
-    return ops.copy(m, out) if contiguous_output else out, probabilities
+    out = ops.by_head(m, out)
+    return ops.copy(m, out), probabilities
+
+
+def _projections(
+    m: Machine, q: Tensor, k: Tensor, v: Tensor, *, turned: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What batched products read head by head: their gradients come back so, and are copied."""
+    return (q, k, ops.by_head(m, v)) if turned else (ops.by_head(m, q), ops.by_head(m, k), ops.by_head(m, v))
 
 
 def _softmax_in(m: Machine, scores: Tensor, item: int) -> Tensor:

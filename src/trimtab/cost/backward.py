@@ -39,8 +39,14 @@ BACKWARD = {
     "to fp32": "to bf16",
     "to bf16": "to fp32",
     "mean rows fp32": "looked up",
+    "gelu": "gelu_backward",
+    "silu": "silu_backward",
+    "tanh": "tanh_backward",
+    "nll_loss_forward": "zero_",
 }
 """Kernels that make all gradients of an operator at once, by the operator's own."""
+CUT = "slice_backward"
+"""What makes the gradient of a slice: zeros, and among them a copy of the slice's own elements."""
 
 
 def backward_kernels(node: Node) -> Iterator[Kernel]:
@@ -73,6 +79,9 @@ def backward_kernels(node: Node) -> Iterator[Kernel]:
                 yield Kernel("backward", "product", moved, node.flops, (batch, *shape, item))
         if any(node.inputs[2:]):  # the bias: a sum over the rows
             yield Kernel("backward", "sum columns", outcome)
+    elif node.kernel == CUT:
+        elements, item = node.shape
+        yield Kernel("backward", CUT, sum(sizes) + 2 * elements * item, shape=node.shape)
     elif node.kernel in BACKWARD:
         yield Kernel("backward", BACKWARD[node.kernel], node.moved + sum(sizes), node.flops, node.shape)
     else:

@@ -39,10 +39,7 @@ def _attention(net: Net, path: str, normed: Tensor, residual: Tensor) -> Tensor:
     m, model = net.m, net.model
     packed = net.linear(normed, f"{path}.self_attention.query_key_value")
     # each a select, whose gradient is as large as all three
-    parts = (
-        m.op(packed.numel // 3, (packed,), (packed.bytes,), item=packed.item, view_of=packed)
-        for _ in range(3)
-    )
+    parts = (ops.cut(m, packed, packed.numel // 3) for _ in range(3))
     q, k, v = (ops.copy(m, part) for part in parts)  # head by head
     heads, length, width = net.batch * model.heads, net.job.sequence_length, model.head_dim
     size = heads * length * length
@@ -56,7 +53,7 @@ def _attention(net: Net, path: str, normed: Tensor, residual: Tensor) -> Tensor:
         kernel="product",
         shape=(heads, length, width, length, q.item),
     )
-    scores = ops.shift(m, raw)
+    scores = ops.masked(m, raw)
     wide = ops.cast(m, scores, ops.FLOAT) if not m.fp16 else scores
     soft = ops.softmax(m, wide, ops.FLOAT)
     del wide

@@ -144,7 +144,8 @@ def _llama_qkv(net: Net, path: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return q, k, v
     packed = net.linear(x, f"{path}.self_attn.qkv_proj")
     rows = net.tokens * model.head_dim
-    return ops.split(net.m, packed, rows * model.heads, rows * model.kv_heads, rows * model.kv_heads)  # type: ignore[return-value]
+    parts = (rows * model.heads, rows * model.kv_heads, rows * model.kv_heads)
+    return tuple(ops.cut(net.m, packed, part) for part in parts)  # type: ignore[return-value]
 
 
 def _projected(net: Net, path: str, name: str, x: Tensor) -> Tensor:
@@ -247,7 +248,7 @@ def _gpt_neo_attention(net: Net, path: str, x: Tensor) -> Tensor:
     q, k, v = (net.linear(x, f"{path}.{name}_proj") for name in "qkv")
     # models/gpt_neo: scores in fp32, a causal mask by torch.where
     out, net.attention_weights = att.eager(
-        net.m, q, k, v, _shape(net), score_item=ops.FLOAT, dropout=net.dropout
+        net.m, q, k, v, _shape(net), score_item=ops.FLOAT, dropout=net.dropout, chosen=True
     )
     del q, k, v
     return net.dropout(net.linear(out, f"{path}.out_proj"), net.model.residual_dropout)
@@ -326,7 +327,7 @@ def _neox_layer(net: Net, path: str, x: Tensor) -> Tensor:
 def _neox_attention(net: Net, path: str, x: Tensor) -> Tensor:
     model = net.model
     packed = net.linear(x, f"{path}.attention.query_key_value")
-    q, k, v = ops.split(net.m, packed, *[packed.numel // 3] * 3)
+    q, k, v = ops.split(net.m, ops.by_head(net.m, packed), *[packed.numel // 3] * 3)
     share = model.rotary_dim / model.head_dim
     q, k = net.rotary(q, k, share)
     out = net.attend(q, k, v, _shape(net))

@@ -83,7 +83,9 @@ def _heads(net: Net, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     queries, keys = net.tokens * model.heads * model.head_dim, net.tokens * model.kv_heads * model.head_dim
 
     def part(numel: int, *, copied: bool) -> Tensor:
-        return m.op(numel, (packed,), (packed.bytes,), item=packed.item, view_of=None if copied else packed)
+        if not copied:
+            return ops.cut(m, packed, numel)
+        return m.op(numel, (packed,), (packed.bytes,), item=packed.item)
 
     if not model.hf["new_decoder_architecture"]:
         shared = model.kv_heads == 1  # a list of places, which copies

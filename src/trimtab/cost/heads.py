@@ -157,7 +157,8 @@ def _encoder(net: Net) -> Tensor:
             hidden = net.dropout(hidden, float(model.hf["qa_dropout"]))
         return _classify_tokens(net, hidden, "qa_outputs")
     if model.model_type == "distilbert":
-        first = ops.tanh(m, net.linear(_first(net, hidden), "pre_classifier"))  # relu, which keeps the same
+        first = net.linear(_first(net, hidden), "pre_classifier")
+        first = ops.activation(m, first, "relu")
         return _classify(net, net.dropout(first, model.classifier_dropout))
     return ops.cross_entropy(m, net.module(partial(_classification_head, net), hidden), fp32=False)
 
@@ -165,7 +166,7 @@ def _encoder(net: Net) -> Tensor:
 def _first(net: Net, hidden: Tensor) -> Tensor:
     """Every sample's first token."""
     numel = net.batch * net.model.hidden_size
-    return net.m.op(numel, (hidden,), (hidden.bytes,), item=hidden.item, view_of=hidden)
+    return ops.cut(net.m, hidden, numel)
 
 
 def _pool(net: Net, hidden: Tensor) -> Tensor:

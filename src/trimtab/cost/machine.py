@@ -172,6 +172,7 @@ class Machine:
         keeps_unseen: bool = False,
         extra: tuple[int, ...] = (),
         extra_first: bool = False,
+        reads: int | None = None,
         scratch: tuple[int, ...] = (),
         workspace: int = 0,
         flops: int = 0,
@@ -195,6 +196,7 @@ class Machine:
                 pass asks recomputation for.
             extra: bytes of further tensors that it makes and keeps (dropout masks, log-sum-exps), after the
                 output or, with ``extra_first``, before it.
+            reads: bytes that it reads; all of its inputs unless given.
             scratch: bytes of each tensor that its backward pass makes for the gradients, before them.
             workspace: bytes of one that it makes after them.
             flops: floating-point operations of the forward pass.
@@ -215,7 +217,9 @@ class Machine:
         saves = len(keep) + len(extra) + keep_output + keeps_unseen
         moved = numel * item
         if kernel not in COLLECTIVES:
-            moved += sum([one.bytes for one in inputs if one is not None])
+            read = sum([one.bytes for one in inputs if one is not None]) if reads is None else reads
+            moved += read + sum(extra)
+        kept = sum([storage.bytes for storage in keep]) + sum(extra) + keep_output * numel * item
         replaced = self.own_linear and kernel == "product" and any(not one.written_out for one in weights)
         own = Tensor(numel, item, self.new(numel * item)) if replaced else None
         if own is not None:  # stage 3's own linear saves when it is done (zero/linear.py)
@@ -244,7 +248,7 @@ class Machine:
         if recorded:
             node = self._record(out, edges, weights, gradients, keep, saves, scratch)
             if node is not None:
-                node.flops, node.kernel, node.shape = flops, kernel, shape
+                node.flops, node.kernel, node.shape, node.moved = flops, kernel, shape, out.bytes + kept
                 node.transposed, node.sums, node.workspace = transposed, sums, workspace
                 node.by_name = by_name
         return out
@@ -294,7 +298,6 @@ class Machine:
         node.scratch, node.weights, node.part, node.region = scratch, weights, self.part, self._region
         node.saves = saves
         node.place = self.meter.place
-        node.moved = out.bytes + sum([storage.bytes for storage in kept])
         if self._region is not None:
             node.slot = self._region.nodes
             self._region.nodes += 1

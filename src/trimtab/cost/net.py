@@ -211,8 +211,8 @@ class Net:
         turned, rest = [], []
         for x in tensors:
             count = int(x.numel * rotated)
-            turned.append(self._cut(x, count))
-            rest.append(self._cut(x, x.numel - count))
+            turned.append(ops.cut(m, x, count))
+            rest.append(ops.cut(m, x, x.numel - count))
         for place, part in enumerate(turned):
             if tables is not None:
                 self.tables = tables()
@@ -225,16 +225,10 @@ class Net:
         ]
 
     def by_head(self, x: Tensor) -> Tensor:
-        """A projection, looked at head by head to be rotated: its gradient comes back so, and is copied."""
+        """A projection that is rotated head by head, where that is not done in place."""
         if not self.turned or self.job.kernels == "fused":
             return x
-        return self.m.op(
-            x.numel, (x,), (x.bytes,), item=x.item, view_of=x, kernel=ops.LOOKED_UP, shape=(x.numel,)
-        )
-
-    def _cut(self, x: Tensor, numel: int) -> Tensor:
-        """A slice, whose gradient is one of all."""
-        return self.m.op(numel, (x,), (x.bytes,), item=x.item, view_of=x)
+        return ops.by_head(self.m, x)
 
     def _turned(self, x: Tensor) -> Tensor:
         m, wide = self.m, max(x.item, self._table_item)
@@ -258,7 +252,7 @@ class Net:
 
     def _rotate_half(self, x: Tensor) -> Tensor:
         m, half = self.m, x.numel // 2
-        first, second = self._cut(x, half), self._cut(x, half)
+        first, second = ops.cut(m, x, half), ops.cut(m, x, half)
         negative = m.op(half, (second,), (second.bytes,), item=x.item, kernel=ops.LOOKED_UP, shape=(half,))
         return m.op(x.numel, (negative, first), (PASS, PASS), item=x.item)
 
@@ -280,7 +274,7 @@ class Net:
         return out
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, masked: bool) -> Tensor:
-        m = self.m
+        m, turned = self.m, self.turned and self.model.rotary_dim > 0
         if self.attention == "eager":
             wide = None if self.model.model_type == "gpt2" or self.model.kind == "encoder" else ops.FLOAT
             out, self.attention_weights = att.eager(
@@ -292,12 +286,13 @@ class Net:
                 softmax_item=wide,
                 mask=masked,
                 softcap=self.model.attention_softcap,
+                turned=turned,
             )
             return out
         if self.windowed:
             return att.masked(m, q, k, v, shape)
         if self.item == ops.FLOAT and shape.kv_heads != shape.heads:
-            return att.plain(m, q, k, v, shape)  # no fused kernel shares keys in fp32
+            return att.plain(m, q, k, v, shape, turned=turned)  # no fused kernel shares keys in fp32
         if self.item == ops.FLOAT or shape.head_dim > att.FLASH_HEAD_LIMIT:
             return att.efficient(m, q, k, v, shape)
         if shape.head_dim % att.HEAD_ALIGNMENT and self.attention == "sdpa":

@@ -7,7 +7,7 @@ transformers 5.17 (file beside each where it is not obvious).
 
 from __future__ import annotations
 
-from trimtab.cost.backward import PASS, Summed
+from trimtab.cost.backward import CUT, PASS, Summed
 from trimtab.cost.machine import Machine, Tensor, Weight
 from trimtab.cost.reduction import reduction_bytes
 
@@ -15,6 +15,9 @@ FLOAT = 4
 MASK = 1
 LOOKED_UP = "looked up"
 """An element-wise kernel that looks up where each element lies (`trimtab.cost.meter.Kernel.name`)."""
+PICKED = "nll_loss_forward"
+"""A kernel that reads an element of each row; its backward pass fills a tensor as large with zeros first
+(native/cuda/Loss.cu, ``nll_loss_backward_out_cuda``)."""
 
 
 def linear(m: Machine, x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
@@ -69,8 +72,15 @@ def scale(m: Machine, x: Tensor, *, kernel: str = "moving") -> Tensor:
 
 
 def shift(m: Machine, x: Tensor) -> Tensor:
-    """``x`` plus a number or a mask that does not train."""
+    """``x`` plus a number."""
     return m.op(x.numel, (x,), (PASS,), item=x.item)
+
+
+def masked(m: Machine, scores: Tensor) -> Tensor:
+    """``scores`` plus a mask that all heads share and that does not train."""
+    return m.op(
+        scores.numel, (scores,), (PASS,), item=scores.item, kernel=LOOKED_UP, shape=(scores.numel,)
+    )
 
 
 def mul(m: Machine, a: Tensor, b: Tensor) -> Tensor:
@@ -88,6 +98,16 @@ def cast(m: Machine, x: Tensor, item: int) -> Tensor:
 def copy(m: Machine, x: Tensor) -> Tensor:
     """A contiguous copy of what is not."""
     return m.op(x.numel, (x,), (PASS,), item=x.item, kernel=LOOKED_UP, shape=(x.numel,))
+
+
+def by_head(m: Machine, x: Tensor) -> Tensor:
+    """``x`` looked at head by head: its gradient comes back so, and is copied."""
+    return m.op(x.numel, (x,), (x.bytes,), item=x.item, view_of=x, kernel=LOOKED_UP, shape=(x.numel,))
+
+
+def cut(m: Machine, x: Tensor, numel: int) -> Tensor:
+    """A slice of ``x``, whose gradient is one of all: zeros, and the slice's laid into them."""
+    return m.op(numel, (x,), (x.bytes,), item=x.item, view_of=x, kernel=CUT, shape=(numel, x.item))
 
 
 def split(m: Machine, packed: Tensor, *sizes: int) -> tuple[Tensor, ...]:
@@ -147,14 +167,14 @@ def safe_softmax(m: Machine, x: Tensor) -> Tensor:
     return out
 
 
-def tanh(m: Machine, x: Tensor) -> Tensor:
+def tanh(m: Machine, x: Tensor, kernel: str = "tanh") -> Tensor:
     """``tanh``: keeps its output, as relu and sigmoid do."""
-    return m.op(x.numel, (x,), (x.bytes,), item=x.item, keep_output=True)
+    return m.op(x.numel, (x,), (x.bytes,), item=x.item, keep_output=True, kernel=kernel)
 
 
-def keeps_input(m: Machine, x: Tensor) -> Tensor:
-    """An activation that keeps its input: SiLU, GELU."""
-    return m.op(x.numel, (x,), (x.bytes,), item=x.item, keep=(x.storage,))
+def keeps_input(m: Machine, x: Tensor, kernel: str) -> Tensor:
+    """An activation that keeps its input: ``silu``, ``gelu``."""
+    return m.op(x.numel, (x,), (x.bytes,), item=x.item, keep=(x.storage,), kernel=kernel)
 
 
 def new_gelu(m: Machine, x: Tensor) -> Tensor:
@@ -188,7 +208,7 @@ def activation(m: Machine, x: Tensor, name: str) -> Tensor:
     if name == "linear":
         return x
     if name in ("relu", "relu6", "tanh", "sigmoid"):
-        return tanh(m, x)
+        return tanh(m, x, "tanh" if name == "tanh" else "moving")
     if name == "gelu_fast":
         return fast_gelu(m, x)
     if name == "gelu_python":
@@ -196,11 +216,11 @@ def activation(m: Machine, x: Tensor, name: str) -> Tensor:
     if name in ("gelu_new", "gelu_accurate"):
         return new_gelu(m, x)
     if name == "relu2":
-        return _power(m, tanh(m, x))
+        return _power(m, tanh(m, x, "moving"))
     if name == "quick_gelu":
-        gate = tanh(m, scale(m, x))
+        gate = tanh(m, scale(m, x), "moving")
         return mul(m, x, gate)
-    return keeps_input(m, x)
+    return keeps_input(m, x, "silu" if name in ("silu", "swish") else "gelu")
 
 
 def layer_norm(
@@ -337,4 +357,4 @@ def cross_entropy(m: Machine, logits: Tensor, *, fp32: bool) -> Tensor:
             wide.numel, (wide,), (wide.bytes,), item=wide.item, keep_output=True, kernel="_log_softmax"
         )
         del wide
-        return m.op(1, (log_probabilities,), (log_probabilities.bytes,), item=FLOAT)
+        return m.op(1, (log_probabilities,), (log_probabilities.bytes,), item=FLOAT, kernel=PICKED, reads=0)

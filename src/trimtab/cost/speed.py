@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from trimtab.cluster import Cluster, Gpu
 from trimtab.config import Config
+from trimtab.cost.backward import CUT
 from trimtab.cost.meter import COLLECTIVES, Kernel, Work
 from trimtab.cost.operators import LOOKED_UP
 from trimtab.cost.rates import Rates, rates_of
@@ -36,8 +37,20 @@ GATHER_BYTES = (
 STEP_BYTES = {0: 58, 1: 73, 2: 73, 3: 61}
 """Of a step for a parameter that this rank owns: norms, copies, FusedAdam's 28; found in the same way."""
 ADAM_BYTES = 28
-STEP_DISPATCHES = {0: 21, 1: 23, 2: 23, 3: 10}
+LAUNCH_QUEUE = 1024
+"""Kernels that a stream holds: the host that issues one more waits until the first of them begins.
+
+About 1,000 by NVIDIA's forum (topic 68937); with 1,024 the simulated steps of bert-large, gpt2-large,
+t5-large and qwen2.5 at stages 1 and 2 in bench/data/choices.jsonl are 2 % off and less, with twice as many
+or without a limit up to 10 and 15 % short.
+"""
+STEP_DISPATCHES = {0: 21, 3: 10}
 """Operators and views of a step for a tensor that this rank owns: GPT-2's in bench/data/host_counts.jsonl."""
+STEP_STRETCHES = ((13, 8), (4, 14), (1, 7))
+"""The same of stages 1 and 2, from one moment at which the host waits to the next, and of `STEP_BYTES` those
+that its kernels move meanwhile: the phantom engine's record of llama-1b-z2-m8."""
+STEP_REST = 5
+"""After the last of them, for every tensor that trains: views of the new weights."""
 HOST_STEP_BYTES = 42  # of an offloaded step for a parameter: norms, copies, Adam's 28; llama-z2-offload
 NVME_STATE_BYTES = 24  # master and two moments in and out
 LOW = {"kernels": 0.88, "host": 0.55, "links": 0.7}
@@ -170,6 +183,10 @@ def _seconds(kernel: Kernel, precision: str, rates: Rates) -> float:
         )
     if kernel.name == LOOKED_UP:
         return rates.moving(kernel.moved, None, kernel.shape[0])
+    if kernel.name == CUT:
+        elements, item = kernel.shape
+        copied = 2 * elements * item
+        return rates.moving(kernel.moved - copied, "zero_") + rates.moving(copied, "clone", elements)
     if kernel.name.startswith("native_layer_norm"):
         rows, columns = kernel.shape
         return rates.norm(kernel.name, rows, columns, kernel.moved)
@@ -204,8 +221,9 @@ class _Step:
         summed = self._within_layers()
         device = sum(kernels.values()) + engine + summed
         waiting = self._waiting(device, 1.0)
-        step, step_waiting = self._step(1.0)
-        slow = (self._waiting(device, SLOW_HOST) - waiting) * count + self._step(SLOW_HOST)[1] - step_waiting
+        step, step_waiting = self._step(device, 1.0)
+        slow = (self._waiting(device, SLOW_HOST) - waiting) * count
+        slow += self._step(device, SLOW_HOST)[1] - step_waiting
         reduced, gathered = self._communication(device + waiting)
         offload = self._offload()
         parts = {
@@ -272,17 +290,23 @@ class _Step:
         """Seconds of large kernels that move so many bytes together, mostly from one type to another."""
         return self.rates.moving(moved, "to fp32") if moved else 0.0
 
-    def _step(self, slower: float) -> tuple[float, float]:
+    def _step(self, device: float, slower: float) -> tuple[float, float]:
         """Seconds of the optimizer's step on the GPU, and of the GPU waiting for the host there.
 
         Small kernels look for overflows and take norms, which the host issues more slowly than they run; then
         it waits for the result, and Adam and the new weights come on top.
 
         Args:
+            device: of the kernels of one micro step.
             slower: how much longer the host needs than usual.
         """
         config, profile = self.config, self.profile
-        host = self.stepped * STEP_DISPATCHES[config.stage] * self.rates.host.step * slower
+        one = self.rates.host.step * slower
+        rest = profile.trainable_tensors * STEP_REST * one
+        if config.stage in (1, 2):
+            host = self.stepped * sum(issued for issued, _ in STEP_STRETCHES) * one + rest
+        else:
+            host = self.stepped * STEP_DISPATCHES[config.stage] * one
         if self.sharded and self.ranks > 1:  # stage3.py gathers the small parameters that stay whole
             least = int(config.zero("stage3_param_persistence_threshold"))
             host += sum(numel <= least for numel in profile.trained) * self.rates.host.collective * slower
@@ -296,7 +320,25 @@ class _Step:
         after += self.rates.moving(self.owned * ADAM_BYTES, "FusedAdam")
         if config.stage < 2 and self.batch.accumulation > 1:
             after += self._stream(self.gradient_bytes * ENGINE_BYTES[config.stage])
-        return before + after, max(0.0, host - before)
+        if config.stage not in (1, 2):
+            return before + after, max(0.0, host - before)
+        waiting, lead = max(0.0, rest - after), self._lead(device, slower)
+        for issued, moved in STEP_STRETCHES:
+            waiting += max(0.0, self.stepped * issued * one - lead - self._stream(self.owned * moved))
+            lead = 0.0
+        return before + after, waiting
+
+    def _lead(self, device: float, slower: float) -> float:
+        """Seconds of the step's kernels that the host issues while the GPU still works on the backward pass.
+
+        Nothing keeps the host from them, but a full queue (`LAUNCH_QUEUE`): it is ahead by the last kernels
+        of the backward pass at the most, and issues as many of the step's meanwhile.
+        """
+        issuing = sum(self._issue()) * slower
+        ahead = max(0.0, device + self._waiting(device, slower) - issuing)
+        kernels = self.tally.kernels["recompute"] + self.tally.kernels["backward"]
+        queued = min(1.0, LAUNCH_QUEUE / max(1, kernels)) * (1 - self._forward_share) * device
+        return min(ahead, queued, LAUNCH_QUEUE * self.rates.host.step * slower)
 
     def _waiting(self, device: float, slower: float) -> float:
         """Seconds that the GPU, with ``device`` of its own in a micro step, waits for kernels to be issued.

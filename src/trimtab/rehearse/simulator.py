@@ -7,7 +7,7 @@ The record is that of a phantom rehearsal (`trimtab.rehearse.timeline`), the sec
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from trimtab.config import Config
 from trimtab.cost.rates import Rates
-from trimtab.cost.speed import Speed
+from trimtab.cost.speed import LAUNCH_QUEUE, Speed
 from trimtab.errors import UnreadableFile
 from trimtab.rehearse.durations import (
     SILU_BACKWARD,
@@ -96,6 +96,8 @@ class _Replay:
         self.phase = ""
         self.stream = 0
         self.clocks = [0.0] * max(1, len(record.streams))
+        self.queues = [deque[float](maxlen=LAUNCH_QUEUE) for _ in self.clocks]
+        """When the kernels that were launched last on each stream begin."""
         self.lanes: dict[int, float] = {}
         self.debts: list[tuple[float, float]] = []
         """Collectives on their way whose time the computing stream has neither waited for nor lost."""
@@ -116,13 +118,16 @@ class _Replay:
 
     def _launch(self, name: str, seconds: float, cause: str | None = None) -> None:
         """A kernel on the stream in force, once it is issued and what came before it is done."""
-        free = self.clocks[self.stream]
+        queue, free = self.queues[self.stream], self.clocks[self.stream]
+        if len(queue) == LAUNCH_QUEUE:
+            self._host_waits(queue[0])
         start = max(free, self.host)
         if self.stream == 0 and start > free:
             self._blame(start - free)
         if self.stream == 0:
             start = self._pay(start, seconds)
         self.clocks[self.stream] = start + seconds
+        queue.append(start)
         if cause is None and self.stream == 0:
             self.busy += seconds
         elif self.stream == 0:
