@@ -322,11 +322,12 @@ BUSY = 0.9
 INTRODUCTION = """\
 Made by `bench/speed_accuracy.py`. `estimate` has a closed form: every kernel that the counting machine ran
 at a rate, what the host needs to issue them, collectives, offload (`cost/speed.py`). `rehearse --phantom`
-replays the engine's own record of a step over streams (`rehearse/simulator.py`). Both stand on
-`cost/rates.py`: kernels, copies and collectives as `trimtab probe` measured them one by one on an H200
-(`bench/data/probe_h200.json`; this machine's own probe where it keeps one), with nothing fitted. What the
-host needs to issue a kernel, call a module, checkpoint a layer or go through ZeRO's hooks is fitted: twelve
-costs (`cost/rates.py`, `Host`) to the phases of `bench/data/paced_steps.jsonl`, by `bench/fit_host.py`.
+replays the engine's own record of a step over streams (`rehearse/simulator.py`), and waits for ranks that
+hand other gradients to the host (`rehearse/handovers.py`). Both stand on `cost/rates.py`: kernels, copies and
+collectives as `trimtab probe` measured them one by one on an H200 (`bench/data/probe_h200.json`; this
+machine's own probe where it keeps one), with nothing fitted. What the host needs to issue a kernel, call a
+module, checkpoint a layer or go through ZeRO's hooks is fitted: twelve costs (`cost/rates.py`, `Host`) to the
+phases of `bench/data/paced_steps.jsonl`, by `bench/fit_host.py`.
 
 **Where a step waits for the host nobody can be exact.** The processor of the machines at hand, a virtual
 one, goes back and forth between two paces within tenths of a second: single calls take 1.0 or 1.5 to 1.7

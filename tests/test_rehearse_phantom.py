@@ -185,6 +185,21 @@ def test_an_offloaded_optimizer_lives_on_the_host() -> None:
 
 @needs_engine
 @pytest.mark.engine
+def test_every_rank_hands_over_its_share_of_the_gradients() -> None:
+    offloaded = {"zero": {"offload_optimizer": {"device": "cpu"}}, "record": "ordered", "world_size": 4}
+    first, last = (run(request(2, rank=rank, **offloaded)) for rank in (0, 3))
+    assert len(first.handovers) == sum(kind == "handover" for kind, _ in first.order) > 1
+    handed = [sum(map(sum, ranks)) for ranks in first.handovers]
+    assert sum(handed) == first.trainable_parameters
+    own = [sum(ranks[0]) for ranks in first.handovers]
+    assert own[0] == 0  # the backward pass begins with the last rank's
+    assert sum(own) == pytest.approx(first.trainable_parameters / 4, rel=0.01)
+    assert [set(ranks) - {()} for ranks in last.handovers] == [set(ranks) - {()} for ranks in first.handovers]
+    assert last.handovers[0][0] == first.handovers[0][1]
+
+
+@needs_engine
+@pytest.mark.engine
 def test_nvme_holds_the_optimizer(tmp_path: Path) -> None:
     device = {"device": "nvme", "nvme_path": str(tmp_path)}
     answer = run(request(3, zero={"offload_optimizer": device}, world_size=2))

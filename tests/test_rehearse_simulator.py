@@ -13,6 +13,7 @@ from trimtab.cluster import Cluster
 from trimtab.config import Config
 from trimtab.cost.rates import HOST as PROBED_HOST
 from trimtab.cost.rates import Rates, rates_of, usual_pace
+from trimtab.cost.speed import HOOKS
 from trimtab.errors import UnreadableFile
 from trimtab.rehearse.durations import device_seconds, flops_of, has_kernel, moved_bytes
 from trimtab.rehearse.request import PHASES, Collective, Copy, Operator, Rehearsal
@@ -216,6 +217,49 @@ def test_a_gradient_costs_the_host_whenever_its_stage_reduces_it(stage: int, tim
         return run([*micro, *micro], accumulation=2, stage=stage, operators=(VIEW,)).step_seconds
 
     assert with_gradients(7) - with_gradients(0) == pytest.approx(7 * times * HOST.gradient)
+
+
+REDUCE = replace(GATHER, name="allreduce", phase="backward", bytes=2**20, group_size=2)
+GRADIENT = Copy(
+    direction="to_host", phase="backward", bytes=4 * 10**8, pinned=True, stream="compute", count=1
+)
+
+
+def reductions(*handovers: tuple[tuple[int, ...], ...]) -> Simulated:
+    """A backward pass of so many buckets; this rank hands over one gradient after the last."""
+    order = [("phase", FORWARD), ("phase", BACKWARD)]
+    for index in range(len(handovers)):
+        order += [("operator", 0), ("collective", 0), ("await", index)]
+        if index == len(handovers) - 1:
+            order += [("copy", 0), ("host", 0)]
+        order += [("handover", index)]
+    order += [("phase", STEP), ("collective", 0), ("await", len(handovers))]
+    tables: Any = {"operators": (PRODUCT,), "collectives": (REDUCE,), "copies": (GRADIENT,)}
+    return run(order, handovers=handovers, **tables)
+
+
+def test_a_bucket_waits_for_the_rank_that_hands_over_the_gradients_of_the_one_before() -> None:
+    alone = reductions(((),), ((10**8,),))
+    waits = reductions(((), (10**8,)), ((10**8,),))
+    moved = rates().copy("to host", 4 * 10**8) + rates().moving(28 * 10**8, "to fp32")
+    late = waits.step_seconds - alone.step_seconds
+    assert moved - 10 * HOST.forward < late < moved + 3 * HOST.engine
+    assert waits.communication_seconds - alone.communication_seconds == pytest.approx(late, rel=0.01)
+
+
+def test_ranks_that_hand_over_at_once_wait_once() -> None:
+    one = reductions(((), (10**8,)), ((10**8,),))
+    both = reductions(((), (10**8,), (10**8,)), ((10**8,),))
+    assert both.step_seconds == one.step_seconds
+    alone, beside = reductions(((),), ((10**8,),)), reductions(((),), ((10**8,), (10**8,)))
+    checks = rates().moving(28 * 10**8, "to fp32")  # which this record leaves out
+    assert 0 < beside.step_seconds - alone.step_seconds < checks + 10 * HOST.forward
+
+
+def test_many_small_gradients_take_the_host_that_hands_them_over() -> None:
+    few, many = (reductions(((), (8,) * count), ((10**8,),)) for count in (10, 510))
+    each = (HOOKS[2, True].handed + HOOKS[2, True].kept) * HOST.engine
+    assert many.step_seconds - few.step_seconds == pytest.approx(500 * each, rel=0.01)
 
 
 def test_a_host_is_as_slow_as_it_was_measured() -> None:

@@ -54,6 +54,7 @@ class Run:
         self.starts: list[int] = []
         """Of each step, the tick."""
         self.borders: list[tuple[str, int]] = []
+        self.handovers: list[tuple[tuple[int, ...], ...]] = []
         self.loss: Any = None
         self.said: tuple[str, ...] = ()
         self.shared = int(request.deepspeed.get("sequence_parallel_size", 1))
@@ -138,6 +139,8 @@ class Run:
             corners.quiet_engine(lambda flag: ledger.remember(flag, [0.0]))
             parts.label_model(ledger, model)
             parts.label_engine(ledger, engine)
+            if config.stage in (1, 2) and getattr(engine.optimizer, "cpu_offload", False):
+                self._watch_handovers(engine.optimizer)
             self.mark("engine")
             init_peak = max(peak for peak, _, _ in self.phase_peaks.values())
             vocabulary = getattr(model.config.get_text_config(), "vocab_size", 1000)
@@ -263,6 +266,28 @@ class Run:
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(finished)
 
+    def _watch_handovers(self, optimizer: Any) -> None:
+        """Note after each reduction which of its gradients every rank has handed to the host."""
+        reduce = optimizer.reduce_ipg_grads
+
+        def watched(*args: Any, **more: Any) -> None:
+            timeline = self.ledger.timeline
+            sizes: dict[int, list[int]] = {self.request.rank: []}
+            for bucket in optimizer.ipg_buckets.values() if timeline is not None else ():
+                for group, place, number in bucket.params:
+                    whole = optimizer.bit16_groups[group][place].numel()
+                    for rank in optimizer.param_to_partition_ids[group][number]:
+                        rest = whole - optimizer.grad_start_offset[group][rank][number]
+                        room = optimizer.grad_partition_insertion_offset[group][rank][number]
+                        room = optimizer.partition_size[group] - room
+                        sizes.setdefault(rank, []).append(int(min(rest, room)))
+            reduce(*args, **more)
+            if timeline is not None:
+                timeline.note("handover", len(self.handovers))
+                self.handovers.append(tuple(map(tuple, sizes.values())))
+
+        optimizer.reduce_ipg_grads = watched
+
     @property
     def workspace_bytes(self) -> int:
         """The workspace of one cuBLAS handle."""
@@ -368,6 +393,7 @@ class Run:
             ),
             order=tuple(ledger.timeline.entries if ledger.timeline else ()),
             streams=tuple(ledger.timeline.streams if ledger.timeline else ()),
+            handovers=tuple(self.handovers),
             assumptions=(
                 *self.said,
                 "matrix kernels' workspace is cuBLAS's default, "

@@ -249,6 +249,9 @@ class Rehearsal:
     """The measured step in order, as `trimtab.rehearse.timeline` says."""
     streams: tuple[str, ...] = ()
     """The streams that ``order`` numbers; the first is the one that computes."""
+    handovers: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    """What ``order`` numbers too: of each reduction at stages 1 and 2 with the optimizer offloaded, the
+    elements of every gradient that goes to the host, by rank; this one's first, then those that keep any."""
     course: Course | None = None
     smallest_capacity_bytes: int | None = None
     """The least that the allocator may reserve for the run to end, with fragmentation; None: not asked."""
@@ -302,6 +305,7 @@ class Rehearsal:
             )
         values["order"] = tuple((kind, index) for kind, index in values["order"])
         values["streams"] = tuple(values["streams"])
+        values["handovers"] = tuple(tuple(map(tuple, ranks)) for ranks in values["handovers"])
         values["assumptions"] = tuple(values["assumptions"])
         return cls(**values)
 

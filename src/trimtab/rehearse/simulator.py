@@ -26,6 +26,7 @@ from trimtab.rehearse.durations import (
     plain_name,
     size_of,
 )
+from trimtab.rehearse.handovers import WAYS, handing, linked_bytes
 from trimtab.rehearse.request import PHASES, Collective, Operator, Rehearsal
 from trimtab.rehearse.timeline import STREAMS
 
@@ -101,6 +102,13 @@ class _Replay:
         self.lanes: dict[int, float] = {}
         self.debts: list[tuple[float, float]] = []
         """Collectives on their way whose time the computing stream has neither waited for nor lost."""
+        self.slowest = self.slowest_then = 0.0
+        """The host of the rank that is furthest behind, now and as it issued the last collective.
+
+        All ranks do the same but for the gradients that they hand over.
+        """
+        self.behind = 0.0
+        """Seconds that this rank's device is ahead of the slowest's until the next collective."""
         self.works: list[float] = []
         self.events: dict[int, float] = {}
         self.idle: defaultdict[str, float] = defaultdict(float)
@@ -111,6 +119,7 @@ class _Replay:
         self.kernel_seconds = [
             device_seconds(one, rates) if has_kernel(one) else 0.0 for one in record.operators
         ]
+        self.linked = linked_bytes(record)
         self.names = [plain_name(one.name) for one in record.operators]
         self.micro_steps = sum(kind == "phase" and PHASES[index] == "forward" for kind, index in record.order)
 
@@ -165,9 +174,11 @@ class _Replay:
 
     def _issue(self, seconds: float) -> None:
         self.host += seconds
+        self.slowest += seconds
 
     def _host_waits(self, until: float) -> None:
         self.host = max(self.host, until)
+        self.slowest = max(self.slowest, until)
 
     # -- entries -------------------------------------------------------------------------------------------
 
@@ -187,6 +198,7 @@ class _Replay:
             "module": self._module,
             "checkpoint": self._checkpoint,
             "gradient": self._gradient,
+            "handover": self._handover,
             "phase": self._phase,
         }
         pending: list[int] = []
@@ -229,7 +241,7 @@ class _Replay:
             seconds = host_seconds(one, self.rates, self._neighbours)
             if seconds > 1e-5:
                 self.spans.append(Span(name=self.names[index], lane="host", start=self.host, seconds=seconds))
-                self.host += seconds
+                self._issue(seconds)
                 self.offloaded += seconds
             return
         if not has_kernel(one):
@@ -247,6 +259,9 @@ class _Replay:
         nodes = self._nodes_of(one.group_size)
         seconds = self.rates.collective(name, one.bytes, one.group_size, nodes)
         start = max(self.host, self.clocks[self.stream], self.lanes.get(one.group_size, 0.0))
+        if one.group_size > 1:
+            start = max(start, self.slowest, self.clocks[self.stream] + self.behind)
+        self.slowest_then, self.behind = self.slowest, 0.0
         self.lanes[one.group_size] = start + seconds
         self.debts.append((start, self.rates.beside(name, one.bytes, one.group_size, nodes)))
         self.works.append(start + seconds)
@@ -281,9 +296,9 @@ class _Replay:
             self.lanes[-1] = start + seconds
             self.spans.append(Span(name=one.direction, lane="disk", start=start, seconds=seconds))
             return
-        direction = "to device" if one.direction == "to_device" else "to host"
-        seconds = self.rates.copy(direction, one.bytes, pinned=one.pinned)
-        self._launch(f"copy {direction}", seconds, cause="offload")
+        way = WAYS[one.direction]
+        seconds = self.rates.copy(way, one.bytes, pinned=one.pinned)
+        self._launch(f"copy {way}", seconds, cause="offload")
         if not one.pinned:  # a pageable copy returns when it is done
             self._host_waits(self.clocks[self.stream])
 
@@ -302,10 +317,39 @@ class _Replay:
         if self.stage == 2 or (self.stage == 1 and self._last):  # stage 3's way is in its fetches'
             self._issue(self.host_costs.gradient)
 
+    def _handover(self, index: int) -> None:
+        """Ranks hand over their own gradients of a bucket, and the next collective waits for the slowest.
+
+        Each keeps neighbouring parameters, so most of a bucket is one rank's, which is not this one.
+        """
+        others, micro = self.record.handovers[index][1:], self._micro_step
+        if not others:
+            return
+        handed = [
+            handing(
+                sizes,
+                self.linked.get(micro, {}),
+                self.rates,
+                stage=self.stage,
+                first=micro == 1,
+                last=micro == self.micro_steps,
+            )
+            for sizes in others
+        ]
+        issued, done = (max(seconds) for seconds in zip(*handed, strict=True))
+        reduced = self.works[-1]
+        self.slowest = max(self.slowest_then + issued, reduced + done if micro == self.micro_steps else 0.0)
+        self.behind = max(0.0, reduced + done - self.clocks[self.stream])
+
+    @property
+    def _micro_step(self) -> int:
+        """The micro step that runs; the first is 1."""
+        return sum(PHASES[index] == "forward" for index, *_ in self.marks)
+
     @property
     def _last(self) -> bool:
         """Whether the last micro step of the step runs, after which gradients are reduced."""
-        return sum(PHASES[index] == "forward" for index, *_ in self.marks) == self.micro_steps
+        return self._micro_step == self.micro_steps
 
     def _join(self, index: int) -> None:
         if self.stage == 3:  # partitioned_param_coordinator.py:415, at the end of each fetch

@@ -11,6 +11,8 @@ A `Timeline` collects ``(kind, index)`` pairs while the measured step runs:
     host_event                    the host waits for event ``index``
     module                        a module's forward begins
     gradient                      a parameter's gradient is finished
+    handover                      of a reduction's gradients every rank has handed its own to the host:
+                                  number ``index`` of `trimtab.rehearse.request.Rehearsal.handovers`
     checkpoint                    that of a layer whose activations are recomputed begins, or begins again
     phase                         phase ``index`` of `trimtab.rehearse.request.PHASES` begins
 """
