@@ -296,8 +296,8 @@ def eager(
     """Scores, softmax, dropout and product one by one, as ``eager_attention_forward`` of the model's file.
 
     ``chosen``: whether ``torch.where`` takes scores or a number by a mask that all heads share, and nothing
-    scales them.  ``turned``: whether queries and keys were rotated, which looks at them head by head already.  ``dropout``:
-    the model's module for it; a function if there is none.  Returns the output and the attention
+    scales them.  ``turned``: whether queries and keys were rotated, which looks at them head by head already.
+    ``dropout``: the model's module for it; a function if there is none.  Returns the output and the attention
     weights.
     """
     q, k, v = _projections(m, q, k, v, turned=turned)

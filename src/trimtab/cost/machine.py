@@ -217,8 +217,7 @@ class Machine:
         saves = len(keep) + len(extra) + keep_output + keeps_unseen
         moved = numel * item
         if kernel not in COLLECTIVES:
-            read = sum([one.bytes for one in inputs if one is not None]) if reads is None else reads
-            moved += read + sum(extra)
+            moved += sum(extra) + (sum([one.bytes for one in inputs if one]) if reads is None else reads)
         kept = sum([storage.bytes for storage in keep]) + sum(extra) + keep_output * numel * item
         replaced = self.own_linear and kernel == "product" and any(not one.written_out for one in weights)
         own = Tensor(numel, item, self.new(numel * item)) if replaced else None
@@ -249,8 +248,8 @@ class Machine:
             node = self._record(out, edges, weights, gradients, keep, saves, scratch)
             if node is not None:
                 node.flops, node.kernel, node.shape, node.moved = flops, kernel, shape, out.bytes + kept
-                node.transposed, node.sums, node.workspace = transposed, sums, workspace
-                node.by_name = by_name
+                node.transposed, node.sums, node.by_name = transposed, sums, by_name
+                node.workspace = workspace
         return out
 
     def adds(self, count: int) -> None:

@@ -78,9 +78,7 @@ def shift(m: Machine, x: Tensor) -> Tensor:
 
 def masked(m: Machine, scores: Tensor) -> Tensor:
     """``scores`` plus a mask that all heads share and that does not train."""
-    return m.op(
-        scores.numel, (scores,), (PASS,), item=scores.item, kernel=LOOKED_UP, shape=(scores.numel,)
-    )
+    return m.op(scores.numel, (scores,), (PASS,), item=scores.item, kernel=LOOKED_UP, shape=(scores.numel,))
 
 
 def mul(m: Machine, a: Tensor, b: Tensor) -> Tensor:
