@@ -2,25 +2,23 @@
 
 The GPU's time is the sum over every kernel that the counting machine ran, each at its measured rate
 (`trimtab.cost.rates`), and over what the engine adds around them; the host's time is what Python and the
-engine's hooks need to issue them, and a micro step takes the longer of the two.  Collectives, copies and Adam
-on the host come on top as far as the engine does not hide them.
+engine's hooks need to issue them, and the two race from one stack of layers to the next
+(`trimtab.cost.race`).  Collectives, copies and Adam on the host come on top as far as the engine does not
+hide them.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from functools import lru_cache
 from typing import NamedTuple
 
-from trimtab.cluster import Cluster, Gpu
+from trimtab.cluster import Cluster
 from trimtab.config import Config
-from trimtab.cost.backward import CUT
-from trimtab.cost.meter import COLLECTIVES, Kernel, Work
-from trimtab.cost.operators import LOOKED_UP
+from trimtab.cost.meter import COLLECTIVES
+from trimtab.cost.race import LAUNCH_QUEUE, Race
 from trimtab.cost.rates import Rates, rates_of
-from trimtab.cost.tables import Tables
+from trimtab.cost.timing import of_a_card, tally, timed
 from trimtab.cost.workload import Workload
 from trimtab.frozen import dataclass
 
@@ -37,13 +35,6 @@ GATHER_BYTES = (
 STEP_BYTES = {0: 58, 1: 73, 2: 73, 3: 61}
 """Of a step for a parameter that this rank owns: norms, copies, FusedAdam's 28; found in the same way."""
 ADAM_BYTES = 28
-LAUNCH_QUEUE = 1024
-"""Kernels that a stream holds: the host that issues one more waits until the first of them begins.
-
-About 1,000 by NVIDIA's forum (topic 68937); with 1,024 the simulated steps of bert-large, gpt2-large,
-t5-large and qwen2.5 at stages 1 and 2 in bench/data/choices.jsonl are 2 % off and less, with twice as many
-or without a limit up to 10 and 15 % short.
-"""
 STEP_DISPATCHES = {0: 21, 3: 10}
 """Operators and views of a step for a tensor that this rank owns: GPT-2's in bench/data/host_counts.jsonl."""
 STEP_STRETCHES = ((13, 8), (4, 14), (1, 7))
@@ -128,71 +119,6 @@ def step_speed(config: Config, profile: Workload, cluster: Cluster, rates: Rates
     return _Step(config, profile, cluster, rates or rates_of(cluster)).speed()
 
 
-class Tally(NamedTuple):
-    """What a micro step runs, by phase."""
-
-    flops: Mapping[str, int]
-    kernels: Mapping[str, int]
-    collectives: Mapping[str, int]
-
-
-@lru_cache(maxsize=512)
-def tally(work: Work) -> Tally:
-    """The sums over ``work``."""
-    flops, kernels, collectives = ({"forward": 0, "recompute": 0, "backward": 0} for _ in range(3))
-    for kernel, runs in work.items():
-        flops[kernel.phase] += kernel.flops * runs
-        (collectives if kernel.name in COLLECTIVES else kernels)[kernel.phase] += runs
-    return Tally(flops, kernels, collectives)
-
-
-@lru_cache(maxsize=64)
-def _of_a_card(gpu: Gpu, tables: Tables) -> Rates:
-    """Of its kernels alone, which are the same in every cluster of the card."""
-    return Rates(cluster=Cluster.of(gpu, 1), tables=tables, source="")
-
-
-@lru_cache(maxsize=4096)
-def _kernel_seconds(work: Work, precision: str, rates: Rates) -> Mapping[str, float]:
-    """Seconds of the kernels of ``work``, by kind."""
-    found = {"products": 0.0, "attention": 0.0, "memory-bound kernels": 0.0}
-    names = {"product": "products", "attention": "attention"}
-    for kernel, runs in work.items():
-        if kernel.name in COLLECTIVES:
-            continue
-        found[names.get(kernel.name, "memory-bound kernels")] += runs * _seconds(kernel, precision, rates)
-    return found
-
-
-def _seconds(kernel: Kernel, precision: str, rates: Rates) -> float:
-    if kernel.name == "product":
-        batch, rows, inner, columns, item = kernel.shape
-        return rates.product(precision if item == 2 else "fp32", rows, inner, columns, batch)
-    if kernel.name == "attention":
-        calls, queries, keys, width, causal, dropout, masked = kernel.shape
-        return rates.attention(
-            precision,
-            calls,
-            queries,
-            keys,
-            width,
-            causal=bool(causal),
-            backward=kernel.phase == "backward",
-            dropout=bool(dropout),
-            masked=bool(masked),
-        )
-    if kernel.name == LOOKED_UP:
-        return rates.moving(kernel.moved, None, kernel.shape[0])
-    if kernel.name == CUT:
-        elements, item = kernel.shape
-        copied = 2 * elements * item
-        return rates.moving(kernel.moved - copied, "zero_") + rates.moving(copied, "clone", elements)
-    if kernel.name.startswith("native_layer_norm"):
-        rows, columns = kernel.shape
-        return rates.norm(kernel.name, rows, columns, kernel.moved)
-    return rates.moving(kernel.moved, None if kernel.name == "moving" else kernel.name)
-
-
 class _Step:
     """One configuration's step, part by part."""
 
@@ -211,25 +137,28 @@ class _Step:
         # all ranks wait for the one with the most tensors when they agree that nothing overflowed
         self.stepped = profile.fullest(self.ranks) if config.stage in (1, 2) else profile.trainable_tensors
         """Tensors that the slowest rank steps."""
-        self.precision = config.precision if config.precision in ("bf16", "fp16") else "fp32"
+        precision = config.precision if config.precision in ("bf16", "fp16") else "fp32"
+        card = of_a_card(rates.gpu, rates.tables)
+        self.kernels, self.stretches = timed(profile.stretches, precision, card)
+        """Seconds of one micro step's kernels, by kind and by stretch."""
 
     def speed(self) -> Speed:
         """All parts together."""
         count = self.batch.accumulation
-        kernels = self._kernels()
+        kernels = self.kernels
         engine = self._engine()
         summed = self._within_layers()
         device = sum(kernels.values()) + engine + summed
-        waiting = self._waiting(device, 1.0)
-        step, step_waiting = self._step(device, 1.0)
-        slow = (self._waiting(device, SLOW_HOST) - waiting) * count
-        slow += self._step(device, SLOW_HOST)[1] - step_waiting
-        reduced, gathered = self._communication(device + waiting)
+        waiting, lead = self._raced(device, 1.0)
+        step, step_waiting = self._step(lead, 1.0)
+        waiting_more, lead = self._raced(device, SLOW_HOST)
+        slow = waiting_more - waiting + self._step(lead, SLOW_HOST)[1] - step_waiting
+        reduced, gathered = self._communication(device + waiting / count)
         offload = self._offload()
         parts = {
             **{name: seconds * count for name, seconds in kernels.items()},
             "engine": engine * count + step,
-            "issuing": waiting * count + step_waiting,
+            "issuing": waiting + step_waiting,
             "reducing gradients": reduced,
             "gathering parameters": gathered,
             "exchanging activations": summed * count,
@@ -237,8 +166,8 @@ class _Step:
         }
         total = sum(parts.values())
         communication = reduced + gathered + summed * count
-        sure = total - waiting * count - step_waiting - communication - offload
-        unsure = waiting * count + step_waiting
+        unsure = waiting + step_waiting
+        sure = total - unsure - communication - offload
         job = self.config.job
         flops = self.tally.flops["forward"] + self.tally.flops["backward"]
         return Speed(
@@ -252,7 +181,7 @@ class _Step:
             compute_seconds=sum(kernels.values()) * count + engine * count + step,
             communication_seconds=communication,
             offload_seconds=offload,
-            host_seconds=waiting * count + step_waiting,
+            host_seconds=unsure,
             slow_host_seconds=total + slow,
             tokens_per_step=self.batch.micro * count * job.sequence_length,
             samples_per_step=self.batch.micro * count,
@@ -262,12 +191,6 @@ class _Step:
         )
 
     # -- the GPU -------------------------------------------------------------------------------------------
-
-    def _kernels(self) -> Mapping[str, float]:
-        """Seconds of one micro step's kernels, by kind."""
-        return _kernel_seconds(
-            self.profile.work, self.precision, _of_a_card(self.rates.gpu, self.rates.tables)
-        )
 
     def _engine(self) -> float:
         """Seconds of the engine's own kernels in one micro step."""
@@ -280,24 +203,18 @@ class _Step:
             moved += 2 * GATHER_BYTES * self.weight_bytes
         return self._stream(moved)
 
-    @property
-    def _forward_share(self) -> float:
-        """The forward pass's share of a micro step's kernels, by their operations."""
-        flops = self.tally.flops
-        return flops["forward"] / max(1, sum(flops.values()))
-
     def _stream(self, moved: float) -> float:
         """Seconds of large kernels that move so many bytes together, mostly from one type to another."""
         return self.rates.moving(moved, "to fp32") if moved else 0.0
 
-    def _step(self, device: float, slower: float) -> tuple[float, float]:
+    def _step(self, lead: float, slower: float) -> tuple[float, float]:
         """Seconds of the optimizer's step on the GPU, and of the GPU waiting for the host there.
 
         Small kernels look for overflows and take norms, which the host issues more slowly than they run; then
         it waits for the result, and Adam and the new weights come on top.
 
         Args:
-            device: of the kernels of one micro step.
+            lead: seconds that the GPU still works on the backward pass when the host begins.
             slower: how much longer the host needs than usual.
         """
         config, profile = self.config, self.profile
@@ -322,31 +239,34 @@ class _Step:
             after += self._stream(self.gradient_bytes * ENGINE_BYTES[config.stage])
         if config.stage not in (1, 2):
             return before + after, max(0.0, host - before)
-        waiting, lead = max(0.0, rest - after), self._lead(device, slower)
+        waiting, lead = max(0.0, rest - after), min(lead, LAUNCH_QUEUE * one)
         for issued, moved in STEP_STRETCHES:
             waiting += max(0.0, self.stepped * issued * one - lead - self._stream(self.owned * moved))
             lead = 0.0
         return before + after, waiting
 
-    def _lead(self, device: float, slower: float) -> float:
-        """Seconds of the step's kernels that the host issues while the GPU still works on the backward pass.
+    def _raced(self, device: float, slower: float) -> tuple[float, float]:
+        """Seconds that the GPU waits for the host in all micro steps, and the host's lead at their end.
 
-        Nothing keeps the host from them, but a full queue (`LAUNCH_QUEUE`): it is ahead by the last kernels
-        of the backward pass at the most, and issues as many of the step's meanwhile.
+        The first begins with both at rest; the others as the one before them left it.
+
+        Args:
+            device: of the kernels of one micro step.
+            slower: how much longer the host needs than usual.
         """
-        issuing = sum(self._issue()) * slower
-        ahead = max(0.0, device + self._waiting(device, slower) - issuing)
-        kernels = self.tally.kernels["recompute"] + self.tally.kernels["backward"]
-        queued = min(1.0, LAUNCH_QUEUE / max(1, kernels)) * (1 - self._forward_share) * device
-        return min(ahead, queued, LAUNCH_QUEUE * self.rates.host.step * slower)
-
-    def _waiting(self, device: float, slower: float) -> float:
-        """Seconds that the GPU, with ``device`` of its own in a micro step, waits for kernels to be issued.
-
-        It ends with its own work, or with what the host issued last.
-        """
-        forward, backward = (seconds * slower for seconds in self._issue())
-        return max(0.0, forward - self._forward_share * device, forward + backward - device)
+        forward, backward = self._issue()
+        share = device / max(1e-9, sum(self.kernels.values()))
+        issuing = {
+            phase: seconds * slower / max(1, sum(one.kernels for one in self.stretches if one.phase == phase))
+            for phase, seconds in (("forward", forward), ("backward", backward))
+        }
+        race, ends = Race(), [0.0]
+        for _ in range(min(2, self.batch.accumulation)):
+            for phase, kernels, seconds in self.stretches:
+                race.run(kernels, issuing=kernels * issuing[phase], running=seconds * share)
+            ends.append(max(race.host, race.device))
+        total = ends[1] + (self.batch.accumulation - 1) * (ends[-1] - ends[-2])
+        return max(0.0, total - self.batch.accumulation * device), race.lead
 
     def _issue(self) -> tuple[float, float]:
         """Seconds of the host to issue a forward and a backward pass: operators, views, modules, hooks."""

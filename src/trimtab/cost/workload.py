@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import groupby
 
 from trimtab.config import Config
 from trimtab.cost import heads
@@ -41,6 +42,8 @@ class Workload:
     """Calls of PyTorch's linear function in a forward pass."""
     work: Work
     """Operators of the last micro step by (phase, flops, bytes moved)."""
+    stretches: tuple[Work, ...]
+    """The same of each stack of alike layers, and between them, in the order in which they run."""
     uses: int
     """How often the engine's hooks see a module in a micro step; 0 where it has none."""
     kept_bytes: int
@@ -91,6 +94,7 @@ def workload_of(config: Config, model: Model, recording: Recording) -> Workload:
         trained=tuple(one.numel for one in own if one.trainable),
         linears=_linears(own, recording.work),
         work=recording.work,
+        stretches=_stretches(recording),
         uses=len(recording.order.reach) - 1 if config.stage == 3 else 0,
         kept_bytes=sum(recording.parts_before(BACKWARD)),
     )
@@ -106,6 +110,26 @@ def _linears(weights: Sequence[Weight], work: Work) -> int:
     products = (one for one in work if one.name == "product" and one.phase == "forward")
     whole = (one for one in products if one.shape[0] == 1 and one.moved)
     return sum(work[one] for one in whole)
+
+
+@lru_cache(maxsize=256)
+def _stretches(recording: Recording) -> tuple[Work, ...]:
+    found = []
+    for phase in (FORWARD, BACKWARD):
+        for _, run in groupby(recording.reels[phase], key=lambda shown: _stack(recording, shown[0])):
+            work = Work()
+            for number, times in Counter(number for number, _, _ in run).items():
+                for kernel, count in recording.sections[number].work.items():
+                    work[kernel] += count * times
+            if work:
+                found.append(work)
+    return tuple(found)
+
+
+def _stack(recording: Recording, number: int) -> object:
+    """The stack that a section is a layer of, if it is."""
+    place = recording.sections[number].place
+    return None if place is None else place[0]
 
 
 def recording_of(config: Config, model: Model, world_size: int) -> Recording:

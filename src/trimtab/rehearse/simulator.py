@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.config import Config
+from trimtab.cost.race import LAUNCH_QUEUE
 from trimtab.cost.rates import Rates
-from trimtab.cost.speed import LAUNCH_QUEUE, Speed
+from trimtab.cost.speed import Speed
 from trimtab.errors import UnreadableFile
 from trimtab.rehearse.durations import (
     SILU_BACKWARD,
