@@ -247,7 +247,7 @@ def plain(
         scores = m.op(
             scores.numel,
             (scores, bias),
-            (PASS, Summed(bias.numel * ops.FLOAT, bias.bytes)),
+            (PASS, Summed(bias.numel * ops.FLOAT, bias.bytes, kernel="to bf16")),
             item=ops.FLOAT,
             view_of=scores,
         )
@@ -312,7 +312,14 @@ def eager(
     if softcap:
         scores = ops.scale(m, ops.tanh(m, ops.scale(m, scores)))
     if bias is not None:
-        scores = m.op(scores.numel, (scores, bias), (PASS, bias.bytes), item=scores.item)
+        scores = m.op(
+            scores.numel,
+            (scores, bias),
+            (PASS, bias.bytes),
+            item=scores.item,
+            kernel=ops.LOOKED_UP,
+            shape=(scores.numel,),
+        )
     if mask:
         scores = ops.masked(m, scores)
     item = v.item

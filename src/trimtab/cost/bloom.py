@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from trimtab.cost import operators as ops
+from trimtab.cost.backward import BLOOM_GELU
 from trimtab.cost.machine import Machine, Tensor
 from trimtab.cost.net import Net
 
@@ -87,6 +88,8 @@ def _gelu(m: Machine, x: Tensor) -> Tensor:
     """``GeLUFunction``: keeps its input, and is written out in elementary operators both ways."""
     held = [m.tensor(x.numel) for _ in range(3)]  # x / 2, and two factors
     del held
+    m.works("moving", 2 * x.bytes, runs=5)
+    m.works("moving", 3 * x.bytes, runs=3)
     return m.op(
         x.numel,
         (x,),
@@ -94,4 +97,5 @@ def _gelu(m: Machine, x: Tensor) -> Tensor:
         item=x.item,
         keep=(x.storage,),
         scratch=(x.bytes,) * GELU_BACKWARD_TENSORS,
+        kernel=BLOOM_GELU,
     )

@@ -63,9 +63,9 @@ class Node:
     """One operator in the autograd graph: what it kept, and what its backward pass allocates."""
 
     __slots__ = (
-        "by_name", "flops", "gradients", "inputs", "keeps_gathered", "kernel", "leaf", "module", "moved",
-        "part", "place", "region", "saved", "saves", "scratch", "shape", "slot", "sums", "transposed",
-        "weights", "workspace",
+        "by_name", "flops", "gradients", "inputs", "keeps_gathered", "kept", "kernel", "leaf", "made",
+        "module", "part", "place", "region", "saved", "saves", "scratch", "shape", "slot", "sums",
+        "transposed", "weights", "workspace",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class Node:
         self.gradients: tuple[Gradient, ...] = ()
         self.saved: tuple[Storage, ...] = ()
         self.scratch: tuple[int, ...] = ()
-        self.workspace = self.flops = self.moved = self.slot = self.part = self.saves = 0
+        self.workspace = self.flops = self.made = self.kept = self.slot = self.part = self.saves = 0
         self.kernel = "moving"
         self.shape: tuple[int, ...] = ()
         self.region: Region | None = None
@@ -247,9 +247,9 @@ class Machine:
         if recorded:
             node = self._record(out, edges, weights, gradients, keep, saves, scratch)
             if node is not None:
-                node.flops, node.kernel, node.shape, node.moved = flops, kernel, shape, out.bytes + kept
+                node.flops, node.kernel, node.shape, node.kept = flops, kernel, shape, kept
                 node.transposed, node.sums, node.by_name = transposed, sums, by_name
-                node.workspace = workspace
+                node.workspace, node.made = workspace, out.bytes
         return out
 
     def adds(self, count: int) -> None:

@@ -239,7 +239,7 @@ class Net:
             return m.op(
                 x.numel,
                 (x,),
-                (Summed(x.numel * wide, x.bytes) if wide > x.item else x.bytes,),
+                (Summed(x.numel * wide, x.bytes, kernel="to bf16") if wide > x.item else x.bytes,),
                 item=wide,
                 keep=table,
                 kernel=ops.LOOKED_UP,

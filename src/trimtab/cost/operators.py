@@ -280,6 +280,8 @@ def gemma_norm(m: Machine, x: Tensor, weight: Weight) -> Tensor:
     factor = _rsqrt_of_mean_square(m, wide, x.numel // weight.numel)
     scaled = _mul_by_rows(m, wide, factor)
     del wide, factor
+    m.works("to fp32", weight.bytes + weight.numel * FLOAT)
+    m.adds(weight.numel * FLOAT)  # 1 + weight
     rows = scaled.numel // weight.numel
     out = m.op(
         scaled.numel,
@@ -321,11 +323,11 @@ def _mul_by_rows(m: Machine, x: Tensor, factor: Tensor, item: int | None = None)
     # the factor's gradient is a full product before it is summed over the columns, and that of a narrower x
     # is wide before it is cast
     full = x.numel * item
-    own = x.bytes if x.item == item else Summed(full, x.bytes)
+    own = x.bytes if x.item == item else Summed(full, x.bytes, kernel="to bf16")
     return m.op(
         x.numel,
         (x, factor),
-        (own, Summed(full, factor.bytes)),
+        (own, Summed(full, factor.bytes, kernel="mean rows fp32")),
         item=item,
         keep=keep,
         by_name=True,

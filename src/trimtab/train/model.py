@@ -17,6 +17,7 @@ from typing import Any
 from trimtab.config import Config
 from trimtab.errors import MissingExtra, TrimtabError, UnreadableFile, Unsupported, UsageError
 from trimtab.job import Job, Lora, refuse_too_many
+from trimtab.parameters.lora import ALL_LINEAR
 
 AUTO_CLASSES = {
     "causal-lm": "AutoModelForCausalLM",
@@ -374,7 +375,7 @@ def add_lora(module: Any, lora: Lora, task: str) -> Any:
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
-        target_modules=list(lora.target_modules) if lora.target_modules else None,
+        target_modules=ALL_LINEAR if lora.target_modules == (ALL_LINEAR,) else lora.target_modules,
         modules_to_save=list(lora.modules_to_save) or None,
         task_type=PEFT_TASKS.get(task),
     )
