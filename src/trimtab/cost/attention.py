@@ -215,17 +215,17 @@ def plain(
     bias: Tensor | None = None,
     *,
     broadcast: bool = False,
-    turned: bool = False,
+    unseen: str = "qkv",
 ) -> Tensor:
     """``_scaled_dot_product_attention_math``: everything written out in fp32.
 
     aten native/transformers/attention.cpp.  Taken where no fused kernel can: a bias whose last dimension is
     strided, as T5's (sdp_utils.cpp, ``check_last_dim_stride_equals_1_dense``), or one key head that is left
     to ``broadcast``, as Falcon's under its boolean mask (``check_batch_size_and_num_heads_dense``).
-    ``turned``: as in `eager`.
+    ``unseen``: as in `eager`.
     """
     item = v.item
-    q, k, v = _projections(m, q, k, v, turned=turned)
+    q, k, v = _by_head(m, unseen, q=q, k=k, v=v)
     wide_q, wide_k, wide_v = (ops.cast(m, x, ops.FLOAT) for x in (q, k, v))
     scaled_q = ops.scale(m, wide_q)
     del wide_q
@@ -273,7 +273,7 @@ def plain(
         copies=(False, copies[1]),
     )
     out = ops.cast(m, ops.by_head(m, wide), item)
-    del wide, wide_k, wide_v, scaled_q, mask, returned
+    del wide, returned, wide_k, wide_v, scaled_q, mask
     return ops.copy(m, out)
 
 
@@ -290,17 +290,17 @@ def eager(
     mask: bool = True,
     softcap: bool = False,
     chosen: bool = False,
-    turned: bool = False,
+    unseen: str = "qkv",
     dropout: Callable[[Tensor, float], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scores, softmax, dropout and product one by one, as ``eager_attention_forward`` of the model's file.
 
     ``chosen``: whether ``torch.where`` takes scores or a number by a mask that all heads share, and nothing
-    scales them.  ``turned``: whether queries and keys were rotated, which looks at them head by head already.
+    scales them.  ``unseen``: which of queries, keys and values nothing has looked at head by head before.
     ``dropout``: the model's module for it; a function if there is none.  Returns the output and the attention
     weights.
     """
-    q, k, v = _projections(m, q, k, v, turned=turned)
+    q, k, v = _by_head(m, unseen, q=q, k=k, v=v)
     if shape.kv_heads != shape.heads:  # repeat_kv: expanded, and copied by reshape unless one head is shared
         view = shape.kv_heads == 1
         k, v = repeat_keys(m, k, shape, view=view), repeat_keys(m, v, shape, view=view)
@@ -338,11 +338,9 @@ def eager(
     return ops.copy(m, out), probabilities
 
 
-def _projections(
-    m: Machine, q: Tensor, k: Tensor, v: Tensor, *, turned: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What batched products read head by head: their gradients come back so, and are copied."""
-    return (q, k, ops.by_head(m, v)) if turned else (ops.by_head(m, q), ops.by_head(m, k), ops.by_head(m, v))
+def _by_head(m: Machine, unseen: str, **given: Tensor) -> list[Tensor]:
+    """What batched products read head by head."""
+    return [ops.by_head(m, one) if name in unseen else one for name, one in given.items()]
 
 
 def _softmax_in(m: Machine, scores: Tensor, item: int) -> Tensor:

@@ -186,9 +186,10 @@ class _Stack:
 
     def _inner(self, path: str, name: str, other: Tensor | None, normed: Tensor) -> Tensor:
         net, model = self.net, self.net.model
-        q = net.linear(normed, f"{path}.{name}.q")
-        source = normed if other is None else other
-        k, v = net.linear(source, f"{path}.{name}.k"), net.linear(source, f"{path}.{name}.v")
+        copies = other is None or net.job.attention == "eager"  # what comes back head by head
+        read = {"q": normed, "k": normed if other is None else other, "v": normed if other is None else other}
+        projected = (net.linear(x, f"{path}.{name}.{letter}") for letter, x in read.items())
+        q, k, v = (ops.by_head(net.m, one) if copies else one for one in projected)
         keys = self.queries if other is None else self.source
         shape = att.Shape(
             batch=net.batch,
@@ -201,7 +202,6 @@ class _Stack:
             causal=False,
         )
         out = self._attend(q, k, v, shape, cross=other is not None, path=path)
-        del q, k, v
         return net.linear(out, f"{path}.{name}.o")
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, cross: bool, path: str) -> Tensor:
@@ -209,14 +209,14 @@ class _Stack:
         bias = self._bias(shape, cross=cross, path=path)
         causal = self.encoded is not None and not cross
         if net.job.attention == "eager":
-            return att.eager(m, q, k, v, shape, bias=bias, mask=causal)[0]
+            return att.eager(m, q, k, v, shape, bias=bias, mask=causal, unseen="")[0]
         if cross:  # zeros, contiguous
             return att.efficient(m, q, k, v, shape, bias)
         if (
             causal
         ):  # create_position_bias_mask: torch.where(causal, bias, minimum), with the strides of the bias
             bias = m.op(bias.numel, (bias,), (bias.bytes,), item=bias.item)
-        return att.plain(m, q, k, v, shape, bias)
+        return att.plain(m, q, k, v, shape, bias, unseen="")
 
     def _bias(self, shape: att.Shape, *, cross: bool, path: str) -> Tensor:
         """The position bias [1, heads, queries, keys]: the first block's, shared by all."""

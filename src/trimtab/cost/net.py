@@ -274,7 +274,7 @@ class Net:
         return out
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, masked: bool) -> Tensor:
-        m, turned = self.m, self.turned and self.model.rotary_dim > 0
+        m, unseen = self.m, "v" if self.turned and self.model.rotary_dim else "qkv"
         if self.attention == "eager":
             wide = None if self.model.model_type == "gpt2" or self.model.kind == "encoder" else ops.FLOAT
             out, self.attention_weights = att.eager(
@@ -286,13 +286,13 @@ class Net:
                 softmax_item=wide,
                 mask=masked,
                 softcap=self.model.attention_softcap,
-                turned=turned,
+                unseen=unseen,
             )
             return out
         if self.windowed:
             return att.masked(m, q, k, v, shape)
         if self.item == ops.FLOAT and shape.kv_heads != shape.heads:
-            return att.plain(m, q, k, v, shape, turned=turned)  # no fused kernel shares keys in fp32
+            return att.plain(m, q, k, v, shape, unseen=unseen)  # no fused kernel shares keys in fp32
         if self.item == ops.FLOAT or shape.head_dim > att.FLASH_HEAD_LIMIT:
             return att.efficient(m, q, k, v, shape)
         if shape.head_dim % att.HEAD_ALIGNMENT and self.attention == "sdpa":
