@@ -154,7 +154,7 @@ class _Step:
         waiting_more, lead = self._raced(device, SLOW_HOST)
         slow = waiting_more - waiting + self._step(lead, SLOW_HOST)[1] - step_waiting
         reduced, gathered = self._communication(device + waiting / count)
-        offload = self._offload()
+        offload = self._offload(device * count + waiting)
         parts = {
             **{name: seconds * count for name, seconds in kernels.items()},
             "engine": engine * count + step,
@@ -377,7 +377,12 @@ class _Step:
 
     # -- the host's memory and disks ------------------------------------------------------------------------
 
-    def _offload(self) -> float:
+    def _offload(self, beside: float) -> float:
+        """Seconds of the host link, the host and disks that nothing hides.
+
+        Args:
+            beside: of all micro steps: parameters are fetched meanwhile, on a stream of their own.
+        """
         config, rates, cluster = self.config, self.rates, self.cluster
         count, share = self.batch.accumulation, self.profile.own_trainable / self.ranks
         local = min(cluster.world_size, cluster.gpus_per_node)
@@ -394,7 +399,7 @@ class _Step:
             seconds += node / cluster.nvme_read_bytes_per_second + node / cluster.nvme_write_bytes_per_second
         if config.offload_param != "none":
             reads = self.profile.own_parameters / self.ranks * config.parameter_bytes * 2 * count
-            seconds += rates.copy("to device", reads)
+            seconds += max(0.0, rates.copy("to device", reads) - beside)
             if config.offload_param == "nvme":
                 seconds += reads * local / cluster.nvme_read_bytes_per_second
         return seconds
