@@ -89,8 +89,6 @@ def test_the_engine_refuses_what_the_rule_finds(
     [
         (60_000_000, 18, None),  # the head and two layers of seven, two more, and the one in use
         (60_000_000, 17, 18),
-        (30_000_000, 9, None),
-        (30_000_000, 8, 9),
         (0, 1, None),
     ],
 )

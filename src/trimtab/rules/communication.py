@@ -245,3 +245,22 @@ def division_by_a_factor_of_zero(subject: Subject) -> Iterable[Hit]:
             remove(place, safety="unsafe"),
             at_value=True,
         )
+
+
+@rule("CM009", "checkpoint-writer-without-the-launcher", "warning")
+def checkpoint_writer_without_the_launcher(subject: Subject) -> Iterable[Hit]:
+    """Finds `checkpoint.writer`, which only DeepSpeed's own launcher prepares.
+
+    Why is this bad?
+        The engine reads the numbers of machines from CROSS_SIZE and CROSS_RANK, which `deepspeed` sets and
+        torchrun, accelerate and srun do not: under those it stops with KeyError `CROSS_SIZE` as it is built.
+    Example
+        {"checkpoint": {"writer": {"type": "FAST"}}}
+    Use instead
+        {"checkpoint": {"tag_validation": "WARN"}}
+    Source
+        deepspeed/runtime/model_checkpointing/utils.py:76-78; deepspeed/launcher/launch.py:180-181
+    """
+    place = subject.place("checkpoint.writer")
+    if place is not None and subject.block("checkpoint.writer"):
+        yield Hit(place, "checkpoint.writer needs the variables that DeepSpeed's own launcher sets.")

@@ -416,3 +416,36 @@ def loss_scale_beyond_integers(subject: Subject) -> Iterable[Hit]:
             remove(place, safety="unsafe"),
             at_value=True,
         )
+
+
+@rule("PR015", "two-loss-scales-at-stage-0", "error", refused="running")
+def two_loss_scales_at_stage_0(subject: Subject) -> Iterable[Hit]:
+    """Finds autocast to float16 beside bf16 or fp16 at stage 0.
+
+    Why is this bad?
+        At stage 0 autocast to float16 scales the loss with torch's GradScaler, which looks for gradients in
+        the optimizer; a 16-bit mode wraps that one and hands it gradients later: the first step stops with
+        `No inf checks were recorded for this optimizer`.
+    Example
+        {"bf16": {"enabled": true}, "torch_autocast": {"enabled": true, "dtype": "float16"},
+         "zero_optimization": {"stage": 0}}
+    Use instead
+        {"bf16": {"enabled": true}, "torch_autocast": {"enabled": true, "dtype": "bfloat16"},
+         "zero_optimization": {"stage": 0}}
+    Fix safety
+        Autocast goes to bfloat16 beside bf16; beside fp16 it is switched off: both unsafe.
+    Source
+        deepspeed/runtime/engine.py:668-672, 3512-3514
+    """
+    place = subject.place("torch_autocast.dtype")
+    word = subject.written("torch_autocast.dtype")
+    scaled = subject.on("torch_autocast.enabled") and isinstance(word, str) and DTYPES.get(word) == "fp16"
+    if place is None or not scaled or subject.stage != 0 or subject.precision not in ("bf16", "fp16"):
+        return
+    beside_bf16 = subject.precision == "bf16"
+    yield Hit(
+        place,
+        f"autocast to {word} and {subject.precision} do not go together at stage 0.",
+        put(place, "bfloat16") if beside_bf16 else put(("torch_autocast", "enabled"), False),
+        at_value=True,
+    )

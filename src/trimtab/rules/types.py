@@ -158,7 +158,7 @@ def unknown_choice(subject: Subject) -> Iterable[Hit]:
             message = "tensor_parallel.dtype must be a torch.dtype: DeepSpeed refuses every text for it."
             yield Hit(place, message, remove(place, safety="unsafe"))
             continue
-        unread = key.path.startswith("expert_parallel.") and not subject.on("expert_parallel.enabled")
+        unread = _unread(subject, key)
         yield Hit(
             place,
             f"{key.path} is {shown(value)}, but must be {_wanted(key)}.",
@@ -167,6 +167,13 @@ def unknown_choice(subject: Subject) -> Iterable[Hit]:
             severity="warning" if unread else None,
             refused=None if unread else _when_chosen(key, value),
         )
+
+
+def _unread(subject: Subject, key: Key) -> bool:
+    """Whether the engine looks at the word only where something else is on (runtime/engine.py:822, 1846)."""
+    if key.path == "data_types.buffer_dtype":
+        return subject.precision == "fp32"
+    return key.path.startswith("expert_parallel.") and not subject.on("expert_parallel.enabled")
 
 
 # untyped keys whose words the engine holds to its list as it reads the file: runtime/config.py:161, 218, 241,
