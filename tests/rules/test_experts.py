@@ -82,6 +82,12 @@ def test_what_the_engine_refuses_is_found(config: dict[str, Any], code: str) -> 
     assert set(errors(config)) == {code}
 
 
+def test_a_model_without_experts_is_not_refused() -> None:
+    config = expert_parallel(3, {"zero_hpz_partition_size": 2})
+    assert errors(config) == ["PL017"]
+    assert errors(config, model="llama-2-7b") == []
+
+
 def head(**settings: Any) -> dict[str, Any]:
     return {"tensor_parallel": {"autotp_size": 2, **settings}, "zero_optimization": {"stage": 1}}
 

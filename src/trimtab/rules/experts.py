@@ -188,7 +188,8 @@ def expert_parallel_with_zero(subject: Subject) -> Iterable[Hit]:
     Source
         deepspeed/runtime/zero/stage_1_and_2.py:862-870; deepspeed/runtime/engine.py:2200-2232
     """
-    if not subject.on(f"{EP}.enabled") or subject.stage in (None, 0):
+    dense = subject.model_name is not None and not EXPERTS.search(subject.model_name.lower())
+    if not subject.on(f"{EP}.enabled") or subject.stage in (None, 0) or dense:
         return
     zero = "zero_optimization."
     refused = {
