@@ -20,6 +20,19 @@ Config = dict[str, Any]
 WORLD = 8
 
 
+LTD: Config = {
+    "enabled": True,
+    "total_layer_num": 2,
+    "random_ltd_layer_num": 1,
+    "random_ltd_schedule": {
+        "min_value": 16,
+        "max_value": 64,
+        "schedule_type": "fixed_linear",
+        "schedule_config": {"require_steps": 10, "seq_per_step": 8},
+    },
+}
+
+
 def base(chance: random.Random) -> Config:
     """A small configuration that builds, of any stage and format."""
     stage = chance.choice((0, 1, 2, 3))
@@ -99,6 +112,24 @@ def changes() -> dict[str, tuple[Any, ...]]:
             {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": ["Linear"]},
             {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": ["torch.nn.Linear"]},
         ),
+        "sequence_parallel_size": (1, 2, 3, 16),
+        "data_efficiency.data_routing.random_ltd": (
+            {"enabled": False}, {"enabled": True}, LTD, {**LTD, "layer_token_lr_schedule": {"enabled": True}},
+            {**LTD, "random_ltd_schedule": {"min_value": 16}},
+        ),
+        "expert_parallel": (
+            {"enabled": True}, {"enabled": True, "autoep_size": 4}, {"enabled": True, "autoep_size": 3},
+            {"enabled": False, "autoep_size": 3, "score_func": "x"},
+            {"enabled": True, "expert_tensor_parallel_size": 2}, {"enabled": True, "preset_model": "x"},
+            {"enabled": True, "gate_up_impl": "fused", "use_grouped_mm": False},
+            {"enabled": True, "comm_backend": "deepep"}, {"enabled": True, "row_weighting_impl": "fused"},
+        ),
+        "optimizer.params.foreach": (True, False),
+        "optimizer.params.fused": (True,),
+        "optimizer.params.bias_correction": (True,),
+        "optimizer.params.nesterov": (True,),
+        "scheduler.params.warmup_max_lr": ("1e-3", 1e-3),
+        "scheduler.params.last_batch_iteration": (-1,),
         "gradient_cliping": (1.0,),
         "amp": ({"enabled": False},),
     }  # fmt: skip

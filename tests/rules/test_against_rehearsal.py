@@ -27,15 +27,21 @@ pytestmark = [
 ]
 
 
+LLAMA = {
+    "model_type": "llama", "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 8,
+    "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 4096, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
 def nvme(buffer_size: int) -> dict[str, Any]:
     block = {"device": "nvme", "nvme_path": "/local_nvme", "buffer_size": buffer_size, "buffer_count": 20}
     return {"stage": 3, "offload_param": block}
 
 
-def refused(config: dict[str, Any], nodes: int) -> str | None:
+def refused(config: dict[str, Any], hf: dict[str, Any], gpus: int) -> str | None:
     """What the engine says as it refuses; None where it trains."""
     asked = PhantomRequest(
-        deepspeed=config, hf=GPT2, micro_batch=1, sequence_length=64, world_size=4 * nodes, ranks_per_node=4
+        deepspeed=config, hf=hf, micro_batch=1, sequence_length=64, world_size=gpus, ranks_per_node=4
     )
     try:
         rehearse_phantom(asked, use_cache=False)
@@ -68,7 +74,7 @@ def test_the_engine_refuses_what_the_rule_finds(
     report = check(
         config, model=str(tmp_path / "config.json"), gpus_per_node=4, nodes=nodes, settings=Settings()
     )
-    said = refused(config, nodes)
+    said = refused(config, GPT2, 4 * nodes)
     if words is None:
         assert said is None
     else:
@@ -76,3 +82,34 @@ def test_the_engine_refuses_what_the_rule_finds(
         assert words in said
     errors = {finding.code for finding in report.at_least("error")}
     assert errors == ({code} if words else set())
+
+
+@pytest.mark.parametrize(
+    ("reuse", "count", "needed"),
+    [
+        (60_000_000, 18, None),  # the head and two layers of seven, two more, and the one in use
+        (60_000_000, 17, 18),
+        (0, 1, None),
+    ],
+)
+def test_weights_on_nvme_that_are_kept_for_the_backward_pass_need_buffers(
+    reuse: int, count: int, needed: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA), encoding="utf-8")
+    zero = nvme(8_388_608)
+    zero["offload_param"] |= {"buffer_count": count, "max_in_cpu": 0}
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": True},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
+        "zero_optimization": zero | {"stage3_max_reuse_distance": reuse, "stage3_prefetch_bucket_size": 0},
+    }
+    report = check(config, model=str(tmp_path / "config.json"), gpus_per_node=1, nodes=1, settings=Settings())
+    said = refused(config, LLAMA, 1)
+    assert (said is None) == (needed is None)
+    found = [finding.message for finding in report.at_least("error")]
+    if needed is None:
+        assert found == []
+    else:
+        assert "Not enough buffers" in str(said)
+        assert [f"at least {needed} shares" in message for message in found] == [True]

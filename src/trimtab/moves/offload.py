@@ -123,6 +123,8 @@ def offload_param(device: str) -> Move:
         if config.offload_param == device:
             return config
         changes: dict[str, Any] = {"cpu_offload_param": None}
+        if device == "nvme":  # weights that are kept for the backward pass each hold one of a few buffers
+            changes["stage3_max_reuse_distance"] = 0
         return with_zero(config, {**changes, "offload_param": _block(config, "param", device)})
 
     return moved(
@@ -132,7 +134,7 @@ def offload_param(device: str) -> Move:
         saves={
             "none": "host memory, and two copies of all parameters in every micro step",
             "cpu": "GPU memory: 2 bytes a parameter over all ranks",
-            "nvme": "host memory too: the shards stream through pinned buffers",
+            "nvme": "host memory too: shards stream through pinned buffers, none is kept for a second use",
         }[device],
         costs={
             "none": "GPU memory: 2 bytes a parameter over all ranks",

@@ -197,8 +197,10 @@ def world_that_does_not_divide(subject: Subject) -> Iterable[Hit]:
     """Finds sequence, tensor and pipeline parallelism that does not divide the GPUs.
 
     Why is this bad?
-        What is left is the data-parallel size. DeepSpeed computes it by division, and the batch identity
-        then fails on a fraction, or the groups cannot be formed.
+        What is left is the data-parallel size. Tensor and pipeline groups cannot be formed. Of a sequence
+        parallelism DeepSpeed computes it by division: three batch keys fail on the fraction, with fewer
+        the engine counts a fraction of a GPU and trains, until Ulysses forms its groups in the script:
+        `world_size (8) is not divisible by sequence_parallel_size 3`.
     Example
         With `--gpus-per-node 8 --nodes 1`:
         {"train_micro_batch_size_per_gpu": 1, "sequence_parallel_size": 3}
@@ -206,7 +208,8 @@ def world_that_does_not_divide(subject: Subject) -> Iterable[Hit]:
         With `--gpus-per-node 8 --nodes 1`:
         {"train_micro_batch_size_per_gpu": 1, "sequence_parallel_size": 4}
     Source
-        deepspeed/runtime/config.py:468; deepspeed/utils/groups.py:171
+        deepspeed/runtime/config.py:468; deepspeed/utils/groups.py:171;
+        deepspeed/runtime/sequence_parallel/parallel_state_sp.py:37
     """
     size, shared = subject.world.size, subject.shares_a_batch
     if size is None or shared is None:
@@ -214,7 +217,9 @@ def world_that_does_not_divide(subject: Subject) -> Iterable[Hit]:
     shared *= max(1, subject.integer("tensor_parallel.autotp_size") or 1)
     if shared == 1 or size % shared == 0:
         return
-    for name in ("sequence_parallel_size", "tensor_parallel.autotp_size", "trimtab.pipeline_stages"):
+    names = ("sequence_parallel_size", "tensor_parallel.autotp_size", "trimtab.pipeline_stages")
+    trains = shared == subject.integer(names[0]) and engine_passes(subject)
+    for name in names:
         place = subject.place(name)
         if place is not None:
             yield Hit(
@@ -222,6 +227,7 @@ def world_that_does_not_divide(subject: Subject) -> Iterable[Hit]:
                 f"{size} GPUs cannot be split into groups of {shared}, which is what sequence, tensor and "
                 "pipeline parallelism ask for together.",
                 at_value=True,
-                refused="building" if engine_passes(subject) else "reading",
+                severity="warning" if trains else "error",
+                refused=None if trains else "building" if engine_passes(subject) else "reading",
             )
             return

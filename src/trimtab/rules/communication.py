@@ -214,3 +214,53 @@ def clipping_by_default(subject: Subject) -> Iterable[Hit]:
             "gradients are clipped at 1.0, the default since DeepSpeed 0.19.3 (before: not at all).",
             put(("gradient_clipping",), 1.0, safety="shown"),
         )
+
+
+@rule("CM008", "division-by-a-factor-of-zero", "error", refused="running")
+def division_by_a_factor_of_zero(subject: Subject) -> Iterable[Hit]:
+    """Finds `gradient_predivide_factor` 0 where gradients are divided by it.
+
+    Why is this bad?
+        Before each reduction gradients are multiplied by 1 over the factor, after it by the factor: the first
+        backward pass of stages 0 to 2 stops with a ZeroDivisionError, and stage 3 makes them infinite.
+    Example
+        {"zero_optimization": {"stage": 0}, "gradient_predivide_factor": 0}
+    Use instead
+        {"zero_optimization": {"stage": 0}, "gradient_predivide_factor": 1.0}
+    Fix safety
+        The key is removed, and gradients are divided once, by the number of GPUs: unsafe.
+    Source
+        deepspeed/runtime/engine.py:3808; deepspeed/runtime/zero/stage_1_and_2.py:1499;
+        deepspeed/runtime/zero/stage3.py:1872
+    """
+    place = subject.place("gradient_predivide_factor")
+    if place is None or subject.amount("gradient_predivide_factor") != 0 or subject.on("prescale_gradients"):
+        return
+    summed = (subject.text("gradient_allreduce_op") or "mean").lower() == "sum"
+    scatters = subject.stage in (1, 2, 3) and subject.on("zero_optimization.reduce_scatter")
+    if not summed and not scatters and subject.stage is not None:
+        yield Hit(
+            place,
+            "gradient_predivide_factor is 0, and gradients are divided by it.",
+            remove(place, safety="unsafe"),
+            at_value=True,
+        )
+
+
+@rule("CM009", "checkpoint-writer-without-the-launcher", "warning")
+def checkpoint_writer_without_the_launcher(subject: Subject) -> Iterable[Hit]:
+    """Finds `checkpoint.writer`, which only DeepSpeed's own launcher prepares.
+
+    Why is this bad?
+        The engine reads the numbers of machines from CROSS_SIZE and CROSS_RANK, which `deepspeed` sets and
+        torchrun, accelerate and srun do not: under those it stops with KeyError `CROSS_SIZE` as it is built.
+    Example
+        {"checkpoint": {"writer": {"type": "FAST"}}}
+    Use instead
+        {"checkpoint": {"tag_validation": "WARN"}}
+    Source
+        deepspeed/runtime/model_checkpointing/utils.py:76-78; deepspeed/launcher/launch.py:180-181
+    """
+    place = subject.place("checkpoint.writer")
+    if place is not None and subject.block("checkpoint.writer"):
+        yield Hit(place, "checkpoint.writer needs the variables that DeepSpeed's own launcher sets.")

@@ -336,13 +336,15 @@ def unknown_optimizer_parameter(subject: Subject) -> Iterable[Hit]:
 
     Why is this bad?
         `optimizer.params` goes to the optimizer's constructor as it is: the run stops with a TypeError
-        (`unexpected keyword argument`), after the model has been built.
+        (`unexpected keyword argument`), after the model has been built. One name may lead to several classes,
+        on the GPU, on the host and torch's: `foreach` and `fused` are torch's alone.
     Example
-        {"optimizer": {"type": "AdamW", "params": {"learning_rate": 0.0001}}}
+        {"optimizer": {"type": "AdamW", "params": {"learning_rate": 0.0001, "fused": true}}}
     Use instead
         {"optimizer": {"type": "AdamW", "params": {"lr": 0.0001}}}
     Fix safety
-        A near match is a rename, which changes what the run does: unsafe.
+        A near match is a rename, and what another class takes is removed; both change what the run does:
+        unsafe.
     Source
         deepspeed/runtime/engine.py:2476-2550
     """
@@ -375,7 +377,12 @@ def _unknown_parameters(subject: Subject, kind: Kind) -> Iterator[Hit]:
         return
     for parameter in subject.block(f"{kind}.params"):
         place: KeyPath = (kind, "params", parameter)
-        if parameter in component.params or parameter == "max_grad_norm":
+        only = _only_elsewhere(subject, component, parameter) if kind == "optimizer" else None
+        if only:
+            message = f"{component.name} takes '{parameter}' {only}."
+            yield Hit(place, message, remove(place, safety="unsafe"))
+            continue
+        if parameter in component.params or parameter in ("max_grad_norm", "last_batch_iteration"):
             continue
         near = subject.schema.nearest(f"{kind}.params.{parameter}")
         target = near.name if near and near.parent == f"{kind}.params" else None
@@ -392,6 +399,27 @@ def _unknown_parameters(subject: Subject, kind: Kind) -> Iterator[Hit]:
             severity="warning" if ignored else "error",
             refused=None if ignored else "building",
         )
+
+
+def _only_elsewhere(subject: Subject, component: Component, parameter: str) -> str | None:
+    """Where the optimizer takes a parameter that it does not take here: each device has its own class."""
+    key = component.params.get(parameter)
+    offloaded = subject.offload("optimizer") != "none"
+    torch_adam = (
+        bool(subject.block("optimizer.params").get("torch_adam")) and "torch_adam" in component.params
+    )
+    if key is None or component.unknown == "ignored":
+        return None
+    if torch_adam and parameter in ("bias_correction", "set_grad_none"):
+        return "without torch_adam only"
+    if key.only == "torch_adam" and not torch_adam:
+        return "with torch_adam only"
+    if key.only == "no offload_optimizer" and offloaded:
+        return "without offload_optimizer only"
+    # Adam's and AdamW's is the engine's own, which it sets where there is offload (runtime/engine.py:2388)
+    if key.only == "offload_optimizer" and not offloaded and "torch_adam" not in component.params:
+        return "with offload_optimizer only"
+    return None
 
 
 def _taken(component: Component) -> str:

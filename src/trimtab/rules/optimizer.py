@@ -7,6 +7,7 @@ from typing import Any
 
 from trimtab.config import AUTO, DEEPSPEED_OPTIMIZERS, ZERO_OPTIMIZERS
 from trimtab.errors import nearest
+from trimtab.findings import Refusal
 from trimtab.rules.base import Hit, fix, put, remove, rule, shown
 from trimtab.rules.subject import Subject
 from trimtab.rules.torch_names import OPTIMIZERS
@@ -378,7 +379,8 @@ def wrong_optimizer_value(subject: Subject) -> Iterable[Hit]:
     """Finds parameters of the optimizer of a wrong type or outside their range.
 
     Why is this bad?
-        The constructor refuses them, or the first step fails on a text in place of a number.
+        torch's constructors refuse them, and the first step fails on a text in place of a number. DeepSpeed's
+        own optimizers take any number: with betas of 1 and more every weight is soon NaN.
     Example
         {"optimizer": {"type": "AdamW", "params": {"lr": "2e-5", "betas": [0.9, 1.5]}}}
     Use instead
@@ -394,6 +396,8 @@ def wrong_optimizer_value(subject: Subject) -> Iterable[Hit]:
 def _wrong_values(subject: Subject) -> Iterator[Hit]:
     if subject.optimizer is None:
         return
+    of_torch = subject.optimizer in OPTIMIZERS or _params(subject).get("torch_adam")
+    range_refused: Refusal | None = "building" if of_torch else None
     for name, value in _params(subject).items():
         place = ("optimizer", "params", name)
         if value == AUTO:
@@ -410,18 +414,21 @@ def _wrong_values(subject: Subject) -> Iterator[Hit]:
                     refused="running",
                 )
             elif value < 0:
-                yield Hit(
-                    place, f"{name} is {value:g}, but must not be below 0.", at_value=True, refused=None
-                )
+                message = f"{name} is {value:g}, but must not be below 0."
+                yield Hit(place, message, at_value=True, refused=range_refused)
         elif name == "betas":
             pair = isinstance(value, list) and len(value) == 2
-            if not pair or not all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in value):
+            if not pair or not all(_is_number(beta) and 0 <= beta < 1 for beta in value):
                 yield Hit(
                     place,
                     f"betas are {shown(value)}, but must be two numbers from 0 to below 1.",
                     at_value=True,
-                    refused="running",
+                    refused=range_refused if pair and all(map(_is_number, value)) else "running",
                 )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
 
 
 def _as_number(place: tuple[str, ...], value: Any) -> Any:

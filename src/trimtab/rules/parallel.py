@@ -1,8 +1,7 @@
-"""PL: pipelines, tensor and sequence parallelism, experts, DeepCompile, and the data pipeline."""
+"""PL: pipelines, tensor and sequence parallelism, and DeepCompile."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 from trimtab.parameters import sequence_parallel, tensor_parallel
@@ -10,11 +9,6 @@ from trimtab.rules.base import Hit, put, remove, rule, shown
 from trimtab.rules.batch import engine_passes
 from trimtab.rules.subject import Subject
 from trimtab.rules.types import BATCH
-
-# names that published mixtures of experts go by, and those whose module is a leaf by default
-# (runtime/zero/leaf_module_config.py)
-EXPERTS = re.compile(r"mixtral|moe|deepseek-v[23]|deepseek-r1|dbrx|jamba|grok-1|arctic|switch-|gpt-oss")
-LEAVES = re.compile(r"mixtral|qwen[23]\S*moe|qwen3-\d+b-a\d+b")
 
 
 @rule("PL001", "pipeline-by-configuration", "warning")
@@ -179,95 +173,19 @@ def deepcompile_without_zero(subject: Subject) -> Iterable[Hit]:
         )
 
 
-@rule("PL007", "experts-with-hanging-gathers", "warning")
-def experts_with_hanging_gathers(subject: Subject) -> Iterable[Hit]:
-    """Finds stage 3 for a mixture of experts without leaf modules.
-
-    Why is this bad?
-        Ranks take different experts, gather different weights and wait for each other for ever. A leaf
-        module is gathered whole. Since 0.18.0 Mixtral, Qwen2-MoE and Qwen3-MoE are leaves by default.
-    Example
-        {"zero_optimization": {"stage": 3}, "trimtab": {"model": "deepseek-ai/DeepSeek-V2-Lite"}}
-    Use instead
-        {"zero_optimization": {"stage": 3, "leaf_module": {"name_suffixes": ["mlp"]}},
-         "trimtab": {"model": "deepseek-ai/DeepSeek-V2-Lite"}}
-    Source
-        https://github.com/deepspeedai/DeepSpeed/issues/5066; deepspeed/runtime/zero/leaf_module_config.py
-    """
-    name = (subject.model_name or "").lower()
-    if subject.stage != 3 or not EXPERTS.search(name):
-        return
-    default = subject.since("0.18.0") and LEAVES.search(name)
-    if not default and not subject.block("zero_optimization.leaf_module"):
-        place = subject.place("zero_optimization.stage") or ()
-        yield Hit(
-            place,
-            f"{subject.model_name} has experts, which hang at stage 3 unless their module is a leaf: "
-            "set zero_optimization.leaf_module, or call deepspeed.utils.set_z3_leaf_modules.",
-            at_value=True,
-        )
-
-
-@rule("PL008", "data-efficiency-without-its-parts", "error", refused="reading")
-def data_efficiency_without_parts(subject: Subject) -> Iterable[Hit]:
-    """Finds curriculum learning and dynamic batching without the keys they need.
-
-    Why is this bad?
-        DeepSpeed asserts that `curriculum_metrics` and `max_tokens` are given where these are enabled.
-    Example
-        {"data_efficiency": {"data_sampling": {"dynamic_batching": {"enabled": true}}}}
-    Use instead
-        {"data_efficiency": {"data_sampling": {"dynamic_batching": {"enabled": true, "max_tokens": 4096}}}}
-    Source
-        deepspeed/runtime/data_pipeline/config.py:63-97
-    """
-    above = "data_efficiency.data_sampling"
-    for name, needed in (("curriculum_learning", "curriculum_metrics"), ("dynamic_batching", "max_tokens")):
-        block = subject.block(f"{above}.{name}")
-        if block.get("enabled") and needed not in block:
-            place = subject.place(f"{above}.{name}") or ()
-            yield Hit(place, f"{name} is enabled without {needed}.")
-
-
-@rule("PL009", "load-balance-coefficient", "error", refused="reading")
-def load_balance_coefficient(subject: Subject) -> Iterable[Hit]:
-    """Finds `expert_parallel.load_balance_coeff`, which no release supports yet.
-
-    Why is this bad?
-        DeepSpeed raises as it reads the file unless the value is null.
-    Example
-        {"expert_parallel": {"enabled": false, "load_balance_coeff": 0.01}}
-    Use instead
-        {"expert_parallel": {"enabled": false}}
-    Fix safety
-        The key is removed, which is what the engine does without: safe.
-    Source
-        deepspeed/module_inject/auto_ep_config.py:73-78
-    """
-    value = subject.block("expert_parallel").get("load_balance_coeff")
-    known = subject.schema.key("expert_parallel.load_balance_coeff") is not None
-    if known and value is not None:
-        place = ("expert_parallel", "load_balance_coeff")
-        yield Hit(
-            place,
-            f"load_balance_coeff is {shown(value)}; DeepSpeed has no load balancing yet.",
-            remove(place),
-        )
-
-
 @rule("PL010", "sequence-parallel-size", "error", refused="reading")
 def sequence_parallel_size(subject: Subject) -> Iterable[Hit]:
     """Finds sequence-parallel sizes that cannot be.
 
     Why is this bad?
-        DeepSpeed divides the world by it as it reads the file: 0 and texts fail there, a size above the
-        world leaves a fraction of a GPU.
+        DeepSpeed divides the world by it as it reads the file: 0 and texts fail there. A size above the
+        world leaves a fraction of a GPU, which the engine trains with; Ulysses then refuses to form groups.
     Example
         {"sequence_parallel_size": 0}
     Use instead
         {"sequence_parallel_size": 1}
     Source
-        deepspeed/runtime/config.py:468
+        deepspeed/runtime/config.py:468; deepspeed/runtime/sequence_parallel/parallel_state_sp.py:31
     """
     if "sequence_parallel_size" not in subject.raw:
         return
@@ -291,7 +209,14 @@ def sequence_parallel_size(subject: Subject) -> Iterable[Hit]:
         )
     elif subject.world.size is not None and value > subject.world.size:
         message = f"sequence_parallel_size {value} is more than the {subject.world.size} GPUs there are."
-        yield Hit(place, message, at_value=True, refused="building")
+        trains = engine_passes(subject)
+        yield Hit(
+            place,
+            message,
+            at_value=True,
+            severity="warning" if trains else "error",
+            refused=None if trains else "reading",
+        )
 
 
 @rule("PL011", "mesh-that-does-not-multiply", "error", refused="building")

@@ -380,3 +380,72 @@ def autocast_module_without_its_package(subject: Subject) -> Iterable[Hit]:
             mend,
             at_value=True,
         )
+
+
+LARGEST_POWER = {True: 63, False: 1023}
+"""Of a loss scale that the engine can multiply with: ZeRO's by a 64-bit integer, stage 0's by a float."""
+
+
+@rule("PR014", "loss-scale-beyond-integers", "error", refused="running")
+def loss_scale_beyond_integers(subject: Subject) -> Iterable[Hit]:
+    """Finds an `initial_scale_power` whose scale no 64-bit integer holds.
+
+    Why is this bad?
+        The first scale is the integer 2 to that power. From 64 on ZeRO cannot multiply the loss with it, from
+        1024 on stage 0 cannot: the first backward pass stops with an OverflowError. fp16 itself ends at
+        65504, so that 16, the default, is already more than most losses take.
+    Example
+        {"fp16": {"enabled": true, "initial_scale_power": 128}, "zero_optimization": {"stage": 2}}
+    Use instead
+        {"fp16": {"enabled": true, "initial_scale_power": 16}, "zero_optimization": {"stage": 2}}
+    Fix safety
+        The key is removed, so that the default holds, and the scale finds its place from there: unsafe.
+    Source
+        deepspeed/runtime/precision_config.py:199; deepspeed/runtime/fp16/loss_scaler.py:161;
+        deepspeed/runtime/fp16/unfused_optimizer.py:248
+    """
+    power, place = subject.integer("fp16.initial_scale_power"), subject.place("fp16.initial_scale_power")
+    dynamic = subject.on("fp16.enabled") and not subject.amount("fp16.loss_scale")
+    if place is None or power is None or subject.stage is None or not dynamic:
+        return
+    largest = LARGEST_POWER[subject.stage > 0]
+    if power > largest:
+        yield Hit(
+            place,
+            f"initial_scale_power is {power}, but {largest} is the most at stage {subject.stage}.",
+            remove(place, safety="unsafe"),
+            at_value=True,
+        )
+
+
+@rule("PR015", "two-loss-scales-at-stage-0", "error", refused="running")
+def two_loss_scales_at_stage_0(subject: Subject) -> Iterable[Hit]:
+    """Finds autocast to float16 beside bf16 or fp16 at stage 0.
+
+    Why is this bad?
+        At stage 0 autocast to float16 scales the loss with torch's GradScaler, which looks for gradients in
+        the optimizer; a 16-bit mode wraps that one and hands it gradients later: the first step stops with
+        `No inf checks were recorded for this optimizer`.
+    Example
+        {"bf16": {"enabled": true}, "torch_autocast": {"enabled": true, "dtype": "float16"},
+         "zero_optimization": {"stage": 0}}
+    Use instead
+        {"bf16": {"enabled": true}, "torch_autocast": {"enabled": true, "dtype": "bfloat16"},
+         "zero_optimization": {"stage": 0}}
+    Fix safety
+        Autocast goes to bfloat16 beside bf16; beside fp16 it is switched off: both unsafe.
+    Source
+        deepspeed/runtime/engine.py:668-672, 3512-3514
+    """
+    place = subject.place("torch_autocast.dtype")
+    word = subject.written("torch_autocast.dtype")
+    scaled = subject.on("torch_autocast.enabled") and isinstance(word, str) and DTYPES.get(word) == "fp16"
+    if place is None or not scaled or subject.stage != 0 or subject.precision not in ("bf16", "fp16"):
+        return
+    beside_bf16 = subject.precision == "bf16"
+    yield Hit(
+        place,
+        f"autocast to {word} and {subject.precision} do not go together at stage 0.",
+        put(place, "bfloat16") if beside_bf16 else put(("torch_autocast", "enabled"), False),
+        at_value=True,
+    )

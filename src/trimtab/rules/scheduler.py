@@ -7,6 +7,7 @@ from typing import Any
 
 from trimtab.config import AUTO
 from trimtab.errors import nearest
+from trimtab.findings import Refusal
 from trimtab.rules.base import Hit, fix, put, rule, shown
 from trimtab.rules.subject import Subject
 from trimtab.rules.torch_names import NEED_OBJECTS, REQUIRED
@@ -351,3 +352,45 @@ def torch_scheduler_with_a_wrapped_optimizer(subject: Subject) -> Iterable[Hit]:
             f"{name} is torch's, which refuses the optimizer that {wrapped} wraps. There are {own}.",
             at_value=True,
         )
+
+
+@rule("SC011", "schedule-value-that-is-no-number", "error", refused="building")
+def schedule_value_no_number(subject: Subject) -> Iterable[Hit]:
+    """Finds rates and ratios of a scheduler that are texts, and more of them than there are groups.
+
+    Why is this bad?
+        The scheduler computes with them: a text stops it with a TypeError as it is built, or in the first
+        step. A list holds one rate for each group of parameters, and of a file's optimizer there is one.
+    Example
+        {"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": "2e-5"}}}
+    Use instead
+        {"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 2e-5}}}
+    Fix safety
+        A text that says a number becomes that number: safe.
+    Source
+        deepspeed/runtime/lr_schedules.py:362, 541, 743
+    """
+    component = subject.schema.component("scheduler", subject.scheduler) if subject.scheduler else None
+    for name, key in component.params.items() if component else ():
+        value, place = _params(subject).get(name, AUTO), ("scheduler", "params", name)
+        if value == AUTO or "number" not in key.types:
+            continue
+        later: Refusal = "building" if subject.scheduler in WARMING else "running"
+        if isinstance(value, (str, dict)):
+            said = _said(value)
+            yield Hit(
+                place,
+                f"{name} is {shown(value)}, but must be a number.",
+                None if said is None else put(place, said, safety="safe"),
+                at_value=True,
+                refused=later,
+            )
+        elif isinstance(value, list) and len(value) > 1 and subject.optimizer not in (None, "muon"):
+            yield Hit(place, f"{name} has {len(value)} values, but one group of parameters.", at_value=True)
+
+
+def _said(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

@@ -115,14 +115,18 @@ def out_of_range(subject: Subject) -> Iterable[Hit]:
             at_reading = key.validated and (
                 sign not in key.by_hand or key.path.startswith("zero_optimization.zenflow")
             )
+            taken = key.path in _TAKEN_AS_IT_IS and value != 0
             yield Hit(
                 place,
                 f"{key.path} is {shown(value)}, but must be {words}.",
                 at_value=True,
-                refused="reading" if at_reading else "running",
+                severity="warning" if taken else None,
+                refused=None if taken else "reading" if at_reading else "running",
             )
 
 
+# any number but 0 divides the count of steps (runtime/engine.py:3554)
+_TAKEN_AS_IT_IS = frozenset(("steps_per_print",))
 # the engine reads these without holding them to their bounds; SC and PL speak of them
 _LOOSE_BOUNDS = frozenset(("sequence_parallel_size",))
 
@@ -154,13 +158,22 @@ def unknown_choice(subject: Subject) -> Iterable[Hit]:
             message = "tensor_parallel.dtype must be a torch.dtype: DeepSpeed refuses every text for it."
             yield Hit(place, message, remove(place, safety="unsafe"))
             continue
+        unread = _unread(subject, key)
         yield Hit(
             place,
             f"{key.path} is {shown(value)}, but must be {_wanted(key)}.",
             _near_choice(place, key, value),
             at_value=True,
-            refused="reading" if key.validated and not isinstance(value, str) else _when_chosen(key),
+            severity="warning" if unread else None,
+            refused=None if unread else _when_chosen(key, value),
         )
+
+
+def _unread(subject: Subject, key: Key) -> bool:
+    """Whether the engine looks at the word only where something else is on (runtime/engine.py:822, 1846)."""
+    if key.path == "data_types.buffer_dtype":
+        return subject.precision == "fp32"
+    return key.path.startswith("expert_parallel.") and not subject.on("expert_parallel.enabled")
 
 
 # untyped keys whose words the engine holds to its list as it reads the file: runtime/config.py:161, 218, 241,
@@ -175,7 +188,9 @@ _CHOSEN_AT_READING = frozenset((
 _ZENFLOW = "zero_optimization.zenflow"
 
 
-def _when_chosen(key: Key) -> Refusal:
+def _when_chosen(key: Key, value: Any) -> Refusal:
+    if key.validated and not isinstance(value, str):
+        return "reading"
     words = "choices" in key.by_hand and key.path not in (
         "tensor_parallel.dtype",
         f"{_ZENFLOW}.select_strategy",
@@ -233,7 +248,8 @@ def unchecked_type(subject: Subject) -> Iterable[Hit]:
             continue
         switch = key.types == ("boolean",)
         means_off = isinstance(value, str) and value.lower() in FALSE
-        fatal = at_reading or (not switch and "string" not in key.types) or means_off
+        counts = isinstance(value, bool) or (key.path in _TAKEN_AS_IT_IS and isinstance(value, float))
+        fatal = at_reading or (not switch and "string" not in key.types and not counts) or means_off
         taken = (
             f", and DeepSpeed takes it for {'true' if value else 'false'}"
             if switch and not at_reading
