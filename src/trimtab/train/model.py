@@ -17,6 +17,7 @@ from typing import Any
 from trimtab.config import Config
 from trimtab.errors import MissingExtra, TrimtabError, UnreadableFile, Unsupported, UsageError
 from trimtab.job import Job, Lora, refuse_too_many
+from trimtab.parameters.lora import ALL_LINEAR
 
 AUTO_CLASSES = {
     "causal-lm": "AutoModelForCausalLM",
@@ -370,11 +371,13 @@ def add_lora(module: Any, lora: Lora, task: str) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise MissingExtra("peft", "train", "LoRA") from error
+    names = lora.target_modules
     settings = LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
-        target_modules=list(lora.target_modules) if lora.target_modules else None,
+        # peft knows its shorthand as a text alone: in a list it would be a module's name
+        target_modules=ALL_LINEAR if names == (ALL_LINEAR,) else names and list(names),
         modules_to_save=list(lora.modules_to_save) or None,
         task_type=PEFT_TASKS.get(task),
     )
