@@ -91,6 +91,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"model_type": "t5", **T5},
         {"task": "seq2seq-lm", "sequence_length": 509, "target_length": 250},
     ),
+    "an adapter that is fetched with the layer around it": (
+        {"model_type": "llama", **WIDE, "vocab_size": 18_000, "num_hidden_layers": 2},
+        {"stage": 3, "sequence_length": 16, "lora": {"r": 8, "target_modules": ["down_proj"]},
+         "zero": {"stage3_param_persistence_threshold": 10_000, "stage3_prefetch_bucket_size": 900_000}},
+    ),
     "lora on all linear layers": (
         {"model_type": "gpt2", **SHAPES["gpt2"]},
         {"lora": {"r": 8, "target_modules": "all-linear"}},
