@@ -96,6 +96,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"stage": 3, "sequence_length": 16, "lora": {"r": 8, "target_modules": ["down_proj"]},
          "zero": {"stage3_param_persistence_threshold": 10_000, "stage3_prefetch_bucket_size": 900_000}},
     ),
+    "a copy of the head that trains beside the adapters": (
+        {"model_type": "llama", **SMALL, "vocab_size": 8000},
+        {"lora": {"r": 8, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}},
+    ),
     "lora on all linear layers": (
         {"model_type": "gpt2", **SHAPES["gpt2"]},
         {"lora": {"r": 8, "target_modules": "all-linear"}},
