@@ -89,6 +89,24 @@ def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
         check(WRONG, settings=Settings(), **options)
 
 
+def test_nobody_said_who_fills_auto() -> None:
+    raw = {"train_batch_size": "auto", "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}}
+    open_, told = (
+        [one for one in check(raw, settings=Settings(), loader=who).findings if one.code == "LD001"]
+        for who in (None, "deepspeed")
+    )
+    assert ["--loader transformers" in one.message for one in open_] == [True, False]
+    assert not any("--loader" in one.message for one in told)
+    assert [one.fix.safety for found in (open_, told) for one in found if one.fix] == ["unsafe", "safe"]
+
+
+def test_a_model_that_is_not_counted_leaves_the_rest_to_check(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "mixtral"}', encoding="utf-8")
+    found = check(WRONG, settings=Settings(), model=str(config)).findings
+    assert "TY003" in [one.code for one in found]
+
+
 # -- selection and silence ---------------------------------------------------------------------------------
 
 

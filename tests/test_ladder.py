@@ -119,6 +119,21 @@ def test_what_cannot_be_spread_has_no_such_rung() -> None:
         assert len(answer.rungs) == len(OUT_OF_MEMORY)
 
 
+def test_what_splits_layers_over_gpus_stays_below_stage_3() -> None:
+    config = Config.from_mapping(
+        {
+            "train_micro_batch_size_per_gpu": 1,
+            "bf16": {"enabled": True},
+            "zero_optimization": {"stage": 1},
+            "tensor_parallel": {"autotp_size": 4},
+            "trimtab": {"model": "llama-7b", "sequence_length": 512},
+        }
+    )
+    found = ladder(config, Cluster.of("a100-80gb", 8))
+    third = next(rung for rung in found.rungs if rung.title == "ZeRO stage 3")
+    assert (third.config.stage, third.skipped) == (1, "AutoTP goes with ZeRO stages 0 to 2")
+
+
 def test_a_file_without_a_model_says_so() -> None:
     with pytest.raises(UsageError, match="no model is named"):
         ladder(Config.from_mapping({"train_batch_size": 8}), Cluster.of("h100", 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -170,6 +171,26 @@ def test_an_unknown_architecture_points_to_the_rehearsal(tmp_path: Path) -> None
     assert "'mamba'" in message
     assert "llama" in message
     assert "trimtab rehearse --phantom" in message
+
+
+@pytest.mark.parametrize(
+    ("config", "cure"),
+    [
+        (
+            {"model_type": "llava", "text_config": {"model_type": "llama"}},
+            'Its language model is llama, which it knows: save "text_config"',
+        ),
+        (
+            {"model_type": "internlm2", "auto_map": {"AutoConfig": "configuration_internlm2.Config"}},
+            "which a rehearsal does not run either",
+        ),
+    ],
+)
+def test_no_rehearsal_is_offered_where_another_way_leads_on(config: dict[str, Any], cure: str) -> None:
+    with pytest.raises(UnknownArchitecture) as caught:
+        Model.from_hf(config)
+    assert cure in str(caught.value)
+    assert "--phantom" not in str(caught.value)
 
 
 def test_every_known_model_type_reads_with_nothing_stated() -> None:

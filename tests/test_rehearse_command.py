@@ -290,6 +290,9 @@ def test_an_unknown_architecture_has_no_prediction(
     code, answer = run_json(capsys, *cohere, "--gpu", "h100")
     assert (code, answer["predicted"], answer["speed"]["mfu"]) == (0, None, None)
     assert answer["cost"]["usd_per_hour"] > 0
+    assert answer["warnings"] == []
+    code, old = run_json(capsys, *cohere, "--gpu", "v100-32gb")
+    assert (code, old["warnings"]) == (0, ["v100-32gb has no bf16 arithmetic: the run needs fp16 instead"])
     assert main(["rehearse", *cohere, "--gpu", "h100"]) == 0
     assert "rehearsed" in capsys.readouterr().out
     assert main(["estimate", *cohere[:-1]]) == 2

@@ -271,16 +271,25 @@ def _assumptions(config: Config, cluster: Cluster, source: str) -> tuple[str, ..
 def _warnings(
     config: Config, model: Model, cluster: Cluster, host: Range, nvme_bytes: int
 ) -> tuple[str, ...]:
-    said = []
+    said = warnings_of_any(config, model.hf, cluster, host, nvme_bytes)
     longest, tokens = model.longest_sequence, config.job.sequence_length
-    if longest is not None and longest < tokens:
-        said.append(
-            f"{model.name} has {longest} positions, fewer than {tokens} tokens a sample: the run would end "
-            "at its first batch"
-        )
+    if longest is None or longest >= tokens:
+        return said
+    return (
+        f"{model.name} has {longest} positions, fewer than {tokens} tokens a sample: the run would end "
+        "at its first batch",
+        *said,
+    )
+
+
+def warnings_of_any(
+    config: Config, hf: Mapping[str, object], cluster: Cluster, host: Range, nvme_bytes: int
+) -> tuple[str, ...]:
+    """Why the run would not be what was counted, also of a model that only a rehearsal knows."""
+    said = []
     if config.precision == "bf16" and not cluster.gpu.bf16:
         said.append(f"{cluster.gpu.name} has no bf16 arithmetic: the run needs fp16 instead")
-    if model.hf.get("quantization_config"):
+    if hf.get("quantization_config"):
         said.append(f"the model's quantization_config is left out: its weights count as {config.precision}")
     if config.optimizer_type is not None and config.optimizer_type not in MOMENTS:
         said.append(f"{config.optimizer_type} is not known: it counts with two states a parameter, as Adam")

@@ -44,6 +44,23 @@ def lora_targets(model_type: str) -> tuple[str, ...] | None:
     return tuple(names) if names else None
 
 
+def _way_on(given: Mapping[str, Any]) -> str:
+    """What to do with a config whose model type the arithmetic does not know."""
+    text = given.get("text_config")
+    inner = text.get("model_type") if isinstance(text, Mapping) else None
+    if inner in _table()["model_types"]:
+        return (
+            f'Its language model is {inner}, which it knows: save "text_config" as a config.json of its own, '
+            "and that is counted."
+        )
+    if given.get("auto_map"):
+        return (
+            'Its code is of its own ("auto_map"), which a rehearsal does not run either: if it is built like '
+            'a known one, give its sizes with that one\'s name, such as "model_type": "llama".'
+        )
+    return "`trimtab rehearse --phantom` builds the real model of text through transformers and measures it."
+
+
 def complete(given: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     """The whole config that transformers would build from ``given``, under the class's own field names.
 
@@ -59,9 +76,8 @@ def complete(given: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         )
     if model_type not in _table()["model_types"]:
         raise UnknownArchitecture(
-            f"{where}: the arithmetic does not know the model type '{model_type}'. Known: "
-            f"{', '.join(known_model_types())}. `trimtab rehearse --phantom` builds the real model through "
-            "transformers and measures any other model of text."
+            f"{where}: the arithmetic does not know the model type '{model_type}'. {_way_on(given)} "
+            f"Known to it: {', '.join(known_model_types())}."
         )
     if given.get("per_layer_config"):
         raise UnknownArchitecture(

@@ -70,7 +70,9 @@ def make_options(
         gpu, gpus_per_node = name_and_count(gpu, gpus_per_node)
     model = model or settings.model
     if model is not None:
-        _model(model)
+        from trimtab.model import find_hf
+
+        find_hf(model)  # one that nobody can name; of an unknown architecture much is left to check
     return Options(
         version=schema.resolve_version(deepspeed or settings.deepspeed or _installed()),
         loader=loader,
@@ -178,6 +180,7 @@ def _subject(
         schema=schema.load(options.version.name),
         base=base,
         loader=options.loader or ((pointer.kind if pointer else None) or "deepspeed"),
+        loader_assumed=options.loader is None and pointer is None,
         world=world,
         job=job,
         job_problem=problem,
@@ -226,17 +229,12 @@ def _cluster(gpu: str, world: World) -> Any:
 
 
 @cache
-def _model(name: str) -> Model:
-    from trimtab.model import find_model
-
-    return find_model(name)
-
-
-@cache
 def _known_model(name: str) -> Model | None:
     """The model, or None where the arithmetic does not know it."""
+    from trimtab.model import find_model
+
     try:
-        return _model(name)
+        return find_model(name)
     except TrimtabError:
         return None
 

@@ -16,7 +16,7 @@ import pytest
 from sources import ROOT
 from trimtab.config import Config
 from trimtab.cost.memory import Profile, profile
-from trimtab.errors import UnknownArchitecture
+from trimtab.errors import RefusedConfig, UnknownArchitecture, UsageError
 from trimtab.hf_config import known_model_types
 from trimtab.model import Model
 from trimtab.parameters import tasks_of
@@ -77,6 +77,33 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"stage": 3, "checkpoint_activations": True},
     ),
     "falcon, eager": ({"model_type": "falcon", **SHAPES["falcon"]}, {"attention": "eager"}),
+    "falcon with alibi, eager": (
+        {"model_type": "falcon", **SHAPES["falcon"], "alibi": True, "multi_query": False,
+         "parallel_attn": False, "bias": True},
+        {"attention": "eager"},
+    ),
+    "falcon with alibi, rows that are not aligned": (
+        {"model_type": "falcon", **SHAPES["falcon"], "alibi": True, "multi_query": False,
+         "parallel_attn": False, "bias": True},
+        {"sequence_length": 509},
+    ),
+    "a decoder's look at rows that are not aligned": (
+        {"model_type": "t5", **T5},
+        {"task": "seq2seq-lm", "sequence_length": 509, "target_length": 250},
+    ),
+    "an adapter that is fetched with the layer around it": (
+        {"model_type": "llama", **WIDE, "vocab_size": 18_000, "num_hidden_layers": 2},
+        {"stage": 3, "sequence_length": 16, "lora": {"r": 8, "target_modules": ["down_proj"]},
+         "zero": {"stage3_param_persistence_threshold": 10_000, "stage3_prefetch_bucket_size": 900_000}},
+    ),
+    "a copy of the head that trains beside the adapters": (
+        {"model_type": "llama", **SMALL, "vocab_size": 8000},
+        {"lora": {"r": 8, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}},
+    ),
+    "lora on all linear layers": (
+        {"model_type": "gpt2", **SHAPES["gpt2"]},
+        {"lora": {"r": 8, "target_modules": "all-linear"}},
+    ),
     "gemma 3": ({"model_type": "gemma3_text", **WINDOW, "head_dim": 64, "sliding_window_pattern": 3}, {}),
     "gemma 2, softcapped": ({"model_type": "gemma2", **WINDOW, "head_dim": 64}, {"attention": "eager"}),
     "gemma 2": ({"model_type": "gemma2", **WINDOW, "head_dim": 64}, {"checkpoint_activations": True}),
@@ -309,6 +336,18 @@ def test_every_task_is_counted(model_type: str) -> None:
         assert kept.parameters == again.parameters
         assert 0 < again.built < kept.built
         assert 0 < kept.live["backward"] < kept.live["forward"] < kept.peak
+
+
+@pytest.mark.parametrize("model_type", ["bert", "t5"])
+def test_an_answer_has_two_labels(model_type: str) -> None:
+    hf = {"model_type": model_type, **SHAPES[model_type], "num_labels": 3}
+    with pytest.raises(UsageError, match="an answer has 2 labels"):
+        counted(hf, task="question-answering")
+
+
+def test_no_figure_stands_for_a_first_step_that_fails() -> None:
+    with pytest.raises(RefusedConfig, match=r"at stage 0: .* Set zero_optimization\.stage to 1"):
+        counted({"model_type": "llama", **SMALL}, stage=0, zero={"offload_optimizer": AWAY})
 
 
 def test_a_window_shows_where_it_is_no_wider_than_the_sequence() -> None:

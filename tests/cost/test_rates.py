@@ -142,3 +142,10 @@ def test_what_a_probe_left_out_comes_from_the_shipped_tables(
     assert own.norm("native_layer_norm", 4096, 1024, 4096 * 1024 * 4) == shipped
     assert own.copy("to device", 2**30) == pytest.approx(0.03)
     assert own.copy("to host", 2**28, pinned=False) > 0.1
+
+
+def test_a_small_copy_of_fresh_memory_takes_what_its_pages_take() -> None:
+    rates = rates_of(Cluster.of("h200"))
+    large, small = (rates.copy("to device", size, pinned=False) for size in (2**24, 2**20))
+    assert small == pytest.approx(large / 16)
+    assert rates.copy("to device", 8, pinned=False) == rates.copy("to device", 8) < 1e-5

@@ -143,7 +143,8 @@ def _nothing_fits(
     found: Search, config: Config, current: Config, home: Cluster | None, steps: list[Step], notes: list[str]
 ) -> Adaptation:
     if config.optimizer_type is None:
-        notes.append("the file names no optimizer, so offload of the optimizer was not tried")
+        untried = "offload of the optimizer was" if config.stage else "ZeRO and offload were"
+        notes.append(f"the file names no optimizer, so {untried} not tried: name the script's in the file")
     hardest = found.strongest(current)
     answer = found.answer(hardest)
     return Adaptation(

@@ -200,10 +200,21 @@ def masked(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
         view = shape.kv_heads == 1
         k, v = repeat_keys(m, k, shape, view=view), repeat_keys(m, v, shape, view=view)
     bias = _mask_of_numbers(m, shape)
-    if q.item == ops.FLOAT or shape.head_dim % HEAD_ALIGNMENT or shape.head_dim > FLASH_HEAD_LIMIT:
-        return efficient(m, q, k, v, shape, bias)
-    out = cudnn(m, q, k, v, shape, bias)
-    return ops.copy(m, out) if shape.by_head else out
+    out = biased(m, q, k, v, shape, bias)
+    return ops.copy(m, out) if shape.by_head and _suits_cudnn(q, shape) else out
+
+
+def biased(m: Machine, q: Tensor, k: Tensor, v: Tensor, shape: Shape, bias: Tensor) -> Tensor:
+    """Attention with a contiguous bias: cuDNN's kernel, or the memory-efficient one where that cannot.
+
+    cuDNN's takes keys of any number, and no bias that trains (sdp_utils.cpp).
+    """
+    kernel = cudnn if _suits_cudnn(q, shape) and bias.edge is None else efficient
+    return kernel(m, q, k, v, shape, bias)
+
+
+def _suits_cudnn(q: Tensor, shape: Shape) -> bool:
+    return q.item < ops.FLOAT and shape.head_dim % HEAD_ALIGNMENT == 0 and shape.head_dim <= FLASH_HEAD_LIMIT
 
 
 def plain(
@@ -306,8 +317,7 @@ def eager(
         k, v = repeat_keys(m, k, shape, view=view), repeat_keys(m, v, shape, view=view)
     if score_item is not None:
         q, k = ops.cast(m, q, score_item), ops.cast(m, k, score_item)
-    several = shape.batch > 1  # of a single sample all are views of three dimensions
-    scores = _product(m, q, k, shape.scores, shape.scoring, copies=(several, several))
+    scores = raw_scores(m, q, k, shape)
     scores = ops.scale(m, scores, kernel=ops.LOOKED_UP if chosen else "moving")
     if softcap:
         scores = ops.scale(m, ops.tanh(m, ops.scale(m, scores)))
@@ -333,14 +343,26 @@ def eager(
         probabilities = ops.dropout(m, probabilities, shape.dropout)
     else:
         probabilities = dropout(probabilities, shape.dropout)
-    out = _product(m, probabilities, v, q.numel, shape.weighting, item=item, copies=(False, several))
-    out = ops.by_head(m, out)
+    out = ops.by_head(m, weighted(m, probabilities, v, shape))
     return ops.copy(m, out), probabilities
 
 
 def _by_head(m: Machine, unseen: str, **given: Tensor) -> list[Tensor]:
     """What batched products read head by head."""
     return [ops.by_head(m, one) if name in unseen else one for name, one in given.items()]
+
+
+def raw_scores(m: Machine, q: Tensor, k: Tensor, shape: Shape) -> Tensor:
+    """``q @ k.transpose(-1, -2)``."""
+    several = shape.batch > 1  # of a single sample all are views of three dimensions
+    return _product(m, q, k, shape.scores, shape.scoring, copies=(several, several))
+
+
+def weighted(m: Machine, probabilities: Tensor, v: Tensor, shape: Shape) -> Tensor:
+    """``probabilities @ v``, head by head."""
+    numel = shape.batch * shape.heads * shape.queries * shape.head_dim
+    copies = (False, shape.batch > 1)
+    return _product(m, probabilities, v, numel, shape.weighting, item=v.item, copies=copies)
 
 
 def _softmax_in(m: Machine, scores: Tensor, item: int) -> Tensor:

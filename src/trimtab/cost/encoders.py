@@ -211,7 +211,7 @@ class _Stack:
         if net.job.attention == "eager":
             return att.eager(m, q, k, v, shape, bias=bias, mask=causal, unseen="")[0]
         if cross:  # zeros, contiguous
-            return att.efficient(m, q, k, v, shape, bias)
+            return att.biased(m, q, k, v, shape, bias)
         if (
             causal
         ):  # create_position_bias_mask: torch.where(causal, bias, minimum), with the strides of the bias

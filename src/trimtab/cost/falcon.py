@@ -67,14 +67,41 @@ def _attention(net: Net, path: str, given: tuple[Tensor, ...], x: Tensor) -> Ten
         head_dim=model.head_dim,
     )
     if net.attention == "eager":
-        out, net.attention_weights = att.eager(m, q, k, v, shape)
+        out = _eager(net, q, k, v, shape, alibi=alibi)
     elif shape.kv_heads != shape.heads:
         out = att.plain(m, q, k, v, shape, broadcast=True)
     elif alibi:
-        out = att.efficient(m, q, k, v, shape, given[1])
+        out = att.biased(m, q, k, v, shape, given[1])
     else:
         out = att.masked(m, q, k, v, shape)
     return net.linear(out, f"{path}.self_attention.dense")
+
+
+def _eager(net: Net, q: Tensor, k: Tensor, v: Tensor, shape: att.Shape, *, alibi: bool) -> Tensor:
+    """Scaled in place; with alibi in fp32, and what that is made of has names until the end."""
+    m = net.m
+    shared = shape.kv_heads != shape.heads  # one key head, which each product broadcasts
+    k = att.repeat_keys(m, k, shape, view=True) if shared else k
+    scores = raw = att.raw_scores(m, q, k, shape)
+    wide = None
+    if alibi:
+        wide = ops.cast(m, raw, ops.FLOAT)
+        scores = ops.masked(m, wide)
+    else:
+        del raw
+    scores = m.op(scores.numel, (scores,), (scores.bytes,), item=scores.item, view_of=scores)
+    masked = ops.masked(m, scores)  # an argument, until softmax has cast it and is done
+    probabilities = ops.softmax(m, ops.cast(m, masked, q.item))
+    del masked
+    if alibi:
+        probabilities = net.dropout(probabilities, net.model.attention_dropout)
+    else:
+        del scores
+    net.attention_weights = probabilities
+    v = att.repeat_keys(m, v, shape, view=True) if shared else v
+    out = ops.copy(m, att.weighted(m, probabilities, v, shape))  # head beside head again
+    del wide
+    return out
 
 
 def _heads(net: Net, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:

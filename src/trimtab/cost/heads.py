@@ -15,7 +15,7 @@ from trimtab.cost import operators as ops
 from trimtab.cost.backward import HELD
 from trimtab.cost.machine import Tensor, Weight
 from trimtab.cost.net import Net
-from trimtab.errors import UnknownArchitecture, Unsupported
+from trimtab.errors import UnknownArchitecture, Unsupported, UsageError
 
 _PREFIX = {
     "bert": "bert.",
@@ -62,6 +62,11 @@ def _refuse_flash(net: Net) -> None:
 
 def _loss(net: Net) -> Tensor:
     model = net.model
+    if net.job.task == "question-answering" and model.kind != "causal" and model.labels != 2:
+        raise UsageError(
+            f"{model.name}: an answer has 2 labels, its start and its end, but the config names "
+            f"{model.labels}: the run would end at its first batch. Take id2label and num_labels out of it"
+        )
     if model.kind == "encoder-decoder":
         return _encoder_decoder(net)
     if model.kind == "encoder":

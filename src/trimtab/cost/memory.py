@@ -19,7 +19,7 @@ from trimtab.cost.sharded_parameters import ShardedParameters
 from trimtab.cost.tape import BACKWARD, FINISH, FORWARD, RELEASE, START, Numbers
 from trimtab.cost.workload import Workload, recording_of, weights_for, workload_of
 from trimtab.cost.wrappers import engine_for
-from trimtab.errors import Uncounted
+from trimtab.errors import RefusedConfig, Uncounted
 from trimtab.frozen import dataclass, fields, replace
 from trimtab.model import Model
 from trimtab.parameters import buffers, given_up
@@ -96,7 +96,7 @@ def settings_of(config: Config, world_size: int) -> Settings:
         Uncounted: the engine would allocate what nobody counts here.
     """
     batch = config.batch(world_size)
-    _refuse_uncounted(config, batch.accumulation)
+    _refuse(config, batch.accumulation)
     zero = config.zero
     name = config.optimizer_type or "adamw"
     momentum = config.optimizer_params.get("momentum")
@@ -154,7 +154,12 @@ def settings_of(config: Config, world_size: int) -> Settings:
     )
 
 
-def _refuse_uncounted(config: Config, accumulation: int) -> None:
+def _refuse(config: Config, accumulation: int) -> None:
+    if config.stage == 0 and config.offload_optimizer != "none":  # ops/adam/cpu_adam.py:148
+        raise RefusedConfig(
+            f"{config.name}: offload_optimizer at stage 0: the CPU optimizer gets parameters that are on the "
+            "GPU, and its first step fails. Set zero_optimization.stage to 1"
+        )
     leaves = config.zero("stage3_module_granularity_threshold") or config.get("zero_optimization.leaf_module")
     unmanaged = config.get("managed_gradient_accumulation") is False
     found = {
@@ -216,7 +221,7 @@ def profile(
         workspace_bytes: what cuBLAS takes in each of its two threads; only the allocator counts it.
 
     Raises:
-        RefusedConfig: the batch does not solve for this world.
+        RefusedConfig: the batch does not solve for this world, or the first step would fail.
         UnknownArchitecture: the arithmetic does not know the model type.
     """
     meter = AllocatingMeter() if allocator else Meter()

@@ -98,7 +98,8 @@ class Net:
             weight, bias = weights[path + ".weight"], weights.get(path + ".bias")
             return tensor_parallel.linear(m, x, weight, bias, self.split.styles[path], self.split.size)
         if path + LORA in weights:
-            return self.module(partial(self._adapted, path), x)
+            # it asks for lora_A's type: an external parameter then (partition_parameters.py, ZeROOrderedDict)
+            return self.module(partial(self._adapted, path), x, weights=(weights[path + LORA],))
         return self._base(path, x)
 
     def _base(self, path: str, x: Tensor) -> Tensor:

@@ -223,8 +223,11 @@ class Rates:
         found = self._curve("copies" if pinned else "fresh copies", direction)
         assert found is not None
         curve, there = found
+        if not pinned:
+            fresh = curve.at(size) * min(1.0, size / curve.sizes[0])  # each page is as dear in a small one
+            return max(fresh, self.copy(direction, size))
         link = there.host_link.bytes_per_second / self.gpu.host_link.bytes_per_second
-        return curve.at(size * link if pinned else size)
+        return curve.at(size * link)
 
     def host_moving(self, moved: float, ranks: int = 1) -> float:
         """Seconds of work on the host that moves ``moved`` bytes for each of ``ranks`` at it on one node."""

@@ -61,6 +61,8 @@ def zero_stage(stage: int) -> Move:
 def _conflict(after: Config, before: int) -> str | None:
     """Why DeepSpeed would refuse the file after a move from stage ``before``."""
     stage, mixed = after.stage, after.gradient_bytes != after.parameter_bytes
+    if stage == 3 and after.tensor_parallel > 1:
+        return "AutoTP goes with ZeRO stages 0 to 2"
     if stage == 0:
         if mixed:
             return "gradients are summed in another type than the model's, which stage 0 cannot"

@@ -12,7 +12,7 @@ from trimtab.corrections import RAN
 from trimtab.cost.need import outside_allocator
 from trimtab.cost.rates import rates_of
 from trimtab.errors import EngineMoved, NotFound, Uncounted, UnknownArchitecture, Unsupported, UsageError
-from trimtab.estimate import PROCESS_SPREAD_BYTES, Estimate, Range, estimate
+from trimtab.estimate import PROCESS_SPREAD_BYTES, Estimate, Range, estimate, warnings_of_any
 from trimtab.model import HfConfig, find_hf
 from trimtab.rehearse.on_gpu import GpuRequest, rehearse_on_gpu
 from trimtab.rehearse.phantom import rehearse_phantom
@@ -31,7 +31,7 @@ class Answer:
 
     config: Config
     cluster: Cluster
-    model_name: str
+    model: HfConfig
     seen: Seen | None
     """None where the engine could not be rehearsed and the arithmetic stands in."""
     predicted: Estimate | None
@@ -109,8 +109,12 @@ class Answer:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Why the run would not be what was counted, as the arithmetic knows it."""
-        return () if self.predicted is None else self.predicted.warnings
+        """Why the run would not be what was counted."""
+        if self.predicted is not None:
+            return self.predicted.warnings
+        return warnings_of_any(
+            self.config, self.model.hf, self.cluster, self.host_bytes_per_node, self.nvme_bytes_per_node
+        )
 
     @property
     def _about_time(self) -> str:
@@ -218,7 +222,7 @@ def rehearse(
     answer = Answer(
         config=config,
         cluster=cluster,
-        model_name=found.name,
+        model=found,
         seen=seen,
         predicted=predicted,
         rank=rank,

@@ -33,7 +33,11 @@ def configuration(request: PhantomRequest) -> Any:
     try:
         config = AutoConfig.for_model(model_type, **values)
     except ValueError as unknown:
-        raise UsageError(f'transformers does not know the model type "{model_type}"') from unknown
+        raise UsageError(
+            f'transformers does not know the model type "{model_type}", and code of a model\'s own is not '
+            "run. If it is built like a known one, give its sizes with that one's name, such as "
+            '"model_type": "llama"'
+        ) from unknown
     # flash-attn need not be installed: the model is built for sdpa and switched afterwards
     config._attn_implementation = "sdpa" if request.attention == "flash" else request.attention
     if hasattr(config, "use_cache"):

@@ -22,7 +22,7 @@ def to_json(answer: Answer) -> dict[str, Any]:
     predicted = None if answer.predicted is None else dict(estimate_to_json(answer.predicted))
     head = {
         "config": answer.config.name,
-        "model": answer.model_name,
+        "model": answer.model.name,
         "fits": answer.fits,
         "fits_probability": answer.fits_probability,
         "method": "arithmetic" if answer.seen is None else answer.seen.method,

@@ -26,7 +26,7 @@ def entry_of(answer: Answer) -> Entry | None:
     return Entry(
         how=seen.method,
         config=answer.config.name,
-        model=answer.model_name,
+        model=answer.model.name,
         gpu=cluster.gpu.name,
         gpus_per_node=cluster.gpus_per_node,
         nodes=cluster.nodes,

@@ -41,11 +41,17 @@ class _Made:
         self.offset, self.source = tensor.storage_offset() - start, source
 
 
+class _Mode(FakeTensorMode):
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Mode:
+        # a copied tensor copies what it holds, and one of another mode has no views: each would be new
+        return self
+
+
 class Fakes:
     """Runs operators on fake tensors; `mode` is torch's own fake mode, for whatever is not known yet."""
 
     def __init__(self) -> None:
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode = _Mode(allow_non_fake_inputs=True)
         self._known: dict[Any, _Made | tuple[_Made | None, ...] | str] = {}
         self._make, self._blank = corners.fake_tensor_maker(self.mode)
 

@@ -54,7 +54,7 @@ def _verdict(answer: Answer, seen: Seen) -> Text:
     text = Text()
     text.append("fits" if answer.fits else "does not fit", style="bold green" if answer.fits else "bold red")
     text.append(f"   {METHODS[seen.method]}, {seen.seconds:.0f} s\n")
-    text.append(f"{answer.model_name}, {format_count(seen.parameters)} parameters")
+    text.append(f"{answer.model.name}, {format_count(seen.parameters)} parameters")
     if seen.trainable != seen.parameters:
         text.append(f", {format_count(seen.trainable)} trained")
     text.append(f"\n{cluster.world_size} × {cluster.gpu.name}, ZeRO-{config.stage}, {config.precision}, ")

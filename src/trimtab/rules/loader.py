@@ -51,29 +51,32 @@ def auto_without_a_filler(subject: Subject) -> Iterable[Hit]:
         {"train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto",
          "zero_optimization": {"stage": 0}}
     Fix safety
-        In a typed section the key is removed, which changes nothing: safe. Elsewhere a value is needed.
+        In a typed section the key is removed, which changes nothing: safe, or unsafe where nobody said who
+        loads the file. Elsewhere a value is needed.
     Source
         deepspeed/runtime/config_utils.py:54-56; deepspeed/runtime/engine.py:3506
     """
     if subject.fills_auto:
         return
+    told = " If Transformers or Accelerate loads the file, say --loader transformers."
     for place, dotted in _autos(subject):
         key = subject.schema.key(dotted)
         if dotted in ("optimizer.type", "scheduler.type"):
             continue  # OP003 and SC002
+        said, told = told if subject.loader_assumed else "", ""
         if key is not None and key.validated:
             yield Hit(
                 place,
                 f'{dotted} is "auto", which nobody fills here: DeepSpeed takes its default, '
-                f"{shown(key.default)}.",
-                remove(place),
+                f"{shown(key.default)}.{said}",
+                remove(place, safety="unsafe" if subject.loader_assumed else "safe"),
                 at_value=True,
                 severity="warning",
             )
         else:
             yield Hit(
                 place,
-                f'{dotted} is "auto", which nobody fills here: DeepSpeed gets the text itself.',
+                f'{dotted} is "auto", which nobody fills here: DeepSpeed gets the text itself.{said}',
                 at_value=True,
                 refused=_stops(dotted),
             )

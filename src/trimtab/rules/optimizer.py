@@ -14,6 +14,8 @@ from trimtab.rules.torch_names import OPTIMIZERS
 from trimtab.source.edit import Edit, RemoveKey, SetValue
 
 ONE_BIT = frozenset(("onebitadam", "onebitlamb", "zerooneadam"))
+ADAM_CLASSES = frozenset(("fusedadam", "cpuadam", "deepspeedcpuadam"))
+"""DeepSpeed's classes, which it takes by itself for Adam and AdamW (runtime/engine.py:2486-2494)."""
 TYPE = ("optimizer", "type")
 
 
@@ -126,7 +128,8 @@ def unknown_optimizer(subject: Subject) -> Iterable[Hit]:
         return
     same = [known for known in OPTIMIZERS if known.lower() == lower]
     built_in = [component.name for component in subject.schema.components("optimizer")]
-    close = same or list(nearest(name, [*built_in, *OPTIMIZERS], count=1))
+    own = ["AdamW"] if lower in ADAM_CLASSES else []
+    close = same or own or list(nearest(name, [*built_in, *OPTIMIZERS], count=1))
     hint = f" Did you mean {close[0]}?" if close else f" There are {', '.join(built_in)} and torch.optim's."
     mend = put(TYPE, close[0], safety="safe" if same else "unsafe") if close else None
     yield Hit(TYPE, f"{name} is no optimizer of DeepSpeed or torch.optim.{hint}", mend, at_value=True)

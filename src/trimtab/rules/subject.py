@@ -57,6 +57,8 @@ class Subject:
     schema: Schema
     base: KeyPath = ()
     loader: Loader = "deepspeed"
+    loader_assumed: bool = False
+    """Whether nobody said who loads the file."""
     world: World = field(default_factory=World)
     job: Job | None = None
     job_problem: str | None = None

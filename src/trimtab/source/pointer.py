@@ -111,7 +111,8 @@ def refuse_pointer(source: Source) -> None:
     if pointer is None:
         return
     what = "a file of Accelerate" if pointer.kind == "accelerate" else "a file of training arguments"
-    where = "stands inside it" if pointer.path is None else f"is {pointer.path}: give that one"
+    inside = "stands inside it: give it as a file of its own (`trimtab check` reads this one as it is)"
+    where = inside if pointer.path is None else f"is {pointer.path}: give that one"
     raise UnreadableFile(f"{source.file} is {what}; its DeepSpeed configuration {where}")
 
 

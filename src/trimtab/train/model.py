@@ -371,11 +371,13 @@ def add_lora(module: Any, lora: Lora, task: str) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise MissingExtra("peft", "train", "LoRA") from error
+    names = lora.target_modules
     settings = LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
-        target_modules=ALL_LINEAR if lora.target_modules == (ALL_LINEAR,) else lora.target_modules,
+        # peft knows its shorthand as a text alone: in a list it would be a module's name
+        target_modules=ALL_LINEAR if names == (ALL_LINEAR,) else names and list(names),
         modules_to_save=list(lora.modules_to_save) or None,
         task_type=PEFT_TASKS.get(task),
     )
