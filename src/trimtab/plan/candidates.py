@@ -20,6 +20,9 @@ NEEDS_BF16 = frozenset(("t5", "mt5", "gemma", "gemma2", "gemma3_text"))
 models/t5/modeling_t5.py:467,488,500; Gemma Team 2024, and transformers issue 29715)."""
 
 
+DEVICES = {"none": 0, "cpu": 1, "nvme": 2}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """A configuration whose micro batch is open, and the moves that made it."""
@@ -47,6 +50,11 @@ class Family:
         """Whether any layers are recomputed."""
         return self.config.job.checkpoint_activations
 
+    @property
+    def offloads(self) -> tuple[int, int]:
+        """Where parameters and the optimizer are: 0 for the GPU, 1 for the host, 2 for its disks."""
+        return DEVICES[self.config.offload_param], DEVICES[self.config.offload_optimizer]
+
     def recomputing(self, layers: bool | int, cluster: Cluster) -> Family:
         """The same with so many layers recomputed."""
         move = recomputation(layers)
@@ -59,12 +67,10 @@ class Family:
 
         All layers recomputed are simpler than some: nothing to adjust when the sequence or the card changes.
         """
-        devices = {"none": 0, "cpu": 1, "nvme": 2}
         config = self.config
         plain = ("zero-stage", "recomputation", "offload-optimizer", "offload-param")
         return (
-            devices[config.offload_param],
-            devices[config.offload_optimizer],
+            *self.offloads,
             config.job.checkpoint_activations + self.is_partial,
             config.stage,
             sum(move.kind not in plain for move in self.moves),

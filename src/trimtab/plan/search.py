@@ -134,8 +134,13 @@ class Field:
         close = sorted((one for one in self.every() if one.careful_seconds <= slowest), key=self.preference)
         if first.family.is_partial:  # that a layer's second forward pass takes time is certain
             close = [one for one in close if not one.family.recomputes]
-        simpler = (one for one in close if self.preference(one) < self.preference(first))
-        chosen = next((fit for one in simpler if (fit := self.fitting(one)) is not None), first)
+        chosen = first
+        for one in close:
+            if self.preference(one) >= self.preference(chosen):
+                break
+            fit = self.fitting(one)  # with smaller buckets it is less simple
+            if fit is not None and self.preference(fit) < self.preference(chosen):
+                chosen = fit
         if not chosen.family.is_partial:
             return chosen
         return self._recomputing_fewer(self._simpler_partial(chosen, slowest))
@@ -172,9 +177,17 @@ class Field:
                 heapq.heappush(waiting, (seconds, next(number), one, layers, known))
 
     def _simpler_partial(self, first: Contender, slowest: float) -> Contender:
-        """The simplest at the micro batch of ``first`` that some recomputed layers make fit, and as fast."""
+        """The simplest that some recomputed layers make fit, and as fast.
+
+        At the micro batch of ``first``; at any, where that offloads what others do not.
+        """
         cluster = self.cluster
-        kept = [one for one in self.every() if one.micro == first.micro and not one.family.recomputes]
+        kept = [
+            one
+            for one in self.every()
+            if not one.family.recomputes
+            and (one.micro == first.micro or one.family.offloads < first.family.offloads)
+        ]
         for start in sorted(kept, key=self.preference):
             if start.family.recomputing(1, cluster).complexity >= first.family.complexity:
                 break
