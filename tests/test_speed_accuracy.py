@@ -66,12 +66,12 @@ def test_steps_whose_gpu_works(found: list[Any]) -> None:
         ),
     )
     assert len(closed) >= 50
-    assert statistics.median(closed) <= 0.03
-    assert statistics.median(replayed) <= 0.02
-    assert at(closed, 0.9) <= 0.1
-    assert at(replayed, 0.9) <= 0.05
-    assert max(closed) <= 0.125  # GPT-2 on two GPUs, whose GPU works for 0.907 of its simulated step
-    assert max(replayed) <= 0.12
+    assert statistics.median(closed) <= 0.02
+    assert statistics.median(replayed) <= 0.015
+    assert at(closed, 0.9) <= 0.05
+    assert at(replayed, 0.9) <= 0.045
+    assert max(closed) <= 0.1
+    assert max(replayed) <= 0.11
     seconds = {row.case.name: row.case.seconds for row in found}
     assert seconds[SLOW_DAY] > 1.25 * seconds[SLOW_DAY.replace("settled", "paced")]
 
@@ -82,7 +82,7 @@ def test_steps_whose_gpu_works_and_whose_hosts_pace_was_sampled(found: list[Any]
 
     closed, replayed = errors(found, lambda row: works(row) and not SOME_LAYERS.search(row.case.name))
     assert len(closed) >= 18
-    assert max(closed) <= 0.08
+    assert max(closed) <= 0.06
     assert max(replayed) <= 0.08
     closed, replayed = errors(found, lambda row: works(row) and SOME_LAYERS.search(row.case.name))
     assert len(closed) == 2
@@ -158,19 +158,20 @@ def test_steps_that_were_timed_briefly(found: list[Any]) -> None:
 def test_steps_of_the_plans_choices_for_models_that_nobody_had_measured(found: list[Any]) -> None:
     closed, replayed = errors(found, lambda row: row.case.file == "choices.jsonl")
     assert len(closed) == 35
-    assert statistics.median(closed) <= 0.03
-    assert statistics.median(replayed) <= 0.025
-    assert at(closed, 0.9) <= 0.1
-    assert at(replayed, 0.9) <= 0.1
-    assert max(closed) <= 0.22
+    assert statistics.median(closed) <= 0.025
+    assert statistics.median(replayed) <= 0.02
+    assert sorted(closed)[-2] <= 0.06
+    assert sorted(replayed)[-2] <= 0.08
+    assert max(closed) <= 0.21  # t5-large with all offloaded
     assert max(replayed) <= 0.15
 
 
 def test_steps_with_quantized_collectives(found: list[Any]) -> None:
     closed, replayed = errors(found, lambda row: row.case.file == "quantized_x2.jsonl")
     assert len(closed) == 6
-    assert max(closed) <= 0.23
-    assert max(replayed) <= 0.11
+    assert statistics.median(closed) <= 0.12
+    assert max(closed) <= 0.225
+    assert max(replayed) <= 0.112
 
 
 def test_steps_of_model_types_that_nobody_had_measured(found: list[Any]) -> None:
@@ -187,7 +188,8 @@ def test_steps_whose_gpus_share_samples_come_out_short(found: list[Any]) -> None
     closed, replayed = errors(found, lambda row: row.case.file == SHARED)
     assert len(closed) == 12
     assert statistics.median(replayed) <= 0.19
-    assert max(*closed, *replayed) <= 0.32
+    assert max(closed) <= 0.33
+    assert max(replayed) <= 0.29
 
 
 def test_steps_with_fused_kernels_come_out_short(found: list[Any]) -> None:

@@ -140,7 +140,7 @@ class CapacitySearch:
         """What is known without a limit, and what is near the room."""
         if self._near is None:
             readings, room = self._counted.readings.values(), self._room
-            self._low = max(reading.peak_allocated for reading in readings)
+            self._low = max(reading.peak_allocated for reading in readings) - 1
             self._high = max(reading.peak_reserved for reading in readings)
             self._near = []
             if room is not None and self._low < room < self._high:

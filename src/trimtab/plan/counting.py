@@ -281,6 +281,6 @@ def margin(sure: float) -> float:
     """The share by which a capacity must pass what a replay finds enough, for a probability of ``sure``.
 
     >>> round(margin(0.975), 3)
-    0.043
+    0.029
     """
     return Need(1.0, REPLAY_RATIOS).at(sure) - 1
