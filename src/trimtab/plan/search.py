@@ -179,13 +179,14 @@ class Field:
     def _simpler_partial(self, first: Contender, slowest: float) -> Contender:
         """The simplest that some recomputed layers make fit, and as fast.
 
-        At the micro batch of ``first``; at any, where that offloads what others do not.
+        At the micro batch of ``first``; at a smaller one too, where that offloads what others need not.
         """
         cluster = self.cluster
         kept = [
             one
             for one in self.every()
             if not one.family.recomputes
+            and one.micro <= first.micro
             and (one.micro == first.micro or one.family.offloads < first.family.offloads)
         ]
         for start in sorted(kept, key=self.preference):
