@@ -421,13 +421,13 @@ LIMITS = """\
   its own requests.
 - How probable it is that a job fits follows from two distributions (`trimtab/cost/need.py`). A quick replay
   of the allocator says what is in use at once; how far the smallest capacity of a whole replay lies from
-  that is known from 812 jobs (`scripts/make_spread.py`: 95 % between 0.92 and 1.18 of it; above 32 GiB
-  between 0.92 and 1.10). Only where that leaves doubt, between 2 % and 99.5 %, the whole replay is made,
+  that is known from 934 jobs (`scripts/make_spread.py`: 95 % between 0.92 and 1.17 of it; above 32 GiB
+  between 0.96 and 1.09). Only where that leaves doubt, between 2 % and 99.5 %, the whole replay is made,
   and the job tried at the card's own room and a little below. How far the phantom's smallest capacity lies
-  from that is known from 200 drawn jobs (`bench/needs.py`: half of them between 1.000 and 1.003 of it,
-  95 % between 0.98 and 1.04). A GPU's is the phantom's: of 50 jobs held to 111 caps within 12 % of
-  their need (`bench/near_limit.py`) 107 ran or ran out of memory as the arithmetic's replay at the cap says,
-  the other four ran although it said that they would not, and 178 of 178 on a whole H200 did as it says.
+  from that is known from 200 drawn jobs (`bench/needs.py`: half of them between 1.000 and 1.002 of it,
+  95 % between 0.98 and 1.03). A GPU's is the phantom's: of 50 jobs held to 111 caps within 10 % of
+  their need (`bench/near_limit.py`) 108 ran or ran out of memory as the arithmetic's replay at the cap says,
+  the other three ran although it said that they would not, and 193 of 193 on a whole H200 did as it says.
 - Tokens are random and unpadded.
 """.splitlines()
 

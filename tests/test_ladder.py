@@ -64,7 +64,7 @@ def test_rungs_add_up_and_the_first_that_fits_is_marked() -> None:
 
 def test_the_fastest_level_that_fits_is_marked() -> None:
     answer = on("llama_7b_single_node", "t4", 8)
-    # with the parameters there too no step casts weights anew: so it was measured of GPT-2 and of a LLaMA of 1.1B
+    # with the parameters there too no step casts weights anew: so GPT-2's and TinyLlama's were measured
     assert answer.fastest_level is answer.levels[2]
     assert not answer.levels[0].fits(0.9)
 

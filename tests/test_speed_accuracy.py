@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import speed_accuracy
+from sources import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +205,25 @@ def test_steps_with_fused_kernels_come_out_short(found: list[Any]) -> None:
 def test_other_peoples_records_are_met_within_a_fifth() -> None:
     for record, rate in speed_accuracy.against_records():
         assert rate == pytest.approx(record.tokens_per_second, rel=0.2), record.name
+
+
+def test_the_readme_says_the_pages_figures(found: list[Any]) -> None:
+    table = (
+        (ROOT / "README.md").read_text(encoding="utf-8").split("### How near it comes")[1].split("\n\n")[1]
+    )
+    told = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    rows = [cells for cells in told if cells[0].startswith("step time")]
+    groups = dict(speed_accuracy.GROUPS)
+    works = groups["1 to 4 GPUs, no other jobs on the host"]
+    belongs: list[Callable[[Any], bool]] = [
+        lambda row: works(row.case) and row.busy >= speed_accuracy.BUSY,
+        lambda row: row.case.file == "choices.jsonl",
+        lambda row: groups[
+            "1 and 2 GPUs, cores of its own, pace sampled beside each step, nothing fitted to it"
+        ](row.case),
+    ]
+    assert len(rows) == 2 * len(belongs)
+    for place, one in enumerate(belongs):
+        for cells, each in zip(rows[2 * place : 2 * place + 2], errors(found, one), strict=True):
+            assert cells[2:] == [f"{statistics.median(each) * 100:.0f} %", f"{max(each) * 100:.0f} %"]
+        assert rows[2 * place][1].startswith(f"{len(each)} steps")

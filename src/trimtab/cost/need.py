@@ -35,7 +35,7 @@ T = TypeVar("T")
 Ratios = tuple[tuple[float, float], ...]
 """Probabilities, and the ratios of truth to expectation that are not passed with that probability."""
 # the smallest capacity of a whole replay over what one quick replay sees in use at once, of jobs that need up
-# to `LARGE_BYTES` and of those that need more: 399 measured jobs, 13 ready ones and 400 of bench/sweep.py
+# to `LARGE_BYTES` and of those that need more: 521 measured jobs, 13 ready ones and 400 of bench/sweep.py
 # (scripts/make_spread.py)
 LARGE_BYTES = 32 * GIB
 QUICK_RATIOS: Ratios = (
