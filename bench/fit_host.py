@@ -2,6 +2,7 @@
 
     python bench/fit_host.py            prints the costs, and how each measured phase lies to them
     python bench/fit_host.py --count    counts the work of the rows of paced_steps.jsonl anew (5 minutes)
+    python bench/fit_host.py --exchange what an exchange of Ulysses takes (a minute)
 
 A row of ``bench/data/paced_steps.jsonl`` has what each phase took its host, begun with the GPU idle, and the
 host's pace before and after it (``profile``, scripts/profiled_step.py): what single calls took at that
@@ -183,12 +184,33 @@ def count_all() -> None:
     COUNTS.write_text("".join(lines), encoding="utf-8")
 
 
+def exchange(case: speed_accuracy.Case) -> float:
+    """`Host.exchange` with which the simulated step is as long as measured, in seconds; by bisection."""
+    record, accumulation = speed_accuracy.rehearsed(case)
+    low, high = 0.0, 1e-3
+    for _ in range(20):
+        middle = (low + high) / 2
+        replay = _Replay(record, case.rates, case.config.stage, case.cluster.nodes, 1)
+        replay.host_costs = replay.host_costs._replace(exchange=middle * case.rates.pace)
+        replay.run()
+        shorter = replay.answer(accumulation).step_seconds < case.seconds
+        low, high = (middle, high) if shorter else (low, middle)
+    return low
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--count", action="store_true", help="count the rows' work anew")
-    if parser.parse_args().count:
+    parser.add_argument("--exchange", action="store_true", help="of Ulysses alone")
+    asked = parser.parse_args()
+    if asked.exchange:
+        for case in speed_accuracy.cases():
+            if case.name in speed_accuracy.EXCHANGING:
+                print(f"{case.name}: {exchange(case) * 1e6:.0f} us")
+        return 0
+    if asked.count:
         count_all()
     these = list(phases())
     host = fitted(these)

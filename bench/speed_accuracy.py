@@ -40,6 +40,8 @@ ROWS = (
     "grid_x2.jsonl", "shared_x2.jsonl", "families.jsonl", "fused.jsonl", "quantized_x2.jsonl",
     "choices.jsonl",
 )  # fmt: skip
+EXCHANGING = ("llama-1b-sp2-z2-x2-paced", "qwen2-0.5b-sp2-z1-x2-paced")
+"""Rows whose ranks share samples, of known pace, that wait for their host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,7 @@ class Case:
     beside: bool
     """Whether other jobs shared the host's cores, whose times are rough."""
     fitted: bool = False
-    """Whether the host's costs were fitted to its phases (bench/fit_host.py)."""
+    """Whether costs of the host were fitted to its phases, or to its step (bench/fit_host.py)."""
     apart: bool = False
     """Whether it had cores of its own."""
     brief: bool = False
@@ -120,6 +122,7 @@ def cases() -> Iterator[Case]:
             apart = "cores" in row  # else processes of the next jobs were importing: bench/data/README.md
             case = measured_case(row if apart else {**row, "beside": "other jobs"}, row["id"])
             fitted = name == "paced_steps.jsonl" and "phases" in row.get("profile", {})
+            fitted = fitted or row["id"] in EXCHANGING
             yield dataclasses.replace(case, file=name, apart=apart, fitted=fitted)
 
 
@@ -296,7 +299,7 @@ GROUPS = (
         lambda case: case.file == "choices.jsonl",
     ),
     (
-        "1 and 2 GPUs, cores of its own, pace sampled beside each step, host costs fitted to its phases",
+        "1 and 2 GPUs, cores of its own, pace sampled beside each step, host costs fitted to it",
         lambda case: case.fitted,
     ),
     (
@@ -327,7 +330,8 @@ hand other gradients to the host (`rehearse/handovers.py`). Both stand on `cost/
 collectives as `trimtab probe` measured them one by one on an H200 (`bench/data/probe_h200.json`; this
 machine's own probe where it keeps one), with nothing fitted. What the host needs to issue a kernel, call a
 module, checkpoint a layer or go through ZeRO's hooks is fitted: twelve costs (`cost/rates.py`, `Host`) to the
-phases of `bench/data/paced_steps.jsonl`, by `bench/fit_host.py`.
+phases of `bench/data/paced_steps.jsonl`, by `bench/fit_host.py`. What an exchange of Ulysses takes the host
+comes from two steps of `bench/data/shared_x2.jsonl` (`--exchange`).
 
 Both let the host be ahead of the GPU by no more than 1,024 kernels, which is what a stream of CUDA holds
 (`cost/race.py`): a step's many small kernels, or T5's short decoder, cannot all be issued while longer ones

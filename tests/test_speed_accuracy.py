@@ -184,13 +184,17 @@ def test_steps_of_model_types_that_nobody_had_measured(found: list[Any]) -> None
     assert max(replayed) <= 0.21
 
 
-def test_steps_whose_gpus_share_samples_come_out_short(found: list[Any]) -> None:
-    """Why is not known: it grows with what Ulysses exchanges, which alone is as fast as expected."""
+def test_steps_whose_gpus_share_samples_or_layers_come_out_short(found: list[Any]) -> None:
+    """What Ulysses' exchanges take the host comes from two of them; AutoTP's own Python is not counted."""
     closed, replayed = errors(found, lambda row: row.case.file == SHARED)
     assert len(closed) == 12
-    assert statistics.median(replayed) <= 0.19
-    assert max(closed) <= 0.33
-    assert max(replayed) <= 0.29
+    assert statistics.median(replayed) <= 0.14
+    assert max(closed) <= 0.22
+    assert max(replayed) <= 0.19
+    closed, replayed = errors(found, lambda row: row.case.name in speed_accuracy.EXCHANGING)
+    assert len(closed) == 2
+    assert max(closed) <= 0.045
+    assert max(replayed) <= 0.02
 
 
 def test_steps_with_fused_kernels_come_out_short(found: list[Any]) -> None:

@@ -63,6 +63,12 @@ class Host(NamedTuple):
     """What PyTorch's checkpoint adds to a layer's forward pass: random states, hooks of saved tensors."""
     recompute: float = 561e-6
     """The same where the backward pass recomputes the layer."""
+    exchange: float = 238e-6
+    """An all-to-all of Ulysses, with what lays heads and tokens beside each other around it.
+
+    Not fitted with the others: with 251e-6 and 225e-6 the simulated steps of llama-1b-sp2-z2 and
+    qwen2-0.5b-sp2-z1 of bench/data/shared_x2.jsonl (``-paced``) are as long as measured (bench/fit_host.py).
+    """
 
     def times(self, factor: float) -> Host:
         """The same host, slower by ``factor``."""

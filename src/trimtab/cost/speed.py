@@ -272,11 +272,12 @@ class _Step:
         """Seconds of the host to issue a forward and a backward pass: operators, views, modules, hooks."""
         _, kernels, collectives = self.tally
         host, profile = self.rates.host, self.profile
-        forward = kernels["forward"] * host.forward + collectives["forward"] * host.collective
+        shared = host.exchange if self.config.sequence_parallel > 1 else host.collective
+        forward = kernels["forward"] * host.forward + collectives["forward"] * shared
         forward += profile.tensors * host.module  # a module for each tensor, nearly
         forward += profile.recomputed_layers * host.checkpoint
         backward = (kernels["recompute"] + kernels["backward"]) * host.backward
-        backward += (collectives["recompute"] + collectives["backward"]) * host.collective
+        backward += (collectives["recompute"] + collectives["backward"]) * shared
         backward += profile.recomputed_layers * host.recompute
         backward += self._gradient_kernels() * host.engine
         if self.config.stage in (1, 2):

@@ -121,6 +121,8 @@ class _Replay:
             device_seconds(one, rates) if has_kernel(one) else 0.0 for one in record.operators
         ]
         self.linked = linked_bytes(record)
+        self.exchanges = any("alltoall" in one.name and one.phase == "forward" for one in record.collectives)
+        """Whether ranks share samples (Ulysses)."""
         self.names = [plain_name(one.name) for one in record.operators]
         self.micro_steps = sum(kind == "phase" and PHASES[index] == "forward" for kind, index in record.order)
 
@@ -255,8 +257,9 @@ class _Replay:
 
     def _collective(self, index: int) -> None:
         one: Collective = self.record.collectives[index]
-        self._issue(self.host_costs.collective)
         name = COLLECTIVES.get(one.name, "all_reduce")
+        exchanges = self.exchanges and name == "all_to_all" and self.phase != "step"
+        self._issue(self.host_costs.exchange if exchanges else self.host_costs.collective)
         nodes = self._nodes_of(one.group_size)
         seconds = self.rates.collective(name, one.bytes, one.group_size, nodes)
         start = max(self.host, self.clocks[self.stream], self.lanes.get(one.group_size, 0.0))
