@@ -9,7 +9,7 @@ LAUNCH_QUEUE = 1024
 
 About 1,000 by NVIDIA's forum (topic 68937); with 1,024 the simulated steps of bert-large, gpt2-large,
 t5-large and qwen2.5 at stages 1 and 2 in bench/data/choices.jsonl are 3 % off and less, with twice as many
-or without a limit up to 10 and 15 % short.
+or without a limit up to 10 and 15 % short (bench/speed_accuracy.py ``--simulate`` with another number here).
 """
 
 

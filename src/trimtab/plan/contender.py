@@ -13,8 +13,8 @@ from trimtab.plan.shortfall import Shortfall
 TIE = 0.06
 """Step times within this share of the fastest count as equal: the arithmetic cannot tell them apart.
 
-Of 80 measured points near the best of their job nine in ten are told apart from the others to 5 %, the worst
-to 13 % (docs/plan-quality.md)."""
+Of 80 measured points near the best of their job nine in ten are told apart from the others to 6 %, the worst
+to 16 % (docs/plan-quality.md)."""
 
 Line = tuple[tuple[str, ...], bool]
 """A family, and whether micro steps are accumulated."""
